@@ -1,0 +1,1 @@
+//! What makes a machine an x86_64 one: memory layout, CPU setup, boot protocols, firmware tables.

@@ -1,0 +1,12 @@
+//! Serial ports, RTC, power, console, entropy: what a guest sees besides disks and networks.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]

@@ -1,0 +1,91 @@
+//! What a register access asks to be changed outside the device.
+//!
+//! A device never calls into the machine. Its register methods return an effect; the CPU thread that
+//! made the access hands it to the machine thread and lets the guest go on only when it is done, so that
+//! to the guest the change is part of the access.
+
+/// A PCI function's address: `bus << 8 | device << 3 | function`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FunctionAddress {
+    /// PCI segment group.
+    pub segment: u16,
+    /// Bus, device and function numbers.
+    pub bdf: u16,
+}
+
+impl FunctionAddress {
+    /// The address of `function` (0 to 7) of `device` (0 to 31) on `bus`.
+    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Self {
+        Self { segment, bdf: (bus as u16) << 8 | ((device & 0x1f) as u16) << 3 | (function & 7) as u16 }
+    }
+
+    /// Bus number.
+    pub const fn bus(self) -> u8 {
+        (self.bdf >> 8) as u8
+    }
+
+    /// Device number, 0 to 31.
+    pub const fn device(self) -> u8 {
+        (self.bdf >> 3) as u8 & 0x1f
+    }
+
+    /// Function number, 0 to 7.
+    pub const fn function(self) -> u8 {
+        self.bdf as u8 & 7
+    }
+}
+
+impl std::fmt::Display for FunctionAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.segment, self.bus(), self.device(), self.function())
+    }
+}
+
+/// What a device asks for about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChange {
+    /// Its register windows moved, appeared or vanished: map them anew.
+    Remap,
+    /// Its queues are configured: take its queue handlers and run them.
+    Start,
+    /// Stop its queue handlers and give them back; the device's reset completes then.
+    Stop,
+    /// Take and run the handler of one more queue.
+    StartQueue(u16),
+    /// Stop one queue's handler and give it back.
+    StopQueue(u16),
+    /// A function-level reset: as `Stop`, then the registers return to their defaults.
+    Reset,
+}
+
+/// What an access asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Restart the machine in place.
+    Reset,
+    /// Power the machine off.
+    PowerOff,
+    /// The guest reported a panic (pvpanic's event bits).
+    Panicked(u8),
+    /// A PCI function wants something about itself.
+    Function(FunctionAddress, DeviceChange),
+    /// The guest released the devices in these slots of a hotplug controller.
+    Eject {
+        /// PCI segment group.
+        segment: u16,
+        /// One bit a device number.
+        devices: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_address_reads_as_linux_prints_it() {
+        let address = FunctionAddress::new(1, 0x1e, 0x1f, 7);
+        assert_eq!(address.to_string(), "0001:1e:1f.7");
+        assert_eq!((address.bus(), address.device(), address.function()), (0x1e, 0x1f, 7));
+    }
+}

@@ -1,0 +1,16 @@
+//! PCI Express as the guest sees it (PCIe 6.0): configuration space, BARs, capabilities, MSI and MSI-X, the
+//! root complex, and the planning of where BARs go.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod config;
+pub mod function;

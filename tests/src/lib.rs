@@ -1,0 +1,1 @@
+//! What tests of whole machines share: finding the programs, running a monitor, talking to its guest.
