@@ -1,0 +1,217 @@
+"""Stock kernels, out of the distribution's own packages: bzImage, ELF `vmlinux` and modules.
+
+Nothing is installed: a package is downloaded and unpacked into the cache. A kernel is asked for by its series
+(`6.1`, `6.12`) and its flavour (`cloud` for guests, `generic` for the nested host)."""
+
+import gzip
+import lzma
+import shutil
+import struct
+import subprocess
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import packages
+from places import cache, lock, replace
+from report import Failure, run, step
+
+# Where a Debian release keeps a series: the suite that a machine may lack.
+DEBIAN_SUITES = {
+    ("bookworm", "6.12"): "bookworm-backports",
+    ("trixie", "6.1"): "bookworm",
+}
+
+
+@dataclass
+class Kernel:
+    """One unpacked kernel package."""
+
+    folder: Path
+    version: str  # as `uname -r` prints it
+
+    @property
+    def bzimage(self):
+        return self.folder / "boot" / f"vmlinuz-{self.version}"
+
+    @property
+    def modules(self):
+        """The folder that holds `modules.dep`."""
+        return self.folder / "lib" / "modules" / self.version
+
+    def vmlinux(self):
+        """The uncompressed ELF, taken out of the bzImage on first use."""
+        path = self.folder / "boot" / f"vmlinux-{self.version}"
+        if not path.exists():
+            replace(path, extract_vmlinux(self.bzimage.read_bytes()))
+        return path
+
+
+def guest_series():
+    """The series that guests are tested with, oldest first."""
+    return [_ubuntu_series()] if packages.is_ubuntu() else ["6.1", "6.12"]
+
+
+def guest(series):
+    """The newest cloud kernel of a series."""
+    if packages.is_ubuntu():
+        # Ubuntu has no cloud flavour in its main archive; `kvm` and `virtual` install this image.
+        return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic", "linux-modules")
+    return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9][0-9.+~a-z-]*-cloud-amd64")
+
+
+def nested_host():
+    """The kernel of the nested host: one with KVM, vhost, IOMMU and VFIO drivers."""
+    if packages.is_ubuntu():
+        series = _ubuntu_series()
+        return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic", "linux-modules")
+    return _unpack("6.12", r"linux-image-6\.12(\.[0-9]+)+[0-9+~.deb]*-amd64")
+
+
+def extract_vmlinux(image):
+    """The ELF inside a bzImage's bytes (Documentation/arch/x86/boot.rst, `payload_offset`)."""
+    if image[0x202:0x206] != b"HdrS":
+        raise Failure("not a bzImage: the boot header's magic is missing")
+    setup_sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    payload = image[start : start + length]
+    # The build appends the uncompressed size, four bytes, to what some compressors made.
+    if payload.startswith(b"\x1f\x8b"):
+        elf = zlib.decompressobj(31).decompress(payload)
+    elif payload.startswith(b"\xfd7zXZ\0"):
+        elf = lzma.LZMADecompressor().decompress(payload)
+    elif payload.startswith(b"\x28\xb5\x2f\xfd"):
+        elf = filtered(["zstd", "-dc"], payload[:-4])
+    elif payload.startswith(b"\x02\x21\x4c\x18"):
+        elf = filtered(["lz4", "-dc"], payload[:-4])
+    else:
+        raise Failure(f"bzImage payload of unknown compression (starts {payload[:6].hex()})")
+    if not elf.startswith(b"\x7fELF"):
+        raise Failure("bzImage payload is not an ELF file")
+    return elf
+
+
+def filtered(command, data):
+    """`data` passed through a command."""
+    result = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    if result.returncode != 0:
+        raise Failure(f"`{' '.join(command)}` failed", result.stderr.decode(errors="replace"))
+    return result.stdout
+
+
+class Modules:
+    """The modules of one kernel: which need which, and their contents without compression and debug data."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.needs = {}  # module name -> (path relative to the modules folder, names it needs)
+        self.built_in = set()
+        for line in (kernel.modules / "modules.dep").read_text().splitlines():
+            path, _, needs = line.partition(":")
+            self.needs[_module_name(path)] = (path, [_module_name(need) for need in needs.split()])
+        for line in (kernel.modules / "modules.builtin").read_text().splitlines():
+            self.built_in.add(_module_name(line))
+
+    def closure(self, wanted):
+        """Relative paths of the wanted modules and all they need, in an order in which they load. A name that
+        the kernel has built in costs nothing; one that it does not have is a failure, unless it ends in `?`."""
+        order = {}
+
+        def add(name):
+            if name in self.built_in:
+                return
+            if name not in self.needs:
+                raise Failure(f"kernel {self.kernel.version} has no module {name}")
+            path, needs = self.needs[name]
+            # modules.dep lists the nearest need first.
+            for need in reversed(needs):
+                if need in self.needs:
+                    order.setdefault(self.needs[need][0])
+            order.setdefault(path)
+
+        for name in wanted:
+            optional = name.endswith("?")
+            name = name.rstrip("?").replace("-", "_")
+            if not optional or name in self.needs:
+                add(name)
+        return list(order)
+
+    def content(self, path):
+        """One module's loadable bytes. Signatures go with the debug data: stock kernels load unsigned modules."""
+        plain = cache("modules", self.kernel.version) / (_module_name(path) + ".ko")
+        if not plain.exists():
+            data = (self.kernel.modules / path).read_bytes()
+            if path.endswith(".xz"):
+                data = lzma.decompress(data)
+            elif path.endswith(".zst"):
+                data = filtered(["zstd", "-dc"], data)
+            elif path.endswith(".gz"):
+                data = gzip.decompress(data)
+            replace(plain, data)
+            run(["strip", "--strip-debug", plain], f"stripping module {path}")
+        return plain.read_bytes()
+
+
+def _module_name(path):
+    return Path(path).name.split(".ko")[0].replace("-", "_")
+
+
+def _quoted(series):
+    return series.replace(".", r"\.")
+
+
+def _ubuntu_series():
+    found = packages.names(r"linux-image-[0-9]+\.[0-9.]+-[0-9]+-generic")
+    if not found:
+        raise Failure("apt lists no linux-image-*-generic package: is the suite's component main enabled?")
+    return ".".join(found[-1].split("-")[2].split(".")[:2])
+
+
+def _unpack(series, pattern, companion=None):
+    """Downloads and unpacks the newest package that matches, and its `companion` package of modules. One already
+    in the cache is used as long as it is there, so that a mirror's update does not rebuild everything."""
+    packages.ensure(["kmod", "zstd", "lz4", "binutils"])
+    flavour = "cloud" if "cloud" in pattern else "generic"
+    folder = cache("kernels") / f"{series}-{flavour}"
+    with lock(f"kernel-{series}-{flavour}"):
+        done = folder / "version"
+        if not done.exists():
+            suite = DEBIAN_SUITES.get((packages.codename(), series))
+            if suite:
+                packages.ensure_suite(suite)
+            found = packages.names(pattern)
+            if not found:
+                raise Failure(
+                    f"apt has no package like {pattern}: kernel {series} is not offered by this distribution's release"
+                )
+            _unpack_into(folder, found[-1], companion)
+        return Kernel(folder, done.read_text().strip())
+
+
+def _unpack_into(folder, name, companion):
+    version = name.removeprefix("linux-image-")
+    wanted = [name, f"{companion}-{version}"] if companion else [name]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with step("fetching " + " ".join(wanted)):
+        for package in wanted:
+            file = packages.download(package, folder)
+            run(["dpkg-deb", "-x", file, folder], f"unpacking {package}")
+            file.unlink()
+        # Newer packages have modules under /usr only.
+        if not (folder / "lib").exists():
+            (folder / "lib").symlink_to("usr/lib")
+        kernel = Kernel(folder, version)
+        if not kernel.bzimage.exists() or not kernel.modules.is_dir():
+            raise Failure(f"package {name} holds no boot/vmlinuz-{version} with its modules")
+        run([*_depmod(), "-b", folder, version], "listing module dependencies")
+        replace(folder / "version", version + "\n")
+
+
+def _depmod():
+    """depmod is not on an ordinary user's PATH."""
+    for path in ("/usr/sbin/depmod", "/sbin/depmod"):
+        if Path(path).exists():
+            return [path]
+    raise Failure("depmod is missing: install the package kmod")

@@ -1,0 +1,69 @@
+"""scripts/nested: commands in the nested host."""
+
+import argparse
+import os
+import signal
+import sys
+
+import nested_host
+from report import command_line
+from terminal import Terminal
+
+DESCRIPTION = """A Linux with a complete /dev/kvm, emulated by QEMU, that sees this machine's files.
+
+Commands run as root in this machine's root file system. What they write goes to memory and is gone afterwards, except
+in /share, a folder that lasts as long as the command. /tmp is a tmpfs, /var/tmp an ext4 file system."""
+
+EXAMPLES = """examples:
+  scripts/nested run ls -l /dev/kvm
+  scripts/nested run --timeout 60 -- target/release/vivarium --version
+  scripts/nested shell
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="scripts/nested",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|run|shell")
+    verbs.add_parser("build", help="make the snapshot that the other verbs start from, when there is none")
+    runner = verbs.add_parser("run", help="run a command; its output and exit status become this one's")
+    runner.add_argument("--timeout", type=float, metavar="SECONDS", help="kill everything after so long")
+    runner.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
+    verbs.add_parser("shell", help="a shell on this terminal (Ctrl-] three times ends it by force)")
+    options = parser.parse_args()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    if options.verb == "build":
+        nested_host.snapshot()
+        return 0
+    if options.verb == "shell":
+        return interactive([os.environ.get("SHELL", "/bin/sh"), "-i"])
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        runner.error("no command given")
+    try:
+        return nested_host.execute(command, os.getcwd(), standard_input=0, seconds=options.timeout)
+    except BrokenPipeError:
+        return 141
+
+
+def interactive(argv):
+    """Runs `argv` on this terminal; without one, on the plain streams."""
+    nested_host.snapshot()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return nested_host.execute(argv, os.getcwd(), standard_input=0)
+    with Terminal() as terminal:
+        return nested_host.execute(argv, os.getcwd(), standard_input=0, terminal=terminal)
+
+
+def _interrupted(number, _):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    command_line(main)
