@@ -1,0 +1,140 @@
+//! RAM for queues and buffers, and mappings of what lies above 4 GiB.
+//!
+//! RAM behind the program is given out upwards to tasks, which give it back when they end, and from its end downwards
+//! to what stays. Addresses are the devices' addresses too, since everything is mapped to itself.
+
+use crate::boot::BootInfo;
+use crate::cpu;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const PAGE: u64 = 4096;
+const GIB: u64 = 1 << 30;
+/// RAM assumed to follow the program if the monitor passed no memory map.
+const ASSUMED: u64 = 16 << 20;
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+static LIMIT: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" {
+    safe static __end: u8;
+    safe static mut page_map_level_4: [u64; 512];
+}
+
+/// Learns which RAM may be given out.
+pub fn install(boot: &BootInfo) {
+    let start = &raw const __end as u64;
+    let region = boot.regions().iter().find(|region| (region.start..region.end).contains(&start));
+    let limit = region.map_or(start + ASSUMED, |region| region.end.min(4 * GIB));
+    NEXT.store(start, Ordering::Relaxed);
+    LIMIT.store(limit, Ordering::Relaxed);
+}
+
+/// Bytes that [`take`] can still give.
+pub fn remaining() -> u64 {
+    LIMIT.load(Ordering::Relaxed).saturating_sub(NEXT.load(Ordering::Relaxed))
+}
+
+/// First byte behind the RAM that is given out.
+pub fn limit() -> u64 {
+    LIMIT.load(Ordering::Relaxed)
+}
+
+/// Zeroed memory until [`release`]; ends the guest with a panic report if there is not enough.
+pub fn take(size: u64, alignment: u64) -> *mut u8 {
+    let memory = take_as_it_is(size, alignment);
+    // SAFETY: the range was just given out and is RAM.
+    unsafe { memory.write_bytes(0, size as usize) };
+    memory
+}
+
+/// The same without clearing it.
+pub fn take_as_it_is(size: u64, alignment: u64) -> *mut u8 {
+    let start = NEXT.load(Ordering::Relaxed).next_multiple_of(alignment);
+    match start.checked_add(size) {
+        Some(end) if end <= limit() => NEXT.store(end, Ordering::Relaxed),
+        _ => panic!("not enough memory for {size} bytes"),
+    }
+    start as *mut u8
+}
+
+/// Zeroed memory for good, aligned to a page.
+pub fn permanent(size: u64) -> u64 {
+    let start = limit().saturating_sub(size) & !(PAGE - 1);
+    if start < NEXT.load(Ordering::Relaxed) {
+        panic!("not enough memory for {size} bytes");
+    }
+    LIMIT.store(start, Ordering::Relaxed);
+    // SAFETY: the range was just set apart and is RAM.
+    unsafe { (start as *mut u8).write_bytes(0, size as usize) };
+    start
+}
+
+/// A point to go back to.
+pub struct Mark(u64);
+
+/// Where [`take`] stands now.
+pub fn mark() -> Mark {
+    Mark(NEXT.load(Ordering::Relaxed))
+}
+
+/// Takes back everything given out since `mark`.
+pub fn release(mark: Mark) {
+    NEXT.store(mark.0, Ordering::Relaxed);
+}
+
+/// Makes sure that `size` bytes at `address` are mapped to themselves. The first 4 GiB always are; above, whole
+/// GiB are added: as one page where CPUID offers that, else as 512 of 2 MiB.
+pub fn map(address: u64, size: u64) {
+    let mut gib = address / GIB;
+    while gib * GIB < address.saturating_add(size) && gib < 1 << 17 {
+        if gib >= 4 {
+            map_gib(gib);
+        }
+        gib += 1;
+    }
+}
+
+fn map_gib(gib: u64) {
+    let top = &raw mut page_map_level_4 as *mut u64;
+    // SAFETY: the tables are this program's, identity-mapped, and the indexes stay below 512.
+    unsafe {
+        let table_entry = top.add((gib >> 9) as usize);
+        if table_entry.read_volatile() == 0 {
+            table_entry.write_volatile(permanent(PAGE) | 7);
+        }
+        let pointers = (table_entry.read_volatile() & !(PAGE - 1)) as *mut u64;
+        let entry = pointers.add((gib & 511) as usize);
+        if entry.read_volatile() != 0 {
+            return;
+        }
+        if has_gib_pages() {
+            entry.write_volatile(gib * GIB | 0x87);
+        } else {
+            let directory = permanent(PAGE) as *mut u64;
+            for index in 0..512 {
+                directory.add(index).write_volatile(gib * GIB | (index as u64) << 21 | 0x87);
+            }
+            entry.write_volatile(directory as u64 | 7);
+        }
+    }
+}
+
+fn has_gib_pages() -> bool {
+    cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
+}
+
+/// Finds an ACPI table by its signature: address and length. Only the header's length is believed.
+pub fn acpi_table(rsdp: u64, signature: [u8; 4]) -> Option<(u64, u64)> {
+    if rsdp == 0 || cpu::read64(rsdp) != u64::from_le_bytes(*b"RSD PTR ") {
+        return None;
+    }
+    let (root, width) = match cpu::read8(rsdp + 15) {
+        0 | 1 => (u64::from(cpu::read32(rsdp + 16)), 4),
+        _ => (cpu::read64(rsdp + 24), 8),
+    };
+    let length = u64::from(cpu::read32(root + 4));
+    (36..length).step_by(width).find_map(|offset| {
+        let table = if width == 4 { u64::from(cpu::read32(root + offset)) } else { cpu::read64(root + offset) };
+        (cpu::read32(table).to_le_bytes() == signature).then(|| (table, u64::from(cpu::read32(table + 4))))
+    })
+}
