@@ -14,7 +14,6 @@
 pub mod chain;
 pub mod device;
 pub mod features;
-pub mod pci_transport;
 pub mod queue;
-pub mod rate_limit;
-pub mod worker;
+
+mod host_memory;
