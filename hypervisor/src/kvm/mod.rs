@@ -1,0 +1,141 @@
+//! The KVM backend.
+//!
+//! [`Kvm`] is `/dev/kvm`. A machine uses the split interrupt controller on x86_64: local APICs in the
+//! kernel, the I/O APIC in the monitor, which delivers through [`crate::Vm::ioapic_pin`].
+
+mod kick;
+mod probe;
+mod routing;
+mod vcpu;
+mod vm;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use crate::{Error, Hypervisor, Result, Vm};
+use kvm_ioctls::Cap;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where KVM usually is.
+pub const DEFAULT_PATH: &str = "/dev/kvm";
+
+/// The version of the KVM API, fixed since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// What is needed of KVM, by its name in the API, and what for.
+const REQUIRED: &[(Cap, &str, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "stopping a CPU"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD", "device interrupts"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING", "device interrupts"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "message-signalled interrupts"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "doorbells"),
+    (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH", "doorbells of any access size"),
+    (Cap::MpState, "KVM_CAP_MP_STATE", "starting further CPUs"),
+    (Cap::OneReg, "KVM_CAP_ONE_REG", "CPU registers"),
+];
+
+/// What is needed of KVM on x86_64 besides.
+#[cfg(target_arch = "x86_64")]
+const REQUIRED_X86_64: &[(Cap, &str, &str)] = &[
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "the interrupt controllers"),
+    (Cap::X2ApicApi, "KVM_CAP_X2APIC_API", "interrupts to CPUs beyond the 255th"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "real mode"),
+    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR", "real mode"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "the CPU model"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "CPU state"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS", "CPU state"),
+    (Cap::Xsave, "KVM_CAP_XSAVE", "CPU state"),
+    (Cap::Xcrs, "KVM_CAP_XCRS", "CPU state"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "the guest's clock"),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const REQUIRED_X86_64: &[(Cap, &str, &str)] = &[];
+
+/// The host's KVM.
+pub struct Kvm {
+    kvm: kvm_ioctls::Kvm,
+    max_vcpus: u32,
+}
+
+impl Kvm {
+    /// Opens the KVM device at `path`, usually [`DEFAULT_PATH`], and checks that it can do what is needed.
+    ///
+    /// # Errors
+    /// When the file is missing, not permitted or not KVM, or when KVM lacks a needed capability.
+    pub fn open(path: &Path) -> Result<Self> {
+        let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Missing { path: path.into() })?;
+        let kvm = kvm_ioctls::Kvm::new_with_path(c_path).map_err(|errno| match errno.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ENOTDIR => Error::Missing { path: path.into() },
+            libc::EACCES | libc::EPERM => Error::NotPermitted { path: path.into() },
+            _ => Error::Open { path: path.into(), source: errno.into() },
+        })?;
+        let found = kvm.get_api_version();
+        if found != API_VERSION {
+            return Err(Error::ApiVersion { path: path.into(), found });
+        }
+        for &(cap, name, purpose) in REQUIRED.iter().chain(REQUIRED_X86_64) {
+            if !kvm.check_extension(cap) {
+                return Err(Error::Capability { name, purpose });
+            }
+        }
+        let max_vcpus = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        Ok(Self { kvm, max_vcpus })
+    }
+}
+
+impl Hypervisor for Kvm {
+    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+        // Creating a machine allocates much in the kernel and may be cut short by a signal.
+        let fd = loop {
+            match self.kvm.create_vm() {
+                Ok(fd) => break fd,
+                Err(errno) if errno.errno() == libc::EINTR => {}
+                Err(errno) => return Err(Error::Vm { what: "create a virtual machine", source: errno.into() }),
+            }
+        };
+        Ok(Arc::new(vm::KvmVm::new(fd)?))
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        self.max_vcpus
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn supported_cpuid(&self) -> Result<Vec<crate::x86_64::CpuidEntry>> {
+        let cpuid = self
+            .kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(|errno| Error::Vm { what: "ask the host's KVM for its CPUID", source: errno.into() })?;
+        Ok(cpuid.as_slice().iter().map(x86_64::cpuid_from_kvm).collect())
+    }
+
+    fn cannot_run_linux(&self) -> Option<String> {
+        probe::cannot_run_linux(&self.kvm)
+    }
+}
+
+/// The host's answer to a KVM call, as an [`io::Error`] that says what was being done.
+fn refused(what: &str, errno: kvm_ioctls::Error) -> io::Error {
+    let source = io::Error::from(errno);
+    io::Error::new(source.kind(), format!("cannot {what}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_kvm_is_refused_with_a_hint() {
+        let missing = Kvm::open(Path::new("/nonexistent/kvm")).err().unwrap();
+        assert!(matches!(missing, Error::Missing { .. }));
+        assert!(missing.to_string().contains("load the kvm module"));
+        let other = Kvm::open(Path::new("/dev/null")).err().unwrap();
+        assert!(matches!(other, Error::ApiVersion { .. }), "{other}");
+        let directory = Kvm::open(Path::new("/")).err().unwrap();
+        assert!(matches!(directory, Error::Open { .. }), "{directory}");
+    }
+}

@@ -1,0 +1,260 @@
+//! KVM on x86_64: what a machine needs before its CPUs, and the state of a CPU.
+
+use super::vcpu::KvmVcpu;
+use crate::x86_64::{
+    CpuidEntry, DebugRegs, Fpu, IOAPIC_PINS, LapicState, MpState, Msr, RESERVED_START, Regs, Sregs, VcpuEvents,
+    VcpuState, Xcrs,
+};
+use crate::{Error, Result};
+use kvm_bindings::{
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, Msrs, Xsave, kvm_cpuid_entry2,
+    kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_xsave,
+};
+use kvm_ioctls::{Cap, VmFd};
+use std::io;
+
+/// Bytes in a page, and in the smallest XSAVE area KVM has.
+const PAGE_SIZE: u64 = 4096;
+const XSAVE_SIZE: usize = 4096;
+
+/// Sets up the interrupt controllers and what real mode needs.
+pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
+    let failed = |what| move |errno: kvm_ioctls::Error| Error::Vm { what, source: errno.into() };
+    vm.set_identity_map_address(RESERVED_START).map_err(failed("place the identity map"))?;
+    vm.set_tss_address((RESERVED_START + PAGE_SIZE) as usize).map_err(failed("place the task state segment"))?;
+    enable(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(IOAPIC_PINS))
+        .map_err(failed("set up the split interrupt controller"))?;
+    // With 32-bit APIC ids and without the quirk that takes id 255 for a broadcast, CPUs beyond the
+    // 255th are reached like any other.
+    let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    enable(vm, KVM_CAP_X2APIC_API, u64::from(flags)).map_err(failed("enable 32-bit APIC ids"))
+}
+
+fn enable(vm: &VmFd, capability: u32, argument: u64) -> std::result::Result<(), kvm_ioctls::Error> {
+    let mut request = kvm_enable_cap { cap: capability, ..Default::default() };
+    request.args[0] = argument;
+    vm.enable_cap(&request)
+}
+
+pub(super) fn cpuid_from_kvm(entry: &kvm_cpuid_entry2) -> CpuidEntry {
+    CpuidEntry {
+        function: entry.function,
+        index: entry.index,
+        indexed: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    }
+}
+
+fn cpuid_to_kvm(entry: &CpuidEntry) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: entry.function,
+        index: entry.index,
+        flags: if entry.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        ..Default::default()
+    }
+}
+
+impl KvmVcpu {
+    fn refused<T>(
+        &self,
+        what: &'static str,
+        result: std::result::Result<T, kvm_ioctls::Error>,
+    ) -> Result<T> {
+        result.map_err(|errno| self.failed(what, errno))
+    }
+
+    fn invalid(&self, what: &'static str, reason: String) -> Error {
+        Error::Vcpu { id: self.id, what, source: io::Error::new(io::ErrorKind::InvalidInput, reason) }
+    }
+
+    /// Size in bytes of this machine's XSAVE area.
+    fn xsave_size(&self) -> usize {
+        let size = self.vm.check_extension_int(Cap::Xsave2);
+        usize::try_from(size).unwrap_or(0).max(XSAVE_SIZE)
+    }
+}
+
+impl VcpuState for KvmVcpu {
+    fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
+        let entries: Vec<_> = entries.iter().map(cpuid_to_kvm).collect();
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::TooManyCpuidEntries {
+            id: self.id,
+            count: entries.len(),
+            most: KVM_MAX_CPUID_ENTRIES,
+        })?;
+        self.refused("set CPUID", self.fd.set_cpuid2(&cpuid))
+    }
+
+    fn regs(&self) -> Result<Regs> {
+        self.refused("read the general registers", self.fd.get_regs())
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        self.refused("set the general registers", self.fd.set_regs(regs))
+    }
+
+    fn sregs(&self) -> Result<Sregs> {
+        self.refused("read the system registers", self.fd.get_sregs())
+    }
+
+    fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
+        self.refused("set the system registers", self.fd.set_sregs(sregs))
+    }
+
+    fn fpu(&self) -> Result<Fpu> {
+        self.refused("read the FPU", self.fd.get_fpu())
+    }
+
+    fn set_fpu(&mut self, fpu: &Fpu) -> Result<()> {
+        self.refused("set the FPU", self.fd.set_fpu(fpu))
+    }
+
+    fn xcrs(&self) -> Result<Xcrs> {
+        self.refused("read the extended control registers", self.fd.get_xcrs())
+    }
+
+    fn set_xcrs(&mut self, xcrs: &Xcrs) -> Result<()> {
+        self.refused("set the extended control registers", self.fd.set_xcrs(xcrs))
+    }
+
+    fn xsave(&self) -> Result<Vec<u32>> {
+        const WHAT: &str = "read the XSAVE area";
+        let extra = (self.xsave_size() - XSAVE_SIZE) / size_of::<u32>();
+        if extra == 0 {
+            return Ok(self.refused(WHAT, self.fd.get_xsave())?.region.to_vec());
+        }
+        let mut area = Xsave::new(extra).map_err(|error| self.invalid(WHAT, format!("{error:?}")))?;
+        // SAFETY: the area has the size that KVM says it needs for this machine.
+        self.refused(WHAT, unsafe { self.fd.get_xsave2(&mut area) })?;
+        let mut words = area.as_fam_struct_ref().xsave.region.to_vec();
+        words.extend_from_slice(area.as_slice());
+        Ok(words)
+    }
+
+    fn set_xsave(&mut self, area: &[u32]) -> Result<()> {
+        const WHAT: &str = "set the XSAVE area";
+        let expected = self.xsave_size() / size_of::<u32>();
+        let mut xsave = kvm_xsave::default();
+        let base = xsave.region.len();
+        if area.len() > expected || area.len() < base {
+            let reason = format!("it has {} words, and this host's has {expected}", area.len());
+            return Err(self.invalid(WHAT, reason));
+        }
+        let (low, high) = area.split_at(base);
+        xsave.region.copy_from_slice(low);
+        // A shorter area comes from a host with fewer features; the rest is in its initial state.
+        let mut extra = high.to_vec();
+        extra.resize(expected - base, 0);
+        let mut whole =
+            Xsave::from_entries(&extra).map_err(|error| self.invalid(WHAT, format!("{error:?}")))?;
+        // SAFETY: the length of the variable part is not changed.
+        unsafe { whole.as_mut_fam_struct() }.xsave.region = xsave.region;
+        // SAFETY: the area has the size that KVM reads for this machine.
+        self.refused(WHAT, unsafe { self.fd.set_xsave2(&whole) })
+    }
+
+    fn msrs(&self, indices: &[u32]) -> Result<Vec<Msr>> {
+        let mut read = Vec::with_capacity(indices.len());
+        for indices in indices.chunks(KVM_MAX_MSR_ENTRIES) {
+            let entries: Vec<_> =
+                indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+            let mut msrs = self.msr_list(&entries)?;
+            let count = self.refused("read MSRs", self.fd.get_msrs(&mut msrs))?;
+            if let Some(&index) = indices.get(count) {
+                return Err(Error::Msr { id: self.id, verb: "read", index });
+            }
+            read.extend(msrs.as_slice().iter().map(|entry| Msr { index: entry.index, value: entry.data }));
+        }
+        Ok(read)
+    }
+
+    fn set_msrs(&mut self, msrs: &[Msr]) -> Result<()> {
+        for msrs in msrs.chunks(KVM_MAX_MSR_ENTRIES) {
+            let entries: Vec<_> = msrs
+                .iter()
+                .map(|msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() })
+                .collect();
+            let list = self.msr_list(&entries)?;
+            let count = self.refused("write MSRs", self.fd.set_msrs(&list))?;
+            if let Some(msr) = msrs.get(count) {
+                return Err(Error::Msr { id: self.id, verb: "write", index: msr.index });
+            }
+        }
+        Ok(())
+    }
+
+    fn lapic(&self) -> Result<LapicState> {
+        self.refused("read the local APIC", self.fd.get_lapic())
+    }
+
+    fn set_lapic(&mut self, lapic: &LapicState) -> Result<()> {
+        self.refused("set the local APIC", self.fd.set_lapic(lapic))
+    }
+
+    fn mp_state(&self) -> Result<MpState> {
+        let state = self.refused("read the MP state", self.fd.get_mp_state())?.mp_state;
+        Ok(match state {
+            KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
+            KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
+            KVM_MP_STATE_SIPI_RECEIVED => MpState::SipiReceived,
+            KVM_MP_STATE_HALTED => MpState::Halted,
+            KVM_MP_STATE_RUNNABLE => MpState::Runnable,
+            other => return Err(self.invalid("read the MP state", format!("KVM says it is {other}"))),
+        })
+    }
+
+    fn set_mp_state(&mut self, state: MpState) -> Result<()> {
+        let mp_state = match state {
+            MpState::Runnable => KVM_MP_STATE_RUNNABLE,
+            MpState::Uninitialized => KVM_MP_STATE_UNINITIALIZED,
+            MpState::InitReceived => KVM_MP_STATE_INIT_RECEIVED,
+            MpState::SipiReceived => KVM_MP_STATE_SIPI_RECEIVED,
+            MpState::Halted => KVM_MP_STATE_HALTED,
+        };
+        self.refused("set the MP state", self.fd.set_mp_state(kvm_mp_state { mp_state }))
+    }
+
+    fn vcpu_events(&self) -> Result<VcpuEvents> {
+        self.refused("read the pending events", self.fd.get_vcpu_events())
+    }
+
+    fn set_vcpu_events(&mut self, events: &VcpuEvents) -> Result<()> {
+        self.refused("set the pending events", self.fd.set_vcpu_events(events))
+    }
+
+    fn debug_regs(&self) -> Result<DebugRegs> {
+        self.refused("read the debug registers", self.fd.get_debug_regs())
+    }
+
+    fn set_debug_regs(&mut self, regs: &DebugRegs) -> Result<()> {
+        self.refused("set the debug registers", self.fd.set_debug_regs(regs))
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        self.refused("read the TSC frequency", self.fd.get_tsc_khz())
+    }
+
+    fn set_tsc_khz(&mut self, khz: u32) -> Result<()> {
+        self.refused("set the TSC frequency", self.fd.set_tsc_khz(khz))
+    }
+
+    fn nmi(&self) -> Result<()> {
+        self.refused("raise an NMI", self.fd.nmi())
+    }
+}
+
+impl KvmVcpu {
+    fn msr_list(&self, entries: &[kvm_msr_entry]) -> Result<Msrs> {
+        Msrs::from_entries(entries).map_err(|error| self.invalid("list MSRs", format!("{error:?}")))
+    }
+}
