@@ -1,0 +1,369 @@
+//! The command line: flags as cloud-hypervisor names them.
+//!
+//! Each flag's value is read by the configuration struct it belongs to ([`crate::config`]); this file only says
+//! which flags there are.
+
+use crate::config::{
+    ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
+    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    VmConfig, console,
+};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Shown by `--help` before anything else.
+const EXAMPLES: &str = "\
+Examples:
+  Boot a kernel with an initial RAM file system, on this terminal:
+    vivarium --kernel vmlinuz --initramfs initrd.img --cmdline console=hvc0 --console tty
+
+  Boot a disk with 4 CPUs, 8 GiB and a network:
+    vivarium --kernel vmlinuz --cmdline \"root=/dev/vda console=hvc0\" --console tty \\
+        --cpus boot=4 --memory size=8G --disk path=root.img --net tap=tap0
+
+  See every key of an option:
+    vivarium --help-option disk
+";
+
+/// Every flag, with its raw value.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vivarium",
+    about = "A virtual machine monitor for Linux KVM.",
+    before_help = EXAMPLES,
+    disable_version_flag = true,
+    help_template = "{about}\n\n{before-help}\n{usage-heading} {usage}\n\n{all-args}",
+    override_usage = "vivarium [OPTIONS]",
+    max_term_width = 100
+)]
+struct Flags {
+    /// The kernel: a bzImage, or an uncompressed ELF.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// The initial RAM file system.
+    #[arg(long, value_name = "PATH")]
+    initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// The CPUs.
+    #[arg(long, value_name = "KEYS")]
+    cpus: Option<String>,
+    /// The memory.
+    #[arg(long, value_name = "KEYS")]
+    memory: Option<String>,
+    /// A part of the memory with properties of its own.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    memory_zone: Vec<String>,
+    /// A NUMA node of the guest.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    numa: Vec<String>,
+    /// A disk.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    disk: Vec<String>,
+    /// A network interface.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    net: Vec<String>,
+    /// The entropy source [default: src=/dev/urandom].
+    #[arg(long, value_name = "KEYS")]
+    rng: Option<String>,
+    /// The virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
+    #[arg(long, value_name = "MODE")]
+    console: Option<String>,
+    /// The serial port: off, null, tty, pty, file=PATH or socket=PATH [default: null].
+    #[arg(long, value_name = "MODE")]
+    serial: Option<String>,
+    /// The debug console: off, null, tty, pty or file=PATH, and iobase=PORT [default: off].
+    #[arg(long, value_name = "MODE")]
+    debug_console: Option<String>,
+    /// Add a pvpanic device, by which the guest reports its panics.
+    #[arg(long)]
+    pvpanic: bool,
+    /// The machine's identity and number of PCI segments.
+    #[arg(long, value_name = "KEYS")]
+    platform: Option<String>,
+    /// How a PCI segment weighs when address space is shared out.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pci_segment: Vec<String>,
+    /// A rate limit that several disks share.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    rate_limit_group: Vec<String>,
+    /// Write the log here instead of to standard error.
+    #[arg(long, value_name = "PATH")]
+    log_file: Option<PathBuf>,
+    /// Log more: -v for information, -vv for debugging, -vvv for everything.
+    #[arg(short, action = ArgAction::Count)]
+    verbosity: u8,
+    /// What a forbidden system call does: true ends the process, log reports it, false allows all.
+    #[arg(long, value_name = "true|log|false", default_value = "true")]
+    seccomp: String,
+    /// Show every key of one option, such as cpus.
+    #[arg(long, value_name = "OPTION")]
+    help_option: Option<String>,
+    /// Show the version.
+    #[arg(short = 'V', long)]
+    version: bool,
+}
+
+/// What a forbidden system call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// Ends the process.
+    Enforce,
+    /// Is reported by the kernel's audit log, and done.
+    Log,
+    /// Is done.
+    Off,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a machine.
+    Run(Box<Run>),
+    /// Print this and end with success.
+    Print(String),
+}
+
+/// A machine to run, and how.
+#[derive(Debug)]
+pub struct Run {
+    /// The machine.
+    pub config: VmConfig,
+    /// Where the log goes; standard error if not given.
+    pub log_file: Option<PathBuf>,
+    /// 0 warnings, 1 information, 2 debugging, 3 everything.
+    pub verbosity: u8,
+    /// What a forbidden system call does.
+    pub seccomp: Seccomp,
+}
+
+/// A command line that cannot be understood: one line for the user.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsageError(pub String);
+
+impl From<ConfigError> for UsageError {
+    fn from(error: ConfigError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Reads the command line. `arguments` starts with the program's name.
+///
+/// # Errors
+/// When it cannot be understood; the text names the option and the value and says what to do.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let matches = match Flags::command().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
+            return Ok(Command::Print(error.to_string()));
+        }
+        Err(error) => return Err(UsageError(one_line(&error))),
+    };
+    let flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(one_line(&error)))?;
+    if flags.version {
+        return Ok(Command::Print(version(arguments.first())));
+    }
+    if let Some(option) = &flags.help_option {
+        return super::config_help::option(option.trim_start_matches('-'))
+            .map(Command::Print)
+            .ok_or_else(|| {
+                let names = super::config_help::names().join(", ");
+                UsageError(format!("--help-option {option}: there is no such option; there are {names}"))
+            });
+    }
+    let seccomp = match flags.seccomp.as_str() {
+        "true" => Seccomp::Enforce,
+        "log" => Seccomp::Log,
+        "false" => Seccomp::Off,
+        other => return Err(UsageError(format!("--seccomp {other}: write true, log or false"))),
+    };
+    let config = config(&flags)?;
+    config.validate()?;
+    Ok(Command::Run(Box::new(Run {
+        config,
+        log_file: flags.log_file,
+        verbosity: flags.verbosity,
+        seccomp,
+    })))
+}
+
+fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
+    let mut memory: MemoryConfig = one("--memory", flags.memory.as_deref())?;
+    let zones: Vec<MemoryZoneConfig> = many("--memory-zone", &flags.memory_zone)?;
+    if !zones.is_empty() {
+        memory.zones = Some(zones);
+    }
+    let Some(kernel) = flags.kernel.clone() else {
+        return Err(UsageError("--kernel is missing; give the kernel to boot: --kernel PATH".into()));
+    };
+    Ok(VmConfig {
+        cpus: one::<CpusConfig>("--cpus", flags.cpus.as_deref())?,
+        memory,
+        payload: PayloadConfig {
+            kernel: Some(kernel),
+            initramfs: flags.initramfs.clone(),
+            cmdline: flags.cmdline.clone(),
+        },
+        rate_limit_groups: many::<RateLimitGroupConfig>("--rate-limit-group", &flags.rate_limit_group)?,
+        disks: many::<DiskConfig>("--disk", &flags.disk)?,
+        net: many::<NetConfig>("--net", &flags.net)?,
+        rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
+        serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
+        console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
+        debug_console: console::<DebugConsoleConfig>(
+            "--debug-console",
+            flags.debug_console.as_deref().unwrap_or("off"),
+        )?,
+        pvpanic: flags.pvpanic,
+        numa: many::<NumaConfig>("--numa", &flags.numa)?,
+        platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
+        pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
+    })
+}
+
+fn one<T: Options>(flag: &str, text: Option<&str>) -> Result<T, UsageError> {
+    let Some(text) = text else { return Ok(T::default()) };
+    T::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
+}
+
+fn many<T: Options>(flag: &str, texts: &[String]) -> Result<Vec<T>, UsageError> {
+    texts.iter().map(|text| one(flag, Some(text))).collect()
+}
+
+fn console<T: Options + console::Console>(flag: &str, text: &str) -> Result<T, UsageError> {
+    console::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
+}
+
+/// The version; under the name `cloud-hypervisor`, a string that its clients accept.
+fn version(program: Option<&OsString>) -> String {
+    let name = program.map(|path| PathBuf::from(path).file_name().unwrap_or_default().to_owned());
+    if name.is_some_and(|name| name == "cloud-hypervisor") {
+        return "cloud-hypervisor v48.0.0\n".into();
+    }
+    concat!("vivarium v", env!("CARGO_PKG_VERSION"), "\n").into()
+}
+
+/// The first paragraph of a usage error, on one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage"));
+    let mut line = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    if let Some(end) = line.find("For more information") {
+        line.truncate(end);
+    }
+    line.trim_end_matches("; ").to_owned()
+}
+
+/// Every flag with its help, in the order of `--help`, for the reference page.
+pub fn flags() -> Vec<(String, String, String)> {
+    Flags::command()
+        .get_arguments()
+        .filter_map(|argument| {
+            let name = match (argument.get_long(), argument.get_short()) {
+                (Some(long), _) => format!("--{long}"),
+                (None, Some(short)) => format!("-{short}"),
+                (None, None) => return None,
+            };
+            let values = argument.get_value_names().unwrap_or_default();
+            let value = if argument.get_action().takes_values() {
+                values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            } else {
+                String::new()
+            };
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            Some((name, value, help))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str) -> Result<Run, String> {
+        let arguments = std::iter::once("vivarium").chain(line.split_whitespace()).map(OsString::from);
+        match parse(arguments).map_err(|error| error.0)? {
+            Command::Run(run) => Ok(*run),
+            Command::Print(text) => Err(text),
+        }
+    }
+
+    #[test]
+    fn a_full_command_line_becomes_a_configuration() {
+        let run = run("--kernel k --initramfs i --cpus boot=2,max=4,topology=1:2:1:2 --memory size=1G,shared=on \
+             --disk path=a,readonly=on path=b,num_queues=4 --disk path=c,bw_size=1000,bw_refill_time=100 \
+             --net tap=t0,mac=12:34:56:78:9a:bc --serial file=/tmp/s --console off --pvpanic -vv --seccomp log")
+        .unwrap();
+        let config = run.config;
+        assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (2, Some(4)));
+        assert_eq!(config.disks.len(), 3);
+        assert_eq!(config.disks[1].num_queues, 4);
+        let bucket = config.disks[2].rate_limiter_config.unwrap().bandwidth.unwrap();
+        assert_eq!((bucket.size, bucket.refill_time), (1000, 100));
+        assert_eq!(config.serial.mode, crate::config::ConsoleMode::File);
+        assert_eq!((run.verbosity, run.seccomp), (2, Seccomp::Log));
+        let json = serde_json::to_value(&config).unwrap();
+        assert_eq!(json["cpus"]["topology"]["packages"], 2, "the JSON form has cloud-hypervisor's names");
+        assert_eq!(serde_json::from_value::<VmConfig>(json).unwrap(), config);
+    }
+
+    #[test]
+    fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
+        for (line, expected) in [
+            ("", "--kernel is missing; give the kernel to boot: --kernel PATH"),
+            ("--kernel k --wrong 1", "unexpected argument '--wrong' found"),
+            ("--kernel k --cpus boot=0", "--cpus boot=0: a machine needs at least one CPU"),
+            ("--kernel k --cpus boot=x", "--cpus boot=x: boot: \"x\" is not a whole number"),
+            ("--kernel k --cpus bots=1", "--cpus bots=1: unknown key \"bots\"; did you mean \"boot\"?"),
+            ("--kernel k --cpus boot=4,max=2", "--cpus max=2: is less than boot=4; raise max or leave it out"),
+            (
+                "--kernel k --cpus boot=4,topology=1:1:1:1",
+                "--cpus topology=1:1:1:1: makes 1 CPUs, and the machine has 4; the product must be max",
+            ),
+            ("--kernel k --memory size=0", "--memory size=0: the memory has no size; write size=1G or the like"),
+            ("--kernel k --memory size=1", "--memory size=1: is not a multiple of 4K"),
+            ("--kernel k --memory size=32M", "--memory size=32M: the least a machine can have is 64M"),
+            (
+                "--kernel k --disk path=/x path=/x",
+                "--disk path=/x: the same disk is given twice; two disks writing one image would destroy it",
+            ),
+            ("--kernel k --disk path=/x,queue_size=100", "--disk path=/x: queue_size=100 is not a power of two"),
+            (
+                "--kernel k --disk path=/x,num_queues=257",
+                "--disk path=/x,num_queues=257: num_queues: 257 is out of range: it can be 1 to 256",
+            ),
+            ("--kernel k --seccomp maybe", "--seccomp maybe: write true, log or false"),
+            (
+                "--kernel k --serial tty --console tty",
+                "--serial tty: only one console can have the terminal; set the others to off or pty",
+            ),
+            ("--kernel k --serial loud", "--serial loud: mode: \"loud\" is not one of Off, Null, Tty, Pty, File, Socket"),
+        ] {
+            let error = run(line).unwrap_err();
+            assert!(error.starts_with(expected), "{line}\n  expected: {expected}\n  got: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn help_shows_three_examples_before_the_options() {
+        let help = run("--help").unwrap_err();
+        let (examples, options) = help.split_once("Options:").unwrap();
+        assert_eq!(examples.matches("\n    vivarium ").count(), 3, "{help}");
+        assert!(options.contains("--memory-zone"));
+    }
+
+    #[test]
+    fn the_version_is_cloud_hypervisors_under_its_name() {
+        let text = |name: &str| match parse([name, "--version"].map(OsString::from)).unwrap() {
+            Command::Print(text) => text,
+            Command::Run(_) => String::new(),
+        };
+        assert!(text("/usr/bin/vivarium").starts_with("vivarium v"));
+        assert!(text("/usr/bin/cloud-hypervisor").starts_with("cloud-hypervisor v"));
+    }
+}

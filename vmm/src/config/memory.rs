@@ -1,0 +1,50 @@
+//! `--memory` and `--memory-zone`.
+
+use super::options::{ByteSize, options};
+use std::path::PathBuf;
+
+options! {
+    /// The machine's memory.
+    pub struct MemoryConfig {
+        /// Size of the memory; 0 when all of it is in zones.
+        ["size"] size: ByteSize = ByteSize(512 << 20),
+        /// Let the host merge equal pages (KSM).
+        ["mergeable"] mergeable: bool = false,
+        /// Make the memory shareable with other processes (memfd), as vhost-user needs.
+        ["shared"] shared: bool = false,
+        /// Use huge pages, which must be reserved on the host.
+        ["hugepages"] hugepages: bool = false,
+        /// Size of a huge page; the host's default if not given.
+        ["hugepage_size"] hugepage_size: Option<ByteSize> = None,
+        /// Take all of the memory from the host before the guest starts.
+        ["prefault"] prefault: bool = false,
+        /// Let the host use transparent huge pages.
+        ["thp"] thp: bool = true,
+        /// The zones.
+        [nested &[]] zones: Option<Vec<MemoryZoneConfig>> = None,
+    }
+}
+
+options! {
+    /// A part of the memory with properties of its own; --memory has size=0 then.
+    pub struct MemoryZoneConfig {
+        /// Name of the zone, for --numa.
+        ["id"] id: String = String::new(),
+        /// Size of the zone.
+        ["size"] size: ByteSize = ByteSize(0),
+        /// A file or directory the memory is mapped from.
+        ["file"] file: Option<PathBuf> = None,
+        /// Let the host merge equal pages (KSM).
+        ["mergeable"] mergeable: bool = false,
+        /// Make the memory shareable with other processes.
+        ["shared"] shared: bool = false,
+        /// Use huge pages, which must be reserved on the host.
+        ["hugepages"] hugepages: bool = false,
+        /// Size of a huge page; the host's default if not given.
+        ["hugepage_size"] hugepage_size: Option<ByteSize> = None,
+        /// The host's NUMA node the memory is taken from.
+        ["host_numa_node"] host_numa_node: Option<u32> = None,
+        /// Take all of the memory from the host before the guest starts.
+        ["prefault"] prefault: bool = false,
+    }
+}

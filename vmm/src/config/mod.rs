@@ -1,0 +1,64 @@
+//! What a machine is made of: the configuration, in its command-line and JSON forms.
+//!
+//! Names follow cloud-hypervisor's public interface. [`VmConfig`] is the whole; each part is one struct declared
+//! with [`options::options!`], from which its two forms, its documentation and its range checks come.
+//! [`validate`] checks what concerns several settings at once.
+
+pub mod console;
+pub mod cpus;
+pub mod disk;
+pub mod key_value;
+pub mod memory;
+pub mod net;
+pub mod numa;
+pub mod options;
+pub mod platform;
+pub mod rate_limit;
+pub mod validate;
+
+pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
+pub use cpus::{CpuAffinity, CpuTopology, CpusConfig};
+pub use disk::DiskConfig;
+pub use memory::{MemoryConfig, MemoryZoneConfig};
+pub use net::NetConfig;
+pub use numa::{NumaConfig, NumaDistance};
+pub use options::{ByteSize, Options};
+pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
+pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
+pub use validate::ConfigError;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole machine: what `vm.create` takes and the command line says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmConfig {
+    /// The CPUs.
+    pub cpus: CpusConfig,
+    /// The memory.
+    pub memory: MemoryConfig,
+    /// What is booted.
+    pub payload: PayloadConfig,
+    /// Rate limits that several devices share.
+    pub rate_limit_groups: Vec<RateLimitGroupConfig>,
+    /// The disks.
+    pub disks: Vec<DiskConfig>,
+    /// The network interfaces.
+    pub net: Vec<NetConfig>,
+    /// The entropy source.
+    pub rng: RngConfig,
+    /// The serial port.
+    pub serial: ConsoleConfig,
+    /// The virtio console.
+    pub console: ConsoleConfig,
+    /// The debug console.
+    pub debug_console: DebugConsoleConfig,
+    /// Whether there is a pvpanic device.
+    pub pvpanic: bool,
+    /// The NUMA nodes.
+    pub numa: Vec<NumaConfig>,
+    /// Identity and segments.
+    pub platform: PlatformConfig,
+    /// What segments weigh when windows are shared out.
+    pub pci_segments: Vec<PciSegmentConfig>,
+}

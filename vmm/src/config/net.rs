@@ -1,0 +1,59 @@
+//! `--net`.
+
+use super::options::{Setting, options};
+use super::rate_limit::{RATE_LIMIT_KEYS, RateLimiterConfig};
+use std::net::IpAddr;
+
+options! {
+    /// A network interface (virtio-net) on a tap.
+    pub struct NetConfig {
+        /// Name of the tap; made if there is none of that name, and named by the host if not given.
+        ["tap"] tap: Option<String> = None,
+        /// Address given to the tap.
+        ["ip"] ip: Option<IpAddr> = None,
+        /// Netmask of that address.
+        ["mask"] mask: Option<IpAddr> = None,
+        /// The guest's MAC address; made up if not given.
+        ["mac"] mac: Option<String> = None,
+        /// The tap's MAC address.
+        ["host_mac"] host_mac: Option<String> = None,
+        /// Largest packet.
+        ["mtu", 68..=65535] mtu: Option<u16> = None,
+        /// File descriptors of an open tap, one for each pair of queues.
+        ["fd"] fds: Option<Vec<i32>> = None,
+        /// Queues, two for each pair.
+        ["num_queues", 2..=256] num_queues: u16 = 2,
+        /// Buffers a queue holds; a power of two.
+        ["queue_size", 2..=32768] queue_size: u16 = 256,
+        /// Name of the device; made up if not given.
+        ["id"] id: Option<String> = None,
+        /// PCI segment.
+        ["pci_segment", 0..=4095] pci_segment: u16 = 0,
+        /// Offer TCP segmentation offloads.
+        ["offload_tso"] offload_tso: bool = true,
+        /// Offer UDP fragmentation and segmentation offloads.
+        ["offload_ufo"] offload_ufo: bool = true,
+        /// Offer checksum offloads.
+        ["offload_csum"] offload_csum: bool = true,
+        /// Offer packed rings.
+        ["packed"] packed: bool = true,
+        /// Longest time in microseconds that a worker looks for more work before it sleeps; 0 for none.
+        ["poll_us", 0..=10000] poll_us: u32 = 0,
+        /// The limits.
+        [nested RATE_LIMIT_KEYS] rate_limiter_config: Option<RateLimiterConfig> = None,
+    }
+}
+
+impl Setting for IpAddr {
+    const HINT: &'static str = "<address>";
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for i32 {
+    const HINT: &'static str = "<number>";
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}

@@ -1,0 +1,50 @@
+//! Rate limits of disks and networks, and `--rate-limit-group`.
+
+use super::options::{Field, options};
+use serde::{Deserialize, Serialize};
+
+/// A token bucket: `size` tokens are put in every `refill_time` milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenBucketConfig {
+    /// Bytes, or operations.
+    pub size: u64,
+    /// Tokens in excess of `size` that can be spent once.
+    pub one_time_burst: Option<u64>,
+    /// Milliseconds in which an empty bucket fills.
+    pub refill_time: u64,
+}
+
+/// Limits of bytes and of operations; what is not given is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimiterConfig {
+    /// Bytes.
+    pub bandwidth: Option<TokenBucketConfig>,
+    /// Operations.
+    pub ops: Option<TokenBucketConfig>,
+}
+
+const fn key(key: &'static str, path: &'static str, doc: &'static str) -> Field {
+    Field { key, path, hint: "<number>", doc, range: None, default: None, bare: false }
+}
+
+/// The command line's keys of a rate limit that is the field `rate_limiter_config` of its option.
+pub const RATE_LIMIT_KEYS: &[Field] = &[
+    key("bw_size", "rate_limiter_config.bandwidth.size", "Bytes that may pass in `bw_refill_time`."),
+    key("bw_one_time_burst", "rate_limiter_config.bandwidth.one_time_burst", "Bytes that may pass once beyond that."),
+    key("bw_refill_time", "rate_limiter_config.bandwidth.refill_time", "Milliseconds."),
+    key("ops_size", "rate_limiter_config.ops.size", "Operations that may pass in `ops_refill_time`."),
+    key("ops_one_time_burst", "rate_limiter_config.ops.one_time_burst", "Operations that may pass once beyond that."),
+    key("ops_refill_time", "rate_limiter_config.ops.refill_time", "Milliseconds."),
+];
+
+options! {
+    /// A rate limit that several disks share.
+    pub struct RateLimitGroupConfig {
+        /// Name of the group, for --disk.
+        ["id"] id: String = String::new(),
+        /// The limits.
+        [nested RATE_LIMIT_KEYS] rate_limiter_config: RateLimiterConfig = RateLimiterConfig::default(),
+    }
+}

@@ -1,0 +1,353 @@
+//! What concerns several settings at once, or needs the host to be asked.
+
+use super::{ByteSize, ConsoleMode, VmConfig};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// The least memory a machine can have.
+pub const MINIMUM_MEMORY: ByteSize = ByteSize(64 << 20);
+
+/// A setting that cannot be: which option, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The option at fault, with its value, as in `--cpus boot=0`.
+    pub option: String,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.option, self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn error<T>(option: impl Into<String>, reason: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError { option: option.into(), reason: reason.into() })
+}
+
+impl VmConfig {
+    /// Checks the settings against each other. What only the host can say (files, devices, limits of the
+    /// hypervisor) is found when the machine is made.
+    ///
+    /// # Errors
+    /// The first setting that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_cpus()?;
+        self.validate_memory()?;
+        self.validate_numa()?;
+        self.validate_devices()?;
+        self.validate_platform()
+    }
+
+    fn validate_cpus(&self) -> Result<(), ConfigError> {
+        let cpus = &self.cpus;
+        if cpus.boot_vcpus == 0 {
+            return error("--cpus boot=0", "a machine needs at least one CPU");
+        }
+        let limit = cpus.limit();
+        if limit < cpus.boot_vcpus {
+            return error(
+                format!("--cpus max={limit}"),
+                format!("is less than boot={}; raise max or leave it out", cpus.boot_vcpus),
+            );
+        }
+        if let Some(topology) = cpus.topology
+            && topology.cpus() != u64::from(limit)
+        {
+            let shape = super::options::Setting::show(&topology);
+            return error(
+                format!("--cpus topology={shape}"),
+                format!("makes {} CPUs, and the machine has {limit}; the product must be max", topology.cpus()),
+            );
+        }
+        let mut seen = BTreeSet::new();
+        for affinity in &cpus.affinity {
+            let option = format!("--cpus affinity={}", super::options::Setting::show(affinity));
+            if affinity.vcpu >= limit {
+                return error(option, format!("there is no CPU {}; the last is {}", affinity.vcpu, limit - 1));
+            }
+            if affinity.host_cpus.is_empty() {
+                return error(option, "names no host CPU");
+            }
+            if !seen.insert(affinity.vcpu) {
+                return error(option, "is given twice for one CPU");
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_memory(&self) -> Result<(), ConfigError> {
+        let memory = &self.memory;
+        let zones = memory.zones.as_deref().unwrap_or_default();
+        if zones.is_empty() {
+            check_memory_size("--memory", memory.size, memory.hugepages, memory.hugepage_size)?;
+            if memory.size < MINIMUM_MEMORY {
+                return error(
+                    format!("--memory size={}", memory.size),
+                    format!("the least a machine can have is {MINIMUM_MEMORY}"),
+                );
+            }
+            return Ok(());
+        }
+        if memory.size.0 != 0 {
+            return error(
+                format!("--memory size={}", memory.size),
+                "all of the memory is in zones; write --memory size=0",
+            );
+        }
+        let mut names = BTreeSet::new();
+        let mut total = 0u64;
+        for zone in zones {
+            let option = format!("--memory-zone id={}", zone.id);
+            if zone.id.is_empty() {
+                return error("--memory-zone", "has no id; add id=<name>");
+            }
+            if !names.insert(&zone.id) {
+                return error(option, "is given twice; zones need different names");
+            }
+            check_memory_size(&option, zone.size, zone.hugepages, zone.hugepage_size)?;
+            if zone.file.is_some() && zone.hugepages {
+                return error(option, "has both file and hugepages; map a file in a hugetlbfs instead");
+            }
+            total = total.saturating_add(zone.size.0);
+        }
+        if total < MINIMUM_MEMORY.0 {
+            return error(
+                "--memory-zone",
+                format!("the zones are {} together; the least a machine can have is {MINIMUM_MEMORY}", ByteSize(total)),
+            );
+        }
+        Ok(())
+    }
+
+    fn validate_numa(&self) -> Result<(), ConfigError> {
+        let zones: BTreeSet<&str> =
+            self.memory.zones.iter().flatten().map(|zone| zone.id.as_str()).collect();
+        let nodes: BTreeSet<u32> = self.numa.iter().map(|node| node.guest_numa_id).collect();
+        if nodes.len() != self.numa.len() {
+            return error("--numa", "a guest_numa_id is given twice");
+        }
+        let (mut cpu_owner, mut zone_owner) = (BTreeMap::new(), BTreeMap::new());
+        for node in &self.numa {
+            let id = node.guest_numa_id;
+            let option = format!("--numa guest_numa_id={id}");
+            for cpu in &node.cpus {
+                if *cpu >= self.cpus.limit() {
+                    return error(option, format!("there is no CPU {cpu}; the last is {}", self.cpus.limit() - 1));
+                }
+                if let Some(other) = cpu_owner.insert(cpu, id) {
+                    return error(option, format!("CPU {cpu} is in node {other} already"));
+                }
+            }
+            for zone in &node.memory_zones {
+                if !zones.contains(zone.as_str()) {
+                    return error(option, format!("there is no memory zone \"{zone}\"; add --memory-zone id={zone}"));
+                }
+                if let Some(other) = zone_owner.insert(zone, id) {
+                    return error(option, format!("memory zone \"{zone}\" is in node {other} already"));
+                }
+            }
+            for distance in &node.distances {
+                if !nodes.contains(&distance.destination) {
+                    return error(option, format!("there is no node {} to have a distance to", distance.destination));
+                }
+                if distance.distance < 10 {
+                    return error(option, format!("distance {} is below 10, the distance to itself", distance.distance));
+                }
+                if distance.destination == id && distance.distance != 10 {
+                    return error(option, "the distance of a node to itself is 10");
+                }
+            }
+            for segment in &node.pci_segments {
+                self.check_segment(&option, *segment)?;
+            }
+        }
+        if !self.numa.is_empty() {
+            if let Some(zone) = zones.iter().find(|zone| !zone_owner.keys().any(|owned| owned == *zone)) {
+                return error(format!("--memory-zone id={zone}"), "is in no NUMA node; add it to a --numa memory_zones");
+            }
+            if let Some(cpu) = (0..self.cpus.limit()).find(|cpu| !cpu_owner.contains_key(cpu)) {
+                return error("--numa", format!("CPU {cpu} is in no node; add it to a node's cpus"));
+            }
+            if zones.is_empty() {
+                return error("--numa", "nodes take their memory from zones; write --memory size=0 and --memory-zone");
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_devices(&self) -> Result<(), ConfigError> {
+        let groups: BTreeSet<&str> = self.rate_limit_groups.iter().map(|group| group.id.as_str()).collect();
+        if groups.len() != self.rate_limit_groups.len() {
+            return error("--rate-limit-group", "an id is given twice");
+        }
+        for group in &self.rate_limit_groups {
+            if group.id.is_empty() {
+                return error("--rate-limit-group", "has no id; add id=<name>");
+            }
+            check_rate_limit(&format!("--rate-limit-group id={}", group.id), Some(&group.rate_limiter_config))?;
+        }
+        let mut ids = BTreeSet::new();
+        let named = self.disks.iter().map(|disk| &disk.id).chain(self.net.iter().map(|net| &net.id)).flatten();
+        for id in named {
+            if id.is_empty() || id.starts_with("__") {
+                return error(format!("id={id}"), "a device's name is not empty and does not start with \"__\"");
+            }
+            if !ids.insert(id) {
+                return error(format!("id={id}"), "is given to two devices; names must differ");
+            }
+        }
+        let mut paths = BTreeSet::new();
+        for disk in &self.disks {
+            let Some(path) = &disk.path else { return error("--disk", "has no path; add path=<image>") };
+            let option = format!("--disk path={}", path.display());
+            if !paths.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())) && !disk.readonly {
+                return error(option, "the same disk is given twice; two disks writing one image would destroy it");
+            }
+            check_queue_size(&option, disk.queue_size)?;
+            if let Some(serial) = disk.serial.as_ref().filter(|serial| serial.len() > 20) {
+                return error(option, format!("serial={serial} has more than 20 characters"));
+            }
+            if let Some(bad) = disk.queue_affinity.iter().find(|queue| queue.queue_index >= disk.num_queues) {
+                return error(option, format!("queue_affinity: there is no queue {}", bad.queue_index));
+            }
+            if let Some(group) = &disk.rate_limit_group {
+                if !groups.contains(group.as_str()) {
+                    return error(
+                        option,
+                        format!("there is no rate limit group \"{group}\"; add --rate-limit-group id={group}"),
+                    );
+                }
+                if disk.rate_limiter_config.is_some() {
+                    return error(option, "has both limits of its own and a group; give one");
+                }
+            }
+            check_rate_limit(&option, disk.rate_limiter_config.as_ref())?;
+            self.check_segment(&option, disk.pci_segment)?;
+        }
+        for net in &self.net {
+            let option = match (&net.tap, &net.mac) {
+                (Some(tap), _) => format!("--net tap={tap}"),
+                (None, Some(mac)) => format!("--net mac={mac}"),
+                (None, None) => "--net".to_owned(),
+            };
+            if net.num_queues % 2 != 0 {
+                return error(option, format!("num_queues={} is odd; queues come in pairs", net.num_queues));
+            }
+            check_queue_size(&option, net.queue_size)?;
+            if net.tap.is_some() && net.fds.is_some() {
+                return error(option, "has both tap and fd; give one");
+            }
+            if let Some(fds) = net.fds.as_ref().filter(|fds| fds.len() * 2 != usize::from(net.num_queues)) {
+                return error(
+                    option,
+                    format!("has {} file descriptors for {} queues; give one for two", fds.len(), net.num_queues),
+                );
+            }
+            if net.mask.is_some() && net.ip.is_none() {
+                return error(option, "has a mask without an ip");
+            }
+            for (key, mac) in [("mac", &net.mac), ("host_mac", &net.host_mac)] {
+                if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<net::MacAddress>()) {
+                    return error(option, format!("{key}: {reason}"));
+                }
+            }
+            check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
+            self.check_segment(&option, net.pci_segment)?;
+        }
+        let ttys = [self.serial.mode, self.console.mode, self.debug_console.mode];
+        if ttys.iter().filter(|mode| **mode == ConsoleMode::Tty).count() > 1 {
+            return error("--serial tty", "only one console can have the terminal; set the others to off or pty");
+        }
+        if self.debug_console.mode == ConsoleMode::Socket {
+            return error("--debug-console socket", "the debug console cannot listen on a socket; use file or pty");
+        }
+        Ok(())
+    }
+
+    fn validate_platform(&self) -> Result<(), ConfigError> {
+        if let Some(uuid) = &self.platform.uuid
+            && !is_uuid(uuid)
+        {
+            return error(
+                format!("--platform uuid={uuid}"),
+                "is not a UUID; write it as 8-4-4-4-12 hexadecimal digits",
+            );
+        }
+        let mut seen = BTreeSet::new();
+        for segment in &self.pci_segments {
+            let option = format!("--pci-segment pci_segment={}", segment.pci_segment);
+            self.check_segment(&option, segment.pci_segment)?;
+            if !seen.insert(segment.pci_segment) {
+                return error(option, "is given twice");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_segment(&self, option: &str, segment: u16) -> Result<(), ConfigError> {
+        let count = self.platform.num_pci_segments;
+        if segment >= count {
+            return error(
+                option,
+                format!("there is no PCI segment {segment}; there are {count}: raise --platform num_pci_segments"),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check_memory_size(
+    option: &str,
+    size: ByteSize,
+    hugepages: bool,
+    hugepage_size: Option<ByteSize>,
+) -> Result<(), ConfigError> {
+    let option = format!("{option} size={size}");
+    if size.0 == 0 {
+        return error(option, "the memory has no size; write size=1G or the like");
+    }
+    if let Some(page) = hugepage_size {
+        if !hugepages {
+            return error(option, "hugepage_size is given without hugepages=on");
+        }
+        if !page.0.is_power_of_two() || page.0 < 64 << 10 {
+            return error(option, format!("hugepage_size={page} is not a huge page size; use 2M or 1G"));
+        }
+    }
+    let unit = if hugepages { hugepage_size.unwrap_or(ByteSize(2 << 20)) } else { ByteSize(4096) };
+    if size.0 % unit.0 != 0 {
+        return error(option, format!("is not a multiple of {unit}"));
+    }
+    Ok(())
+}
+
+fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
+    if !size.is_power_of_two() {
+        return error(option, format!("queue_size={size} is not a power of two"));
+    }
+    Ok(())
+}
+
+fn check_rate_limit(option: &str, limits: Option<&super::RateLimiterConfig>) -> Result<(), ConfigError> {
+    let Some(limits) = limits else { return Ok(()) };
+    for (prefix, bucket) in [("bw", limits.bandwidth), ("ops", limits.ops)] {
+        let Some(bucket) = bucket else { continue };
+        if bucket.size == 0 {
+            return error(option, format!("{prefix}_size is 0 or missing, which would let nothing pass"));
+        }
+        if bucket.refill_time == 0 {
+            return error(option, format!("{prefix}_refill_time is 0 or missing; give milliseconds, such as 1000"));
+        }
+    }
+    Ok(())
+}
+
+fn is_uuid(text: &str) -> bool {
+    let groups: Vec<&str> = text.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+        && groups.iter().all(|group| group.bytes().all(|c| c.is_ascii_hexdigit()))
+}

@@ -1,0 +1,359 @@
+//! CPU threads: each owns one [`Vcpu`] and runs it, carrying its exits to the buses.
+//!
+//! The machine thread directs a CPU through its [`Control`]: run, pause, end, or perform a task on the CPU while
+//! it is out of the guest. A CPU is *parked* when it is out of the guest and will stay so until told: it is
+//! paused, or waits for the machine thread to complete the effect of an access it made.
+
+use crate::message::{CpuFailure, Message, Mailbox};
+use anyhow::{Context, Result};
+use hypervisor::{Exit, Kick, SystemEvent, Vcpu};
+use machine::bus::{BusHandle, BusReader};
+use machine::effect::Effect;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+/// Something done to a CPU on its own thread, out of the guest.
+pub type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+/// What a CPU thread may reach.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Memory-mapped devices.
+    pub mmio: BusHandle,
+    /// Devices at I/O ports.
+    pub port: BusHandle,
+    /// Where acknowledged level-triggered interrupts are told.
+    pub end_of_interrupt: Arc<dyn Fn(u8) + Send + Sync>,
+    /// Where effects and failures are told.
+    pub mailbox: Mailbox,
+}
+
+/// How often a CPU came out of the guest, by kind.
+#[derive(Debug, Default)]
+pub struct ExitCounters {
+    /// Accesses to I/O ports.
+    pub port: AtomicU64,
+    /// Accesses to memory-mapped devices.
+    pub mmio: AtomicU64,
+    /// Accesses to addresses that no device has.
+    pub unclaimed: AtomicU64,
+    /// Kicks and signals.
+    pub interrupted: AtomicU64,
+    /// Everything else.
+    pub other: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    paused: bool,
+    ending: bool,
+    effect_pending: bool,
+    parked: bool,
+    ended: bool,
+    task: Option<Task>,
+}
+
+/// What the machine thread directs a CPU with.
+#[derive(Default)]
+struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Set when the state asks something of the CPU, so that it looks.
+    attention: AtomicBool,
+    kick: OnceLock<Arc<dyn Kick>>,
+    exits: ExitCounters,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is asked of the CPU, and makes it look.
+    fn direct(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        self.attention.store(true, Ordering::Release);
+        self.changed.notify_all();
+        drop(state);
+        if let Some(kick) = self.kick.get() {
+            kick.kick();
+        }
+    }
+
+    /// Does what is asked, on the CPU's thread. `false`: the CPU is to end.
+    fn attend(&self, vcpu: &mut dyn Vcpu) -> bool {
+        let mut state = self.lock();
+        loop {
+            if let Some(task) = state.task.take() {
+                drop(state);
+                task(vcpu);
+                state = self.lock();
+                self.changed.notify_all();
+                continue;
+            }
+            if state.ending {
+                return false;
+            }
+            if !state.paused && !state.effect_pending {
+                state.parked = false;
+                self.attention.store(false, Ordering::Release);
+                return true;
+            }
+            if !state.parked {
+                state.parked = true;
+                self.changed.notify_all();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A CPU's thread, as the machine thread holds it.
+pub struct CpuThread {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CpuThread {
+    /// Starts the thread of CPU `id`, paused. `confine` is called on the thread before it runs the guest (affinity,
+    /// system call filter).
+    ///
+    /// # Errors
+    /// When the host gives no thread.
+    pub fn start(
+        id: u32,
+        vcpu: Box<dyn Vcpu>,
+        surroundings: Surroundings,
+        confine: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
+        let control = Arc::new(Control::default());
+        control.lock().paused = true;
+        control.attention.store(true, Ordering::Release);
+        let on_thread = Arc::clone(&control);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .stack_size(256 << 10)
+            .spawn(move || {
+                confine();
+                run(id, vcpu, surroundings, &on_thread);
+            })
+            .with_context(|| format!("starting the thread of CPU {id}"))?;
+        Ok(Self { control, thread: Some(thread) })
+    }
+
+    /// Asks the CPU to leave the guest and wait. Returns at once; see [`CpuThread::wait_parked`].
+    pub fn pause(&self) {
+        self.control.direct(|state| state.paused = true);
+    }
+
+    /// Waits until the CPU is out of the guest, after [`CpuThread::pause`].
+    pub fn wait_parked(&self) {
+        let mut state = self.control.lock();
+        while !(state.parked || state.ended) {
+            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets the CPU run the guest.
+    pub fn resume(&self) {
+        self.control.direct(|state| state.paused = false);
+    }
+
+    /// The effect the CPU waits for is complete.
+    pub fn effect_done(&self) {
+        self.control.direct(|state| state.effect_pending = false);
+    }
+
+    /// Performs `task` on the CPU's thread and returns its result. The CPU is paused.
+    ///
+    /// # Errors
+    /// When the CPU has ended.
+    pub fn call<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.begin(task)?.wait()
+    }
+
+    /// As [`CpuThread::call`], without waiting for the result.
+    ///
+    /// # Errors
+    /// When the CPU has ended.
+    pub fn begin<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> Result<Pending<T>> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut state = self.control.lock();
+        while state.task.is_some() && !state.ended {
+            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        anyhow::ensure!(!state.ended, "the CPU has ended");
+        drop(state);
+        self.control.direct(|state| {
+            state.task = Some(Box::new(move |vcpu| {
+                // The receiver may have lost interest.
+                let _ = sender.send(task(vcpu));
+            }));
+        });
+        Ok(Pending(receiver))
+    }
+
+    /// The exit counters.
+    pub fn exits(&self) -> &ExitCounters {
+        &self.control.exits
+    }
+
+    /// Ends the CPU's thread.
+    pub fn end(&mut self) {
+        self.control.direct(|state| state.ending = true);
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has ended too; its panic was reported by the hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for CpuThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A task's result that is still to come.
+pub struct Pending<T>(std::sync::mpsc::Receiver<T>);
+
+impl<T> Pending<T> {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When the CPU has ended.
+    pub fn wait(self) -> Result<T> {
+        self.0.recv().context("the CPU has ended")
+    }
+}
+
+fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) {
+    let Surroundings { mmio, port, end_of_interrupt, mailbox } = surroundings;
+    let _ = control.kick.set(vcpu.kick_handle());
+    let (mut mmio, mut port) = (mmio.reader(), port.reader());
+    loop {
+        if control.attention.load(Ordering::Acquire) && !control.attend(&mut *vcpu) {
+            break;
+        }
+        let step = step(&mut *vcpu, &mut mmio, &mut port, &*end_of_interrupt, &control.exits);
+        match step {
+            Step::GoOn => {}
+            Step::Effect(effect) => {
+                control.lock().effect_pending = true;
+                control.attention.store(true, Ordering::Release);
+                mailbox.post(Message::Effect { cpu: id, effect });
+            }
+            Step::Failed(reason) => {
+                let failure = CpuFailure { cpu: id, reason, registers: vcpu.describe() };
+                control.lock().paused = true;
+                control.attention.store(true, Ordering::Release);
+                mailbox.post(Message::CpuFailed(failure));
+            }
+        }
+    }
+    let mut state = control.lock();
+    state.ended = true;
+    state.parked = true;
+    control.changed.notify_all();
+}
+
+enum Step {
+    GoOn,
+    Effect(Effect),
+    Failed(String),
+}
+
+fn step(
+    vcpu: &mut dyn Vcpu,
+    mmio: &mut BusReader,
+    port: &mut BusReader,
+    end_of_interrupt: &(dyn Fn(u8) + Send + Sync),
+    exits: &ExitCounters,
+) -> Step {
+    let count = |counter: &AtomicU64| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    };
+    let exit = match vcpu.run() {
+        Ok(exit) => exit,
+        Err(error) => return Step::Failed(error.to_string()),
+    };
+    match exit {
+        Exit::MmioWrite { address, data } => {
+            count(&exits.mmio);
+            match mmio.bus().write(address, data) {
+                Some(Some(effect)) => return Step::Effect(effect),
+                Some(None) => {}
+                None => count(&exits.unclaimed),
+            }
+        }
+        Exit::MmioRead { address, data } => {
+            count(&exits.mmio);
+            if !mmio.bus().read(address, data) {
+                count(&exits.unclaimed);
+            }
+        }
+        Exit::PortWrite { port: number, size, data } => {
+            count(&exits.port);
+            let bus = port.bus();
+            let mut effect = None;
+            for unit in data.chunks_exact(usize::from(size)) {
+                match bus.write(u64::from(number), unit) {
+                    Some(done) => effect = effect.or(done),
+                    None => count(&exits.unclaimed),
+                }
+            }
+            if let Some(effect) = effect {
+                return Step::Effect(effect);
+            }
+        }
+        Exit::PortRead { port: number, size, data } => {
+            count(&exits.port);
+            let bus = port.bus();
+            for unit in data.chunks_exact_mut(usize::from(size)) {
+                if !bus.read(u64::from(number), unit) {
+                    count(&exits.unclaimed);
+                }
+            }
+        }
+        Exit::EndOfInterrupt { vector } => {
+            count(&exits.other);
+            end_of_interrupt(vector);
+        }
+        Exit::Interrupted => count(&exits.interrupted),
+        Exit::Halted | Exit::Debug => count(&exits.other),
+        Exit::TripleFault => return Step::Failed("triple fault: the guest's CPU shut down".into()),
+        Exit::System(SystemEvent::PowerOff) => return Step::Effect(Effect::PowerOff),
+        Exit::System(SystemEvent::Reset) => return Step::Effect(Effect::Reset),
+        Exit::System(SystemEvent::Crash) => return Step::Effect(Effect::Panicked(1)),
+        Exit::Failed { reason } => return Step::Failed(reason),
+    }
+    Step::GoOn
+}
+
+/// Makes the calling thread run on these host CPUs only.
+///
+/// # Errors
+/// When there are no such CPUs, or the host does not permit it.
+pub fn set_affinity(host_cpus: &[usize]) -> io::Result<()> {
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in host_cpus {
+        if *cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("there is no host CPU {cpu}")));
+        }
+        // SAFETY: the index was just checked against the set's size.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: the set is initialized and its size is given.
+    let result = unsafe { libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,375 @@
+//! Guest memory as the host provides it: anonymous, shared, huge pages, or from a file, in zones.
+
+use crate::config::{ByteSize, MemoryConfig, MemoryZoneConfig};
+use anyhow::{Context, Result, bail};
+use machine::memory::{GuestAddress, GuestRam, GuestRegion, Memory};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::Path;
+use std::sync::Arc;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestMemoryRegion};
+
+/// Where in guest-physical memory a zone is.
+#[derive(Clone, Debug)]
+pub struct ZoneExtent {
+    /// The zone's name; empty if there are no zones.
+    pub id: String,
+    /// Start and size of each part, in bytes; more than one where the zone goes around a hole.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// Guest memory, and which zone is where.
+pub struct GuestMemory {
+    /// The memory.
+    pub ram: Memory,
+    /// The zones, in guest-physical order.
+    pub zones: Vec<ZoneExtent>,
+}
+
+/// Provides the memory that `config` describes at the guest-physical `ranges` (start and size, ascending),
+/// which hold exactly the configured amount.
+///
+/// # Errors
+/// When the host cannot give it; says which option asks too much and what to do.
+pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemory> {
+    let single;
+    let zones = match config.zones.as_deref() {
+        Some(zones) if !zones.is_empty() => zones,
+        _ => {
+            single = [as_zone(config)];
+            &single
+        }
+    };
+    let mut free = ranges.to_vec().into_iter();
+    let mut current = free.next();
+    let (mut regions, mut extents) = (Vec::new(), Vec::new());
+    for zone in zones {
+        let backing = Backing::of(zone)?;
+        let (mut offset, mut parts) = (0, Vec::new());
+        while offset < zone.size.0 {
+            let Some((start, size)) = current else {
+                bail!("--memory-zone id={}: the machine's memory has no room left for it", zone.id);
+            };
+            let take = size.min(zone.size.0 - offset);
+            let region = backing.map(zone, offset, take)?;
+            advise(&region, zone, config.thp)?;
+            regions.push(
+                GuestRegion::new(region, GuestAddress(start)).context("a memory region wraps the address space")?,
+            );
+            parts.push((start, take));
+            offset += take;
+            current = if take < size { Some((start + take, size - take)) } else { free.next() };
+        }
+        extents.push(ZoneExtent { id: zone.id.clone(), ranges: parts });
+    }
+    let prefault: Vec<bool> =
+        zones.iter().zip(&extents).flat_map(|(zone, extent)| extent.ranges.iter().map(|_| zone.prefault)).collect();
+    populate(&regions, &prefault)?;
+    let ram = GuestRam::from_regions(regions).context("the memory regions overlap")?;
+    Ok(GuestMemory { ram: Arc::new(ram), zones: extents })
+}
+
+fn as_zone(config: &MemoryConfig) -> MemoryZoneConfig {
+    MemoryZoneConfig {
+        size: config.size,
+        mergeable: config.mergeable,
+        shared: config.shared,
+        hugepages: config.hugepages,
+        hugepage_size: config.hugepage_size,
+        prefault: config.prefault,
+        ..MemoryZoneConfig::default()
+    }
+}
+
+/// How messages name a zone.
+fn option(zone: &MemoryZoneConfig) -> String {
+    if zone.id.is_empty() {
+        format!("--memory size={}", zone.size)
+    } else {
+        format!("--memory-zone id={},size={}", zone.id, zone.size)
+    }
+}
+
+enum Backing {
+    Anonymous { flags: i32 },
+    File { file: Arc<File>, shared: bool },
+}
+
+impl Backing {
+    fn of(zone: &MemoryZoneConfig) -> Result<Self> {
+        if let Some(path) = &zone.file {
+            let file = open_backing(path, zone)?;
+            return Ok(Self::File { file: Arc::new(file), shared: zone.shared });
+        }
+        let huge = match (zone.hugepages, zone.hugepage_size) {
+            (false, _) => 0,
+            (true, None) => libc::MAP_HUGETLB,
+            (true, Some(size)) => {
+                libc::MAP_HUGETLB | (size.0.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT)
+            }
+        };
+        if zone.hugepages {
+            check_hugepages(zone)?;
+        }
+        if !zone.shared {
+            return Ok(Self::Anonymous { flags: huge });
+        }
+        // memfd takes the same huge page size bits at the same place as mmap.
+        let size_bits = (huge & !libc::MAP_HUGETLB).cast_unsigned();
+        let huge = if zone.hugepages { libc::MFD_HUGETLB | size_bits } else { 0 };
+        // SAFETY: the name is a C string; the flags are plain numbers.
+        let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC | huge) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).with_context(|| format!("{}: making shared memory", option(zone)));
+        }
+        // SAFETY: memfd_create just gave this descriptor, which nothing else owns.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(zone.size.0).with_context(|| format!("{}: sizing shared memory", option(zone)))?;
+        Ok(Self::File { file: Arc::new(file), shared: true })
+    }
+
+    fn map(&self, zone: &MemoryZoneConfig, offset: u64, size: u64) -> Result<MmapRegion> {
+        let length = usize::try_from(size).context("the memory is larger than this host's address space")?;
+        let builder = MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let builder = match self {
+            Self::Anonymous { flags } => {
+                builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags)
+            }
+            Self::File { file, shared } => {
+                let kind = if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+                builder
+                    .with_mmap_flags(kind | libc::MAP_NORESERVE)
+                    .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            }
+        };
+        let region = builder.build().with_context(|| {
+            format!("{}: the host cannot give that much memory; make it smaller, or free some", option(zone))
+        })?;
+        if let Some(node) = zone.host_numa_node {
+            bind(&region, node).with_context(|| {
+                format!("{},host_numa_node={node}: taking memory from that node of the host", option(zone))
+            })?;
+        }
+        Ok(region)
+    }
+}
+
+fn open_backing(path: &Path, zone: &MemoryZoneConfig) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let what = || format!("{},file={}", option(zone), path.display());
+    let mut options = File::options();
+    options.read(true).write(true);
+    if path.is_dir() {
+        // An unnamed file in a directory of hugetlbfs or tmpfs.
+        let file =
+            options.custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(path).with_context(what)?;
+        file.set_len(zone.size.0).with_context(what)?;
+        return Ok(file);
+    }
+    let file = options.open(path).with_context(what)?;
+    let size = file.metadata().with_context(what)?.len();
+    if size < zone.size.0 {
+        bail!("{}: the file has {}, less than the zone; enlarge it with truncate", what(), ByteSize(size));
+    }
+    Ok(file)
+}
+
+/// Fails early, with the remedy, where touching the memory later would kill the process.
+fn check_hugepages(zone: &MemoryZoneConfig) -> Result<()> {
+    let page = match zone.hugepage_size {
+        Some(size) => size.0,
+        None => default_hugepage_size().context("this host has no huge pages")?,
+    };
+    let directory = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10);
+    let Ok(free) = std::fs::read_to_string(format!("{directory}/free_hugepages")) else {
+        bail!("{},hugepage_size={}: this host has no huge pages of that size", option(zone), ByteSize(page));
+    };
+    let (free, needed): (u64, u64) = (free.trim().parse().unwrap_or(0), zone.size.0.div_ceil(page));
+    if free < needed {
+        bail!(
+            "{},hugepages=on: needs {needed} huge pages of {}, and the host has {free} free; \
+             reserve them with: echo {needed} > {directory}/nr_hugepages",
+            option(zone),
+            ByteSize(page)
+        );
+    }
+    Ok(())
+}
+
+fn default_hugepage_size() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+fn bind(region: &MmapRegion, node: u32) -> io::Result<()> {
+    const MPOL_BIND: libc::c_long = 2;
+    const MPOL_MF_STRICT: libc::c_long = 1;
+    let mut mask = [0u64; 16];
+    let word = mask
+        .get_mut(node as usize / 64)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "nodes are 0 to 1023"))?;
+    *word = 1 << (node % 64);
+    // SAFETY: the range is this mapping, and the mask outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            region.as_ptr(),
+            region.size(),
+            MPOL_BIND,
+            mask.as_ptr(),
+            mask.len() * 64,
+            MPOL_MF_STRICT,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn advise(region: &MmapRegion, zone: &MemoryZoneConfig, thp: bool) -> Result<()> {
+    if zone.mergeable {
+        madvise(region, libc::MADV_MERGEABLE)
+            .with_context(|| format!("{},mergeable=on: the host's kernel cannot merge pages", option(zone)))?;
+    }
+    if thp && !zone.hugepages && zone.file.is_none() {
+        // A wish: a kernel without transparent huge pages just does not have them.
+        let _ = madvise(region, libc::MADV_HUGEPAGE);
+    }
+    // A guest's memory does not belong into the monitor's core dump.
+    let _ = madvise(region, libc::MADV_DONTDUMP);
+    Ok(())
+}
+
+fn madvise(region: &MmapRegion, advice: i32) -> io::Result<()> {
+    // SAFETY: the range is this mapping; the advice does not change its contents.
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes pages from the host now, on as many threads as there are CPUs.
+fn populate(regions: &[GuestRegion], wanted: &[bool]) -> Result<()> {
+    const CHUNK: usize = 64 << 20;
+    const MADV_POPULATE_WRITE: i32 = 23;
+    let mut chunks = Vec::new();
+    for (region, _) in regions.iter().zip(wanted).filter(|(_, wanted)| **wanted) {
+        let (start, size) = (region.as_ptr() as usize, usize::try_from(region.len())?);
+        chunks.extend((0..size).step_by(CHUNK).map(|at| (start + at, CHUNK.min(size - at))));
+    }
+    if chunks.is_empty() {
+        return Ok(());
+    }
+    let needed = chunks.iter().map(|chunk| chunk.1 as u64).sum::<u64>();
+    if let Some(available) = available_memory().filter(|available| *available < needed) {
+        bail!(
+            "--memory prefault=on: needs {} MiB now, and the host has {} MiB available; make the memory smaller, \
+             or leave prefault off",
+            needed >> 20,
+            available >> 20
+        );
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some((start, size)) =
+                        chunks.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                    {
+                        // SAFETY: the range lies in a guest memory mapping that outlives this scope.
+                        let result =
+                            unsafe { libc::madvise(*start as *mut libc::c_void, *size, MADV_POPULATE_WRITE) };
+                        if result < 0 {
+                            return Err(io::Error::last_os_error());
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for worker in workers {
+            let result = worker.join().map_err(|_| anyhow::anyhow!("a prefault thread died"))?;
+            result.context("--memory prefault=on: the host cannot give the memory")?;
+        }
+        Ok(())
+    })
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// The file behind a region, if other processes can map it.
+pub fn shared_file(region: &GuestRegion) -> Option<(i32, u64)> {
+    region.file_offset().map(|file| (file.file().as_raw_fd(), file.start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::memory::{Bytes, GuestMemoryBackend};
+
+    const M: u64 = 1 << 20;
+
+    fn zone(id: &str, size: u64) -> MemoryZoneConfig {
+        MemoryZoneConfig { id: id.into(), size: ByteSize(size), ..MemoryZoneConfig::default() }
+    }
+
+    #[test]
+    fn zones_fill_the_ranges_in_order_and_go_around_the_hole() {
+        let config = MemoryConfig {
+            size: ByteSize(0),
+            zones: Some(vec![zone("a", 3 * M), zone("b", 2 * M)]),
+            ..MemoryConfig::default()
+        };
+        let memory = provide(&config, &[(0, 2 * M), (16 * M, 3 * M)]).unwrap();
+        assert_eq!(memory.zones[0].ranges, [(0, 2 * M), (16 * M, M)]);
+        assert_eq!(memory.zones[1].ranges, [(17 * M, 2 * M)]);
+        assert!(memory.ram.write_obj(7u8, GuestAddress(19 * M - 1)).is_ok());
+        assert!(memory.ram.write_obj(7u8, GuestAddress(2 * M)).is_err(), "the hole has no memory");
+    }
+
+    #[test]
+    fn shared_memory_is_one_file_seen_at_both_sides_of_the_hole() {
+        let config = MemoryConfig { size: ByteSize(4 * M), shared: true, ..MemoryConfig::default() };
+        let memory = provide(&config, &[(0, 2 * M), (16 * M, 2 * M)]).unwrap();
+        memory.ram.write_obj(0x55u8, GuestAddress(16 * M)).unwrap();
+        let region = memory.ram.iter().next().unwrap();
+        let (fd, start) = shared_file(region).unwrap();
+        assert_eq!(start, 0);
+        let mut byte = [0u8];
+        // SAFETY: reads one byte into a buffer of one byte.
+        let read = unsafe { libc::pread(fd, byte.as_mut_ptr().cast(), 1, (2 * M).cast_signed()) };
+        assert_eq!((read, byte[0]), (1, 0x55));
+    }
+
+    #[test]
+    fn what_the_host_cannot_give_is_refused_with_the_option_and_a_remedy() {
+        let impossible = MemoryConfig { size: ByteSize(1 << 60), ..MemoryConfig::default() };
+        let error = format!("{:#}", provide(&impossible, &[(0, 1 << 60)]).err().unwrap());
+        assert!(error.starts_with("--memory size=1048576T: the host cannot give that much memory"), "{error}");
+
+        let huge = MemoryConfig { size: ByteSize(1 << 50), hugepages: true, ..MemoryConfig::default() };
+        let error = format!("{:#}", provide(&huge, &[(0, 1 << 50)]).err().unwrap());
+        assert!(error.contains("reserve them with: echo") || error.contains("no huge pages"), "{error}");
+
+        let prefault = MemoryConfig { size: ByteSize(1 << 45), prefault: true, ..MemoryConfig::default() };
+        let error = format!("{:#}", provide(&prefault, &[(0, 1 << 45)]).err().unwrap());
+        assert!(error.contains("leave prefault off") || error.contains("cannot give"), "{error}");
+    }
+
+    #[test]
+    fn prefaulted_memory_is_resident() {
+        let config = MemoryConfig { size: ByteSize(4 * M), prefault: true, thp: false, ..MemoryConfig::default() };
+        let memory = provide(&config, &[(0, 4 * M)]).unwrap();
+        let region = memory.ram.iter().next().unwrap();
+        let mut pages = vec![0u8; (4 * M / 4096) as usize];
+        // SAFETY: one byte for each page of the mapping.
+        let result = unsafe { libc::mincore(region.as_ptr().cast(), (4 * M) as usize, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        assert!(pages.iter().all(|page| page & 1 == 1));
+    }
+}
