@@ -14,8 +14,11 @@ mod cpu;
 mod interrupts;
 mod memory;
 mod memory_functions;
+mod pci;
 mod print;
+mod random;
 mod tasks;
+mod virtio;
 
 use boot::{BootInfo, Entry};
 use command_line::CommandLine;
@@ -33,6 +36,7 @@ extern "C" fn guest_main(information: u64, entry: u32) -> ! {
     print::choose(line.global("out"));
     interrupts::install();
     memory::install(&boot);
+    pci::install(line.global_number("ecam"), boot.rsdp);
     clock::install(line.global_number("tsc_khz"));
     let failures = tasks::run_all(&line, &boot);
     report!("done rc={}", if failures == 0 { 0 } else { 1 });

@@ -10,6 +10,15 @@ pub fn hello(context: &Context, _task: &Task) -> Outcome {
     Ok(())
 }
 
+/// `boot`: what the monitor passed: command line, RSDP, usable memory.
+pub fn boot_task(context: &Context, _task: &Task) -> Outcome {
+    for region in context.boot.regions() {
+        report!("boot ram={:#x}..{:#x}", region.start, region.end);
+    }
+    report!("boot rsdp={:#x} line={:?}", context.boot.rsdp, context.boot.command_line());
+    Ok(())
+}
+
 /// `clock`: the frequency of the time-stamp counter and where it is known from.
 pub fn clock_task(_context: &Context, _task: &Task) -> Outcome {
     report!("clock tsc_khz={} source={}", clock::khz(), clock::source());

@@ -1,6 +1,10 @@
 //! The tasks: what a command line can ask for, and how it is run and reported.
 
 mod basic;
+mod block;
+mod block_verify;
+mod irq;
+mod list;
 pub mod smp;
 
 use crate::boot::BootInfo;
@@ -56,10 +60,20 @@ type Run = fn(&Context, &Task) -> Outcome;
 /// Every task by its name. Adding one is a line here.
 const TASKS: &[(&str, Run)] = &[
     ("hello", basic::hello),
+    ("boot", basic::boot_task),
     ("clock", basic::clock_task),
     ("exits", basic::exits),
     ("memory", basic::memory_task),
+    ("pci", list::pci),
+    ("virtio", list::virtio),
+    ("irq", irq::run),
     ("smp", smp::run),
+    ("blk-randread", block::run),
+    ("blk-randwrite", block::run),
+    ("blk-seqread", block::run),
+    ("blk-seqwrite", block::run),
+    ("blk-checksum", block_verify::checksum),
+    ("blk-verify", block_verify::verify),
 ];
 
 /// Runs the tasks of `line` one after the other; returns how many failed.

@@ -1,0 +1,85 @@
+//! `pci` and `virtio`: what the machine has.
+
+use super::{Context, Outcome};
+use crate::command_line::Task;
+use crate::pci::Function;
+use crate::{pci, report, virtio};
+use core::fmt;
+
+/// `pci`: one line for each function with its BARs and capabilities.
+pub fn pci(_context: &Context, _task: &Task) -> Outcome {
+    let mut count = 0;
+    pci::functions(|function| {
+        count += 1;
+        let (vendor, device) = function.id();
+        let class = function.read32(8) >> 8;
+        report!(
+            "pci at={:02x}:{:02x}.{} id={vendor:04x}:{device:04x} class={class:06x}{}{}",
+            function.bus,
+            function.device,
+            function.function,
+            Bars(function),
+            Capabilities(function)
+        );
+    });
+    report!("pci functions={count} ecam={:#x}", pci::ecam());
+    Ok(())
+}
+
+struct Bars(Function);
+
+impl fmt::Display for Bars {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        let mut index = 0;
+        while index < self.0.bar_count() {
+            let Some(bar) = self.0.bar(index) else {
+                index += 1;
+                continue;
+            };
+            let kind = match (bar.io, bar.wide, bar.prefetchable) {
+                (true, _, _) => "io",
+                (_, true, true) => "mem64p",
+                (_, true, false) => "mem64",
+                (_, false, true) => "mem32p",
+                (_, false, false) => "mem32",
+            };
+            write!(to, " bar{index}={kind}:{:#x}+{:#x}", bar.address, bar.size)?;
+            index += if bar.wide { 2 } else { 1 };
+        }
+        Ok(())
+    }
+}
+
+struct Capabilities(Function);
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        let mut outcome = to.write_str(" caps=");
+        let mut first = true;
+        self.0.capabilities(|id, offset| {
+            let separator = if first { "" } else { "," };
+            first = false;
+            outcome = outcome.and_then(|()| write!(to, "{separator}{id:02x}@{offset:02x}"));
+        });
+        outcome
+    }
+}
+
+/// `virtio`: one line for each virtio device with the features it offers and its queues.
+pub fn virtio(context: &Context, _task: &Task) -> Outcome {
+    let mut count = 0;
+    virtio::devices(context.line, |device| {
+        count += 1;
+        let queues = (0..u16::MAX).take_while(|&queue| queue < 512 && device.queue_maximum(queue) != 0).count();
+        report!(
+            "virtio kind={} transport={} features={:#x} queues={queues} queue_size={} status={:#x}",
+            device.kind.name(),
+            device.transport_name(),
+            device.offered(),
+            device.queue_maximum(0),
+            device.status()
+        );
+    });
+    report!("virtio devices={count}");
+    Ok(())
+}
