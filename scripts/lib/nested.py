@@ -6,6 +6,7 @@ import signal
 import sys
 
 import nested_host
+from nested_machine import TimedOut
 from report import command_line
 from terminal import Terminal
 
@@ -31,13 +32,11 @@ def main():
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|run|shell")
     verbs.add_parser("build", help="make the snapshot that the other verbs start from, when there is none")
     runner = verbs.add_parser("run", help="run a command; its output and exit status become this one's")
-    runner.add_argument("--timeout", type=float, metavar="SECONDS", help="kill everything after so long")
+    runner.add_argument("--timeout", type=float, metavar="SECONDS", help="kill everything after so long, with status 124")
     runner.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
     verbs.add_parser("shell", help="a shell on this terminal (Ctrl-] three times ends it by force)")
     options = parser.parse_args()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
     if options.verb == "build":
         nested_host.snapshot()
         return 0
@@ -46,17 +45,27 @@ def main():
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         runner.error("no command given")
+    return run(command, standard_input=0, seconds=options.timeout)
+
+
+def run(argv, standard_input, seconds=None):
+    """Runs `argv` in the nested host on this process's plain streams; returns its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     try:
-        return nested_host.execute(command, os.getcwd(), standard_input=0, seconds=options.timeout)
+        return nested_host.execute(argv, os.getcwd(), standard_input=standard_input, seconds=seconds)
     except BrokenPipeError:
         return 141
+    except TimedOut as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 124
 
 
 def interactive(argv):
     """Runs `argv` on this terminal; without one, on the plain streams."""
     nested_host.snapshot()
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return nested_host.execute(argv, os.getcwd(), standard_input=0)
+        return run(argv, standard_input=0)
     with Terminal() as terminal:
         return nested_host.execute(argv, os.getcwd(), standard_input=0, terminal=terminal)
 

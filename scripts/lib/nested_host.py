@@ -84,7 +84,10 @@ def job(argv, folder):
     }
     # An ordinary user's PATH lacks the system commands; inside, everything runs as root.
     chosen["PATH"] = chosen.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    # Results put here reach the outer machine, as long as the command runs.
     chosen["VIVARIUM_NESTED_SHARE"] = "/share"
+    # Inside, the tests find a complete /dev/kvm.
+    chosen["VIVARIUM_GROUND"] = "direct"
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(chosen.items())]
     return "\n".join([*lines, f"exec {shlex.join(argv)}", ""])
 

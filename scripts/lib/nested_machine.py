@@ -30,12 +30,20 @@ PORTS = ("control", "stdin", "stdout", "stderr", "terminal")
 # Output that is still on its way when the command has ended, from processes that it left behind.
 LEFTOVER_SECONDS = 0.5
 
+# Of each machine's folder of sockets and logs; the owner's process id follows.
+FOLDER_PREFIX = "vivarium-nested-"
+
+
+class TimedOut(Failure):
+    """The command did not end in the time it was given."""
+
 
 class Machine:
     """A running nested host; use as a context manager, which ends it and removes its folder."""
 
     def __init__(self, kernel, initramfs, memory_file, restore_from=None):
-        self.folder = Path(tempfile.mkdtemp(prefix="vivarium-nested-"))
+        _remove_orphans()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         self.share = self.folder / "share"
         self.share.mkdir()
         self._received = b""
@@ -121,7 +129,8 @@ class Machine:
 
     def died(self):
         """The failure that describes why QEMU is gone."""
-        said = _text(self.folder / "qemu.log").strip()
+        # QEMU lists, at each start, what its CPU model lacks: no part of any failure.
+        said = "\n".join(line for line in _text(self.folder / "qemu.log").splitlines() if "TCG doesn't support" not in line)
         return Failure("the nested host ended unexpectedly", f"{self.serial()}\n{said}".strip())
 
     def received(self):
@@ -257,7 +266,7 @@ class _Relay:
         if self._status is not None:
             self._drained = True
             return 0
-        raise Failure(f"the command did not end within {self._seconds} s", self._machine.serial())
+        raise TimedOut(f"the command did not end within {self._seconds} s", self._machine.serial())
 
     def _control(self, _):
         lines = self._machine.received()
@@ -347,6 +356,14 @@ class _Relay:
         os.read(source, 64)
         rows, columns = self._terminal.size()
         self._machine.send(f"size {rows} {columns}")
+
+
+def _remove_orphans():
+    """Removes folders whose owner was killed before it could."""
+    for folder in Path(tempfile.gettempdir()).glob(FOLDER_PREFIX + "*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_all(descriptor, data):

@@ -23,7 +23,8 @@ class Terminal:
     def __enter__(self):
         self._saved = termios.tcgetattr(self._descriptor)
         self._old_handler = signal.signal(signal.SIGWINCH, self._on_resize)
-        tty.setraw(self._descriptor)
+        # What was typed ahead is meant for the command.
+        tty.setraw(self._descriptor, termios.TCSADRAIN)
         return self
 
     def __exit__(self, *_):
