@@ -243,15 +243,24 @@ fn the_end_of_a_level_triggered_pin_interrupt_is_reported() {
     );
     let pin = machine.vm.ioapic_pin(5).unwrap();
     assert!(machine.vm.ioapic_pin(24).is_err());
-    pin.route(Some(MsiMessage { data: 0x41 | LEVEL | ASSERT, ..TO_CPU_0 })).unwrap();
     let mut vcpu = machine.vcpu();
     const APIC_BASE: u32 = 0x1b;
     const X2APIC: u64 = 0xfee0_0d00;
     vcpu.x86_64().set_msrs(&[Msr { index: APIC_BASE, value: X2APIC }]).unwrap();
     enable_lapic(&mut *vcpu);
+    pin.route(Some(MsiMessage { data: 0x41 | LEVEL | ASSERT, ..TO_CPU_0 })).unwrap();
     pin.fire();
-    assert!(matches!(vcpu.run().unwrap(), Exit::EndOfInterrupt { vector: 0x41 }));
-    assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite { port: 0x10, data: [0x99], .. }));
+    // A backend that emulates several instructions in one go reports the end of the interrupt a little late.
+    let mut ended = false;
+    let mut handled = false;
+    for _ in 0..2 {
+        match vcpu.run().unwrap() {
+            Exit::EndOfInterrupt { vector: 0x41 } => ended = true,
+            Exit::PortWrite { port: 0x10, data: [0x99], .. } => handled = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(ended && handled);
 }
 
 #[test]
@@ -288,8 +297,14 @@ fn a_kick_before_the_run_is_not_lost_and_completes_the_access_first() {
 fn faults_without_handlers_end_in_a_triple_fault() {
     let machine = Machine::new(&[0x0f, 0x0b]); // ud2
     let mut vcpu = machine.vcpu();
+    // Protected mode, in which every vector is beyond the interrupt table's end.
     let mut sregs = vcpu.x86_64().sregs().unwrap();
     sregs.idt.limit = 0;
+    sregs.cr0 |= 1;
+    for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
+        (segment.limit, segment.g, segment.db) = (u32::MAX, 1, 1);
+    }
+    (sregs.cs.type_, sregs.cs.selector) = (11, 8);
     vcpu.x86_64().set_sregs(&sregs).unwrap();
     let exit = vcpu.run().unwrap();
     assert!(matches!(exit, Exit::TripleFault), "{exit:?}");
@@ -319,14 +334,17 @@ fn cpu_state_reads_back_as_it_was_set() {
     let unknown = state.msrs(&[SYSENTER_ESP, 0x1234_0000]).unwrap_err();
     assert!(unknown.to_string().contains("0x12340000"), "{unknown}");
 
-    // The FPU is part of the XSAVE area: its control word is the area's first 16 bits.
-    let mut fpu = state.fpu().unwrap();
-    fpu.fcw = 0x27f;
-    state.set_fpu(&fpu).unwrap();
-    let area = state.xsave().unwrap();
-    assert_eq!(area[0] & 0xffff, 0x27f);
+    // The area starts with the FPU's control word; XSTATE_BV, its words from 512 bytes on, says the FPU is in use.
+    let mut area = state.xsave().unwrap();
+    area[0] = area[0] & !0xffff | 0x27f;
+    area[512 / 4] |= 3;
     state.set_xsave(&area).unwrap();
     assert_eq!(state.xsave().unwrap(), area);
+    let mut fpu = state.fpu().unwrap();
+    assert_eq!(fpu.fcw, 0x27f);
+    fpu.fcw = 0x37f;
+    state.set_fpu(&fpu).unwrap();
+    assert_eq!(state.xsave().unwrap()[0] & 0xffff, 0x37f);
     assert!(state.set_xsave(&area[1..100]).is_err());
 
     let xcrs = state.xcrs().unwrap();
