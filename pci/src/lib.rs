@@ -12,5 +12,20 @@
     )
 )]
 
+pub mod bar;
+pub mod bar_window;
+pub mod capability;
 pub mod config;
 pub mod function;
+pub mod intx;
+pub mod msi;
+pub mod msix;
+pub mod placement;
+pub mod plan;
+pub mod root;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod vectors;
+
+pub use bar_window::BarWindow;
+pub use vectors::VectorHandle;
