@@ -7,8 +7,8 @@ use crate::function::Function;
 use crate::msix::NO_VECTOR;
 use crate::testing::{BAR0_SIZE, MSIX_PBA, MSIX_TABLE, TestFunction, VECTORS};
 use machine::interrupt::InterruptLine;
-use machine::state::Saved;
 use machine::interrupt::recording::{Pins, Sources};
+use machine::state::Saved;
 use proptest::prelude::*;
 use std::sync::Arc;
 

@@ -238,7 +238,8 @@ mod tests {
             let found = assign(&requests, WINDOWS).unwrap();
             prop_assert_eq!(found.len(), requests.len());
             for (i, a) in found.iter().enumerate() {
-                prop_assert!(requests.contains(&Request { function: a.function, bar: a.bar }));
+                let request = Request { function: a.function, bar: a.bar };
+                prop_assert!(requests.contains(&request));
                 prop_assert_eq!(a.address % a.bar.size, 0);
                 let window = match a.bar.kind {
                     BarKind::Io => WINDOWS.io,
