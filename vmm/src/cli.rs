@@ -341,7 +341,7 @@ mod tests {
                 "--kernel k --serial tty --console tty",
                 "--serial tty: only one console can have the terminal; set the others to off or pty",
             ),
-            ("--kernel k --serial loud", "--serial loud: mode: \"loud\" is not one of Off, Null, Tty, Pty, File, Socket"),
+            ("--kernel k --serial loud", "--serial loud: mode: \"loud\" is not one of off, null, tty, pty, file, socket"),
         ] {
             let error = run(line).unwrap_err();
             assert!(error.starts_with(expected), "{line}\n  expected: {expected}\n  got: {error}");

@@ -53,7 +53,10 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(format!("\"{variant}\" is not one of {}", expected.join(", ")))
+        // Where JSON spells a variant in capitals and the command line does not, only the latter helps here.
+        let capital = |name: &str| name.starts_with(|c: char| c.is_ascii_uppercase());
+        let plain: Vec<&str> = expected.iter().copied().filter(|name| !capital(name)).collect();
+        Self::new(format!("\"{variant}\" is not one of {}", plain.join(", ")))
     }
 }
 

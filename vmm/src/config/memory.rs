@@ -1,6 +1,6 @@
 //! `--memory` and `--memory-zone`.
 
-use super::options::{ByteSize, options};
+use super::options::{ByteSize, NO_KEYS, options};
 use std::path::PathBuf;
 
 options! {
@@ -21,7 +21,7 @@ options! {
         /// Let the host use transparent huge pages.
         ["thp"] thp: bool = true,
         /// The zones.
-        [nested &[]] zones: Option<Vec<MemoryZoneConfig>> = None,
+        [nested NO_KEYS] zones: Option<Vec<MemoryZoneConfig>> = None,
     }
 }
 

@@ -132,6 +132,9 @@ macro_rules! options {
 }
 pub(crate) use options;
 
+/// The keys of a part that has an option of its own.
+pub(crate) const NO_KEYS: &[Field] = &[];
+
 /// Joins the key tables of a struct's fields.
 pub(crate) const fn concat_fields<const N: usize>(tables: &[&'static [Field]]) -> [Field; N] {
     let blank =
@@ -325,7 +328,7 @@ mod tests {
 
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(default)]
-    struct Inner {
+    pub struct Inner {
         depth: u32,
     }
 

@@ -1,0 +1,102 @@
+//! The host's side of a test: image files, commands, network interfaces.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A folder of the test's own, removed with this.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty folder.
+    ///
+    /// # Panics
+    /// When the host has no room for one.
+    pub fn new() -> Self {
+        let base = std::env::temp_dir();
+        for n in 0..1000 {
+            let path = base.join(format!("vivarium-test-{}-{n}", std::process::id()));
+            if std::fs::create_dir(&path).is_ok() {
+                return Self(path);
+            }
+        }
+        panic!("no folder can be made in {}", base.display());
+    }
+
+    /// A path in the folder.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A sparse file of `size` bytes.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn sparse(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.join(name);
+        std::fs::File::create(&path).and_then(|file| file.set_len(size)).expect("a file can be made");
+        path
+    }
+}
+
+impl Default for Folder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a shell command on the host and returns what it printed.
+///
+/// # Panics
+/// When it fails.
+pub fn shell(command: &str) -> String {
+    let output = Command::new("sh").args(["-ec", command]).output().expect("there is a shell");
+    assert!(
+        output.status.success(),
+        "{command}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+///
+/// # Panics
+/// When it cannot be read.
+pub fn sha256(path: &Path) -> String {
+    let text = shell(&format!("sha256sum '{}'", path.display()));
+    text.split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+/// A tap with an address, removed with this.
+pub struct Tap {
+    /// Its name.
+    pub name: String,
+}
+
+impl Tap {
+    /// Makes a tap, with `queues` pairs of queues, and gives it `address` (with its prefix length).
+    ///
+    /// # Panics
+    /// When the host does not permit it.
+    pub fn new(name: &str, queues: u32, address: &str) -> Self {
+        let multi = if queues > 1 { "multi_queue" } else { "" };
+        shell(&format!(
+            "ip tuntap add dev {name} mode tap {multi} vnet_hdr; ip addr add {address} dev {name}; ip link set {name} up"
+        ));
+        Self { name: name.to_owned() }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.name]).output();
+    }
+}
