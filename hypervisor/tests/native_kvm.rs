@@ -45,8 +45,9 @@ impl Machine {
         let vm = kvm.create_vm().unwrap();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping.
-        let host_address =
-            unsafe { libc::mmap(std::ptr::null_mut(), MEMORY_SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let host_address = unsafe {
+            libc::mmap(std::ptr::null_mut(), MEMORY_SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
         assert_ne!(host_address, libc::MAP_FAILED);
         let memory = Memory(host_address.cast());
         let slot = MemorySlot {
@@ -150,7 +151,8 @@ fn a_doorbell_rings_without_an_exit_for_its_size_and_value_only() {
         0xe7, 0x60, // out 0x60, ax: another value
         0xe7, 0x40, // out 0x40, ax: detached meanwhile
     ]);
-    let bell = |offset, size, value| DoorbellAddress { offset, size, value, doorbell: Doorbell::new().unwrap() };
+    let bell =
+        |offset, size, value| DoorbellAddress { offset, size, value, doorbell: Doorbell::new().unwrap() };
     let any = bell(0x10, None, None);
     let word = bell(0x20, Some(2), None);
     let seven = bell(0x30, Some(2), Some(7));
@@ -239,7 +241,10 @@ fn the_end_of_a_level_triggered_pin_interrupt_is_reported() {
     // The handler ends the interrupt by the x2APIC's register: mov ecx, 0x80b; xor eax, eax; xor edx, edx; wrmsr.
     machine.write(
         0x2000,
-        &[0x66, 0xb9, 0x0b, 0x08, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30, 0xb0, 0x99, 0xe6, 0x10, 0xcf],
+        &[
+            0x66, 0xb9, 0x0b, 0x08, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30, 0xb0, 0x99, 0xe6,
+            0x10, 0xcf,
+        ],
     );
     let pin = machine.vm.ioapic_pin(5).unwrap();
     assert!(machine.vm.ioapic_pin(24).is_err());
@@ -290,7 +295,10 @@ fn a_kick_before_the_run_is_not_lost_and_completes_the_access_first() {
     kick.kick();
     assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
     assert_eq!(vcpu.x86_64().regs().unwrap().rax & 0xff, 0x77);
-    assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite { port: 0x30, data: [0x77], .. }), "it was taken once");
+    assert!(
+        matches!(vcpu.run().unwrap(), Exit::PortWrite { port: 0x30, data: [0x77], .. }),
+        "it was taken once"
+    );
 }
 
 #[test]

@@ -67,7 +67,8 @@ impl Kvm {
     /// # Errors
     /// When the file is missing, not permitted or not KVM, or when KVM lacks a needed capability.
     pub fn open(path: &Path) -> Result<Self> {
-        let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Missing { path: path.into() })?;
+        let c_path =
+            CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Missing { path: path.into() })?;
         let kvm = kvm_ioctls::Kvm::new_with_path(c_path).map_err(|errno| match errno.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ENOTDIR => Error::Missing { path: path.into() },
             libc::EACCES | libc::EPERM => Error::NotPermitted { path: path.into() },
@@ -94,7 +95,9 @@ impl Hypervisor for Kvm {
             match self.kvm.create_vm() {
                 Ok(fd) => break fd,
                 Err(errno) if errno.errno() == libc::EINTR => {}
-                Err(errno) => return Err(Error::Vm { what: "create a virtual machine", source: errno.into() }),
+                Err(errno) => {
+                    return Err(Error::Vm { what: "create a virtual machine", source: errno.into() });
+                }
             }
         };
         Ok(Arc::new(vm::KvmVm::new(fd)?))

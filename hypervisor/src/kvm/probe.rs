@@ -90,7 +90,8 @@ mod trial {
         fn new() -> Option<Self> {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             // SAFETY: makes a new mapping.
-            let page = unsafe { libc::mmap(null_mut(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+            let page =
+                unsafe { libc::mmap(null_mut(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
             (page != libc::MAP_FAILED).then_some(Self(page.cast()))
         }
 

@@ -133,7 +133,11 @@ fn decode(run: &mut kvm_run) -> Exit<'_> {
             let address = mmio.phys_addr;
             let length = (mmio.len as usize).min(mmio.data.len());
             let data = &mut mmio.data[..length];
-            if mmio.is_write != 0 { Exit::MmioWrite { address, data } } else { Exit::MmioRead { address, data } }
+            if mmio.is_write != 0 {
+                Exit::MmioWrite { address, data }
+            } else {
+                Exit::MmioRead { address, data }
+            }
         }
         KVM_EXIT_IOAPIC_EOI => {
             // SAFETY: as above.

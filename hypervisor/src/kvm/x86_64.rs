@@ -2,16 +2,16 @@
 
 use super::vcpu::KvmVcpu;
 use crate::x86_64::{
-    CpuidEntry, DebugRegs, Fpu, IOAPIC_PINS, LapicState, MpState, Msr, RESERVED_START, Regs, Sregs, VcpuEvents,
-    VcpuState, Xcrs,
+    CpuidEntry, DebugRegs, Fpu, IOAPIC_PINS, LapicState, MpState, Msr, RESERVED_START, Regs, Sregs,
+    VcpuEvents, VcpuState, Xcrs,
 };
 use crate::{Error, Result};
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-    KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, Msrs, Xsave, kvm_cpuid_entry2,
-    kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_xsave,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES,
+    KVM_MAX_MSR_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, Msrs, Xsave, kvm_cpuid_entry2, kvm_enable_cap, kvm_mp_state, kvm_msr_entry,
+    kvm_xsave,
 };
 use kvm_ioctls::{Cap, VmFd};
 use std::io;
@@ -24,7 +24,8 @@ const XSAVE_SIZE: usize = 4096;
 pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
     let failed = |what| move |errno: kvm_ioctls::Error| Error::Vm { what, source: errno.into() };
     vm.set_identity_map_address(RESERVED_START).map_err(failed("place the identity map"))?;
-    vm.set_tss_address((RESERVED_START + PAGE_SIZE) as usize).map_err(failed("place the task state segment"))?;
+    vm.set_tss_address((RESERVED_START + PAGE_SIZE) as usize)
+        .map_err(failed("place the task state segment"))?;
     enable(vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(IOAPIC_PINS))
         .map_err(failed("set up the split interrupt controller"))?;
     // With 32-bit APIC ids and without the quirk that takes id 255 for a broadcast, CPUs beyond the
@@ -65,11 +66,7 @@ fn cpuid_to_kvm(entry: &CpuidEntry) -> kvm_cpuid_entry2 {
 }
 
 impl KvmVcpu {
-    fn refused<T>(
-        &self,
-        what: &'static str,
-        result: std::result::Result<T, kvm_ioctls::Error>,
-    ) -> Result<T> {
+    fn refused<T>(&self, what: &'static str, result: std::result::Result<T, kvm_ioctls::Error>) -> Result<T> {
         result.map_err(|errno| self.failed(what, errno))
     }
 

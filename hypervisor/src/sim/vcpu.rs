@@ -1,0 +1,284 @@
+//! The monitor's side of a simulated CPU: performing what its program asks.
+
+use super::lane::{Lane, Step};
+use super::program::Running;
+use super::{Board, Program};
+use crate::{AddressSpace, Error, Exit, Kick, Result, Vcpu};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The largest memory access that exits, in bytes.
+const LARGEST_ACCESS: usize = 8;
+
+/// A simulated CPU.
+pub(super) struct SimVcpu {
+    pub(super) id: u32,
+    program: Option<Program>,
+    board: Arc<Board>,
+    pub(super) lane: Arc<Lane>,
+    running: Option<Running>,
+    /// The access under way.
+    access: Option<Access>,
+    /// The last exit was for part of `access`, which the next run completes.
+    presented: bool,
+    #[cfg(target_arch = "x86_64")]
+    pub(super) registers: Box<super::x86_64::Registers>,
+}
+
+/// An access that exits.
+struct Access {
+    target: Target,
+    /// What is written, or to be filled in.
+    data: Vec<u8>,
+    write: bool,
+    /// How much of `data` previous exits dealt with.
+    done: usize,
+}
+
+enum Target {
+    Port(u16),
+    Memory(u64),
+}
+
+/// How a step went on.
+enum Performed {
+    /// The program goes on with this.
+    Done(Vec<u8>),
+    /// It exits.
+    Exits(Access),
+}
+
+impl SimVcpu {
+    pub(super) fn new(id: u32, program: Option<Program>, board: Arc<Board>, lane: Arc<Lane>) -> Self {
+        Self {
+            id,
+            program,
+            board,
+            lane,
+            running: None,
+            access: None,
+            presented: false,
+            #[cfg(target_arch = "x86_64")]
+            registers: Box::default(),
+        }
+    }
+
+    /// The program starts anew with the next run.
+    pub(super) fn restart(&mut self) {
+        self.running = None;
+        self.access = None;
+        self.presented = false;
+        self.lane.change(|state| {
+            state.pending.clear();
+            state.in_service_level.clear();
+        });
+    }
+
+    /// Waits for the program's next step; `None`: the CPU was kicked.
+    fn next_step(&mut self) -> Result<Option<Step>> {
+        let lane = Arc::clone(&self.lane);
+        // A CPU that is not started waits, and so does one without a program.
+        let has_program = self.program.is_some();
+        let may_run = lane.wait(|state| {
+            if std::mem::take(&mut state.kicked) {
+                Some(false)
+            } else {
+                (state.started && has_program).then_some(true)
+            }
+        });
+        if !may_run {
+            return Ok(None);
+        }
+        if self.running.is_none()
+            && let Some(program) = &self.program
+        {
+            let running = Running::start(self.id, Arc::clone(program), Arc::clone(&lane))
+                .map_err(|source| Error::Vcpu { id: self.id, what: "start its program", source })?;
+            self.running = Some(running);
+        }
+        Ok(lane.wait(|state| {
+            let waits = match &state.step {
+                None => true,
+                Some(Step::Halt) => state.pending.is_empty(),
+                Some(Step::Ended { panic }) => panic.is_none(),
+                Some(_) => false,
+            };
+            if !waits {
+                return Some(state.step.take());
+            }
+            // A program that is computing will ask for something: a kick waits for that, so that a program
+            // stands at the same step whenever the kick came.
+            let computing = state.step.is_none();
+            (!computing && std::mem::take(&mut state.kicked)).then_some(None)
+        }))
+    }
+
+    /// Performs one step.
+    fn perform(&mut self, step: Step) -> Performed {
+        match step {
+            Step::PortRead { port, size } => Performed::Exits(Access {
+                target: Target::Port(port),
+                data: vec![0; usize::from(size)],
+                write: false,
+                done: 0,
+            }),
+            Step::PortWrite { port, data } => {
+                if self.board.ring(AddressSpace::Port, u64::from(port), &data) {
+                    return Performed::Done(Vec::new());
+                }
+                Performed::Exits(Access { target: Target::Port(port), data, write: true, done: 0 })
+            }
+            Step::Load { address, length } => {
+                let mut data = vec![0; length];
+                if length == 0 || self.board.slots.read(address, &mut data) {
+                    return Performed::Done(data);
+                }
+                Performed::Exits(Access { target: Target::Memory(address), data, write: false, done: 0 })
+            }
+            Step::Store { address, data } => {
+                if data.is_empty()
+                    || self.board.slots.write(address, &data)
+                    || self.board.ring(AddressSpace::Mmio, address, &data)
+                {
+                    return Performed::Done(Vec::new());
+                }
+                Performed::Exits(Access { target: Target::Memory(address), data, write: true, done: 0 })
+            }
+            Step::TakeInterrupt => Performed::Done(self.lane.change(|state| {
+                let Some((vector, level)) = state.pending.pop_last() else { return Vec::new() };
+                if level {
+                    state.in_service_level.insert(vector);
+                }
+                vec![vector]
+            })),
+            Step::SendInterrupt { cpu, vector } => {
+                self.board.apics.interrupt(cpu, vector, false);
+                Performed::Done(Vec::new())
+            }
+            Step::StartCpu { cpu } => {
+                self.board.apics.start(cpu);
+                Performed::Done(Vec::new())
+            }
+            Step::Advance { ns } => {
+                self.board.clock.advance(Duration::from_nanos(ns));
+                Performed::Done(Vec::new())
+            }
+            // The others are dealt with by `run`, or need nothing done.
+            Step::Halt | Step::EndOfInterrupt { .. } | Step::TripleFault | Step::Ended { .. } => {
+                Performed::Done(Vec::new())
+            }
+        }
+    }
+
+    /// The program goes on.
+    fn resume(&self, result: Vec<u8>) {
+        self.lane.change(|state| state.result = Some(result));
+    }
+
+    /// Completes the part of an access that the last exit was for.
+    fn complete_access(&mut self) {
+        if !std::mem::take(&mut self.presented) {
+            return;
+        }
+        let Some(mut access) = self.access.take() else { return };
+        access.done += access.length();
+        if access.done < access.data.len() {
+            self.access = Some(access);
+        } else {
+            self.resume(if access.write { Vec::new() } else { access.data });
+        }
+    }
+}
+
+impl Access {
+    /// How many bytes the next exit has: a small access is split where it crosses a multiple of eight bytes, as by a
+    /// processor; a block goes in naturally aligned pieces.
+    fn length(&self) -> usize {
+        let left = self.data.len() - self.done;
+        let Target::Memory(address) = self.target else { return left };
+        let at = address.wrapping_add(self.done as u64) as usize % LARGEST_ACCESS;
+        if self.data.len() <= LARGEST_ACCESS {
+            return left.min(LARGEST_ACCESS - at);
+        }
+        let natural = 1 << at.trailing_zeros().min(LARGEST_ACCESS.trailing_zeros());
+        natural.min(1 << left.ilog2())
+    }
+
+    fn exit(&mut self) -> Exit<'_> {
+        let length = self.length();
+        let done = self.done;
+        let data = &mut self.data[done..done + length];
+        match self.target {
+            Target::Port(port) if self.write => Exit::PortWrite { port, size: length as u8, data },
+            Target::Port(port) => Exit::PortRead { port, size: length as u8, data },
+            Target::Memory(address) => {
+                let address = address.wrapping_add(done as u64);
+                if self.write { Exit::MmioWrite { address, data } } else { Exit::MmioRead { address, data } }
+            }
+        }
+    }
+}
+
+impl Vcpu for SimVcpu {
+    fn run(&mut self) -> Result<Exit<'_>> {
+        self.complete_access();
+        while self.access.is_none() {
+            let Some(step) = self.next_step()? else { return Ok(Exit::Interrupted) };
+            match step {
+                Step::TripleFault => {
+                    self.resume(Vec::new());
+                    return Ok(Exit::TripleFault);
+                }
+                Step::EndOfInterrupt { vector } => {
+                    self.resume(Vec::new());
+                    if self.lane.change(|state| state.in_service_level.remove(&vector)) {
+                        return Ok(Exit::EndOfInterrupt { vector });
+                    }
+                }
+                Step::Ended { panic } => {
+                    let reason = panic.unwrap_or_default();
+                    return Ok(Exit::Failed {
+                        reason: format!("the program of CPU {} failed: {reason}", self.id),
+                    });
+                }
+                step => match self.perform(step) {
+                    Performed::Done(result) => self.resume(result),
+                    Performed::Exits(access) => self.access = Some(access),
+                },
+            }
+        }
+        match &mut self.access {
+            Some(_) if self.lane.change(|state| std::mem::take(&mut state.kicked)) => Ok(Exit::Interrupted),
+            Some(access) => {
+                self.presented = true;
+                Ok(access.exit())
+            }
+            None => Ok(Exit::Interrupted),
+        }
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.lane) as Arc<dyn Kick>
+    }
+
+    fn describe(&self) -> String {
+        let state = self.lane.state();
+        format!(
+            "simulated CPU {}: started {}, at {:?}, pending interrupts {:02x?}",
+            self.id, state.started, state.step, state.pending
+        )
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn x86_64(&mut self) -> &mut dyn crate::x86_64::VcpuState {
+        self
+    }
+}
+
+impl Drop for SimVcpu {
+    fn drop(&mut self) {
+        // The program's thread ends first.
+        self.running = None;
+        self.board.apics.remove(self.id);
+    }
+}
