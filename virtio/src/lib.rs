@@ -17,3 +17,12 @@ pub mod features;
 pub mod queue;
 
 mod host_memory;
+#[cfg(any(test, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+pub mod testing;

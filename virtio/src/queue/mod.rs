@@ -93,6 +93,9 @@ pub enum QueueError {
         /// Length in bytes.
         len: u32,
     },
+    /// A request that its device cannot even answer, such as one without room for a status.
+    #[error("a request {0}")]
+    Request(&'static str),
     /// The queue broke before.
     #[error("the queue is broken until it is reset")]
     Broken,
