@@ -100,6 +100,15 @@ def filtered(command, data):
     return result.stdout
 
 
+def depmod(root, version):
+    """Writes the lists of module dependencies under `root`."""
+    for path in ("/usr/sbin/depmod", "/sbin/depmod"):  # not on an ordinary user's PATH
+        if Path(path).exists():
+            run([path, "-b", root, version], "listing module dependencies")
+            return
+    raise Failure("depmod is missing: install the package kmod")
+
+
 class Modules:
     """The modules of one kernel: which need which, and their contents without compression and debug data."""
 
@@ -205,13 +214,5 @@ def _unpack_into(folder, name, companion):
         kernel = Kernel(folder, version)
         if not kernel.bzimage.exists() or not kernel.modules.is_dir():
             raise Failure(f"package {name} holds no boot/vmlinuz-{version} with its modules")
-        run([*_depmod(), "-b", folder, version], "listing module dependencies")
+        depmod(folder, version)
         replace(folder / "version", version + "\n")
-
-
-def _depmod():
-    """depmod is not on an ordinary user's PATH."""
-    for path in ("/usr/sbin/depmod", "/sbin/depmod"):
-        if Path(path).exists():
-            return [path]
-    raise Failure("depmod is missing: install the package kmod")

@@ -1,0 +1,153 @@
+"""What the guests boot, in the folder that tests find in VIVARIUM_GUESTS, one set per kernel series:
+
+    vmlinuz-6.12              the distribution's bzImage
+    vmlinux-6.12              the ELF inside it
+    initramfs-6.12.cpio       busybox, drivers, and the init described in `guest-init`
+    initramfs-tools-6.12.cpio the same, with file system, PCI and network tools and their libraries
+
+Sizes matter: in a nested host each megabyte costs boot time. Archives are not compressed, since emulated
+decompression costs more than reading."""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import kernels
+import packages
+from cpio import Archive
+from kernels import Modules
+from nested_image import busybox
+from places import CACHE, PROJECT, cache, lock, replace
+from report import Failure, command_line, note, run, step
+
+INIT = PROJECT / "scripts" / "lib" / "guest-init"
+
+# Loaded only for devices that are there; `?`: not in every kernel.
+MODULES = [
+    "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button",
+    "pvpanic_mmio?", "pvpanic_pci?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
+]  # fmt: skip
+
+# Programs of the larger variant, and the packages that hold them.
+TOOLS = {
+    "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "dumpe2fs": "e2fsprogs",
+    "fstrim": "util-linux", "lsblk": "util-linux", "lscpu": "util-linux", "blkdiscard": "util-linux",
+    "lspci": "pciutils", "ethtool": "ethtool", "ip": "iproute2", "iperf3": "iperf3",
+}  # fmt: skip
+
+
+def main():
+    ensure()
+    note(f"guests are in {CACHE}")
+    return 0
+
+
+def ensure(tools=True):
+    """Makes what is missing or out of date, for every series; returns the series, oldest first."""
+    packages.ensure(["busybox-static", *(sorted(set(TOOLS.values())) if tools else [])])
+    series = kernels.guest_series()
+    with lock("guests"):
+        for name in series:
+            _ensure_series(name, tools)
+    return series
+
+
+def _ensure_series(series, tools):
+    kernel = kernels.guest(series)
+    _place(f"vmlinuz-{series}", kernel.bzimage)
+    _place(f"vmlinux-{series}", kernel.vmlinux())
+    _write(f"initramfs-{series}.cpio", _archive(kernel))
+    if tools:
+        archive = _archive(kernel)
+        _add_tools(archive)
+        _write(f"initramfs-tools-{series}.cpio", archive)
+
+
+def _archive(kernel):
+    archive = Archive()
+    for folder in ("dev", "proc", "sys", "root", "tmp"):
+        archive.folder(folder)
+    archive.character_device("dev/console", 5, 1)
+    archive.character_device("dev/null", 1, 3, 0o666)
+    archive.program("bin/busybox", busybox())
+    archive.link("bin/sh", "busybox")
+    archive.program("init", INIT.read_bytes())
+    archive.file("etc/passwd", "root::0:0:root:/root:/bin/sh\n")
+    archive.file("etc/profile", "PS1='vivarium:\\w# '\n")
+    _add_modules(archive, kernel)
+    return archive
+
+
+def _add_modules(archive, kernel):
+    modules = Modules(kernel)
+    top = f"lib/modules/{kernel.version}"
+    with tempfile.TemporaryDirectory() as root:
+        for path in modules.closure(MODULES):
+            plain = re.sub(r"\.ko.*", ".ko", path)
+            data = modules.content(path)
+            archive.file(f"{top}/{plain}", data)
+            file = Path(root, top, plain)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        folder = Path(root, top)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("modules.builtin", "modules.order"):
+            shutil.copy(kernel.modules / name, folder)
+        kernels.depmod(root, kernel.version)
+        # What busybox's modprobe reads.
+        for name in ("modules.dep", "modules.alias"):
+            archive.file(f"{top}/{name}", (folder / name).read_bytes())
+
+
+def _add_tools(archive):
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+    libraries = set()
+    for name in TOOLS:
+        program = shutil.which(name, path=path)
+        if not program:
+            raise Failure(f"{name} is not where package {TOOLS[name]} puts it")
+        archive.program(f"usr/bin/{name}", Path(program).read_bytes())
+        libraries.update(re.findall(r"(/\S+) \(0x", run(["ldd", program], f"listing the libraries of {name}")))
+    # At the path the program was linked against, links followed: the loader looks for exactly that name.
+    for library in sorted(libraries):
+        archive.program(library.lstrip("/"), Path(library).read_bytes())
+    archive.link("usr/bin/mkfs.ext4", "mke2fs")
+    archive.link("sbin/ip", "/usr/bin/ip")
+    names = Path("/usr/share/misc/pci.ids")
+    if names.exists():
+        # Only the vendors that a guest can meet: Red Hat (virtio, bridges) and Intel.
+        archive.file("usr/share/misc/pci.ids", _vendors(names.read_text(errors="replace"), ("1af4", "1b36", "8086")))
+
+
+def _vendors(text, wanted):
+    kept, keep = [], False
+    for line in text.splitlines():
+        if line and not line[0].isspace() and not line.startswith("#"):
+            keep = line[:4].lower() in wanted
+        # Subsystem names, two tabs deep, are most of the file.
+        if keep and not line.startswith("\t\t"):
+            kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+def _place(name, source):
+    path = cache() / name
+    if path.is_symlink() and Path(os.path.realpath(path)) == source.resolve():
+        return
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(source, CACHE))
+
+
+def _write(name, archive):
+    path = cache() / name
+    data = archive.bytes()
+    if not path.exists() or path.read_bytes() != data:
+        with step(f"writing {name}"):
+            replace(path, data)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))
