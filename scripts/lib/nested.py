@@ -13,7 +13,7 @@ from terminal import Terminal
 DESCRIPTION = """A Linux with a complete /dev/kvm, emulated by QEMU, that sees this machine's files.
 
 Commands run as root in this machine's root file system. What they write goes to memory and is gone afterwards, except
-in /share, a folder that lasts as long as the command. /tmp is a tmpfs, /var/tmp an ext4 file system."""
+in /share, a folder that lasts as long as the command. /run is a tmpfs, /scratch an ext4 file system."""
 
 EXAMPLES = """examples:
   scripts/nested run ls -l /dev/kvm

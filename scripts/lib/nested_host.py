@@ -86,6 +86,9 @@ def job(argv, folder):
     chosen["PATH"] = chosen.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
     # Results put here reach the outer machine, as long as the command runs.
     chosen["VIVARIUM_NESTED_SHARE"] = "/share"
+    # Plain file systems, not the overlay: one in memory, and an ext4 for what a tmpfs cannot do.
+    chosen["TMPDIR"] = "/run/tmp"
+    chosen["VIVARIUM_SCRATCH"] = "/scratch"
     # Inside, the tests find a complete /dev/kvm.
     chosen["VIVARIUM_GROUND"] = "direct"
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(chosen.items())]

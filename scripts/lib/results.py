@@ -1,0 +1,55 @@
+"""What a test run came to: counts, the reasons of skips, and how both are read out of the test runners' reports.
+
+A test that finds that this machine lacks something it needs prints a line `@@SKIP reason` and returns."""
+
+import re
+import xml.etree.ElementTree as xml
+from dataclasses import dataclass, field
+
+SKIP_MARK = "@@SKIP "
+
+
+@dataclass
+class Results:
+    """Counts of checks and tests; a check is a step that passes or fails as a whole."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: list = field(default_factory=list)  # (what, why)
+
+    def add(self, other):
+        """Takes another's counts in."""
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def summary(self):
+        """The last line of scripts/test."""
+        return f"{self.passed} passed, {self.failed} failed, {len(self.skipped)} skipped"
+
+
+def of_junit(path):
+    """The results in nextest's JUnit report."""
+    results = Results()
+    for case in xml.parse(path).getroot().iter("testcase"):
+        name = f"{case.get('classname')} {case.get('name')}"
+        if case.find("failure") is not None or case.find("error") is not None:
+            results.failed += 1
+            continue
+        output = "".join(case.itertext())
+        reason = re.search(rf"^{SKIP_MARK}(.*)$", output, re.MULTILINE)
+        if reason:
+            results.skipped.append((name, reason[1].strip()))
+        else:
+            results.passed += 1
+    return results
+
+
+def of_libtest(text):
+    """The results in the output of `cargo test`."""
+    results = Results()
+    for passed, failed, ignored in re.findall(r"test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored", text):
+        results.passed += int(passed)
+        results.failed += int(failed)
+        results.skipped += [("a test", "marked `ignore`")] * int(ignored)
+    return results

@@ -1,0 +1,100 @@
+"""The Rust toolchain: the person's own where it is new enough, else the distribution's; and cargo's extra commands."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import packages
+from places import PROJECT
+from report import Failure, note, run, step
+
+# Versions of what is built from source when missing. Any version already installed will do.
+TOOLS = {"cargo-nextest": "0.9.143", "cargo-deny": "0.20.2", "cargo-fuzz": "0.13.2"}
+
+# What the workspace needs besides Rust: a linker and, for a few build scripts, a compiler.
+COMPILER = ["gcc", "libc6-dev", "binutils"]
+
+# Where the distribution keeps a Rust as new as its browsers need.
+DISTRIBUTION_RUST = {"bookworm": ["rustc-web", "cargo-web", "rust-web-clippy", "rustfmt-web"]}
+
+# These are run a few times and never delivered: building them fast counts more than their speed.
+QUICK_BUILD = {"CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
+
+
+def ensure():
+    """Makes sure of a linker and of a Rust as new as the workspace's `rust-version`, and puts cargo on PATH."""
+    packages.ensure(COMPILER)
+    _extend_path()
+    if _new_enough():
+        return
+    with step(f"installing Rust {_wanted()} or newer"):
+        _install()
+    _extend_path()
+    if not _new_enough():
+        raise Failure(f"Rust {_wanted()} or newer is needed, found {_version() or 'none'}: install it with rustup")
+
+
+def ensure_tool(name):
+    """Makes sure that `cargo NAME` works."""
+    if shutil.which(name):
+        return
+    with step(f"building {name} {TOOLS[name]}"):
+        command = ["cargo", "install", "--locked", "--debug", "--version", TOOLS[name], name]
+        run(command, f"installing {name}", env=QUICK_BUILD, cwd="/")
+    if not shutil.which(name):
+        raise Failure(f"{name} was installed, yet is not on PATH")
+
+
+def nightly():
+    """How to run a cargo that accepts unstable options: the words before `fuzz`, and the environment."""
+    if shutil.which("rustup"):
+        toolchains = subprocess.run(["rustup", "toolchain", "list"], capture_output=True, text=True, check=False).stdout
+        if re.search(r"^nightly", toolchains, re.MULTILINE):
+            return ["cargo", "+nightly"], {}
+    return ["cargo"], {"RUSTC_BOOTSTRAP": "1"}
+
+
+def _extend_path():
+    home = os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")
+    folder = f"{home}/bin"
+    if folder not in os.environ["PATH"].split(":"):
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+
+@cache
+def _wanted():
+    with open(PROJECT / "Cargo.toml", "rb") as file:
+        return tomllib.load(file)["workspace"]["package"]["rust-version"]
+
+
+def _version():
+    if not shutil.which("rustc") or not shutil.which("cargo"):
+        return None
+    result = subprocess.run(["rustc", "--version"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    match = re.match(r"rustc (\d+\.\d+)", result.stdout)
+    return match[1] if match else None
+
+
+def _new_enough():
+    version = _version()
+    return bool(version) and _numbers(version) >= _numbers(_wanted())
+
+
+def _numbers(version):
+    return [int(word) for word in version.split(".")[:2]]
+
+
+def _install():
+    offered = DISTRIBUTION_RUST.get(packages.codename())
+    if offered:
+        packages.ensure(offered)
+        return
+    # Debian 13, Ubuntu 24.04: the distribution packages rustup itself.
+    packages.ensure(["rustup"])
+    run(["rustup", "toolchain", "install", "stable", "--profile", "default"], "installing the stable toolchain")
+    run(["rustup", "default", "stable"], "choosing the stable toolchain")
+    note(f"Rust {_version()} is installed for this user")

@@ -1,0 +1,143 @@
+"""Tests of these scripts that need nothing installed: `python3 -m unittest selftest` in this folder."""
+
+import gzip
+import os
+import struct
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+import ground
+import kernels
+import nested_host
+import packages
+import report
+import results
+from cpio import Archive
+
+
+class Sources(unittest.TestCase):
+    """apt's two source formats."""
+
+    def test_one_line(self):
+        text = "# deb http://no/ x main\ndeb [arch=amd64 signed-by=/k.gpg] http://m/debian bookworm main contrib # why\n"
+        text += "deb-src http://m/debian bookworm main\n"
+        self.assertEqual(
+            packages._one_line_sources(text),
+            [{"uri": "http://m/debian", "suites": ["bookworm"], "components": ["main", "contrib"], "signed-by": "/k.gpg"}],
+        )
+
+    def test_deb822_with_comments_folding_and_disabled_stanzas(self):
+        text = "Types: deb deb-src\n# why\nURIs: http://m/debian\nSuites: trixie\n trixie-updates\nComponents: main\n"
+        text += "\nEnabled: no\nTypes: deb\nURIs: http://m/off\nSuites: sid\nComponents: main\n"
+        (entry,) = packages._deb822_sources(text)
+        self.assertEqual(entry["uri"], "http://m/debian")
+        self.assertEqual(entry["suites"], ["trixie", "trixie-updates"])
+
+    def test_version_order_is_numeric(self):
+        names = ["linux-image-6.1.0-10-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64"]
+        self.assertEqual(sorted(names, key=packages.version_order), names[::-1])
+
+
+class Archives(unittest.TestCase):
+    """What the kernel must be able to unpack."""
+
+    def test_cpio_reads_it_back(self):
+        if subprocess.run(["sh", "-c", "command -v cpio"], capture_output=True, check=False).returncode:
+            self.skipTest("cpio is not installed")
+        archive = Archive().file("a/b/c", b"x" * 5, 0o640).link("a/l", "b/c").program("run", "#!/bin/sh\n")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["cpio", "-i", "-d", "--quiet"], input=archive.bytes(), cwd=folder, check=True)
+            self.assertEqual(Path(folder, "a/b/c").read_bytes(), b"xxxxx")
+            self.assertEqual(os.readlink(Path(folder, "a/l")), "b/c")
+            self.assertTrue(os.access(Path(folder, "run"), os.X_OK))
+
+    def test_entries_are_aligned(self):
+        data = Archive().file("odd", b"123").bytes()
+        self.assertEqual(len(data) % 4, 0)
+        second = data.index(b"070701", 1)
+        self.assertEqual(second % 4, 0)
+
+
+class Kernels(unittest.TestCase):
+    """Taking a vmlinux out of a bzImage."""
+
+    @staticmethod
+    def image(payload):
+        header = bytearray(1024)
+        header[0x1F1] = 1
+        header[0x202:0x206] = b"HdrS"
+        struct.pack_into("<II", header, 0x248, 16, len(payload))
+        return bytes(header) + b"\xcc" * 16 + payload
+
+    def test_gzip(self):
+        elf = b"\x7fELF" + bytes(100)
+        self.assertEqual(kernels.extract_vmlinux(self.image(gzip.compress(elf) + struct.pack("<I", 104))), elf)
+
+    def test_nonsense_is_refused(self):
+        for data in (bytes(4096), self.image(b"what is this"), self.image(gzip.compress(b"no elf"))):
+            with self.assertRaises(report.Failure):
+                kernels.extract_vmlinux(data)
+
+    def test_modules_load_after_what_they_need(self):
+        with tempfile.TemporaryDirectory() as folder:
+            kernel = kernels.Kernel(Path(folder), "1")
+            kernel.modules.mkdir(parents=True)
+            (kernel.modules / "modules.dep").write_text("k/a.ko.xz: k/b-c.ko.xz k/d.ko.xz\nk/b-c.ko.xz: k/d.ko.xz\nk/d.ko.xz:\n")
+            (kernel.modules / "modules.builtin").write_text("k/e.ko\n")
+            modules = kernels.Modules(kernel)
+            self.assertEqual(modules.closure(["e", "a", "no?"]), ["k/d.ko.xz", "k/b-c.ko.xz", "k/a.ko.xz"])
+            with self.assertRaises(report.Failure):
+                modules.closure(["no"])
+
+
+class Reports(unittest.TestCase):
+    """Counting tests."""
+
+    JUNIT = """<testsuites><testsuite name="t">
+      <testcase name="good" classname="t"><system-out>ok</system-out></testcase>
+      <testcase name="bad" classname="t"><failure type="test failure"/><system-out>@@SKIP no</system-out></testcase>
+      <testcase name="absent" classname="t"><system-out>running
+@@SKIP no hugepages
+</system-out></testcase></testsuite></testsuites>"""
+
+    def test_junit(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
+            file.write(self.JUNIT)
+            file.flush()
+            found = results.of_junit(file.name)
+        self.assertEqual(found.summary(), "1 passed, 1 failed, 1 skipped")
+        self.assertEqual(found.skipped, [("t absent", "no hugepages")])
+
+    def test_libtest(self):
+        text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n"
+        text += "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n"
+        self.assertEqual(results.of_libtest(text).summary(), "4 passed, 2 failed, 1 skipped")
+
+
+class NestedJobs(unittest.TestCase):
+    """The script that carries a command into the nested host."""
+
+    def test_words_survive_and_status_is_the_commands(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = nested_host.job(["sh", "-c", 'printf "%s|" "$@"; pwd; exit 7', "x", "a b", "'q'", "$HOME"], folder)
+            done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, check=False)
+            self.assertEqual(done.stdout, f"a b|'q'|$HOME|{folder}\n")
+            self.assertEqual(done.returncode, 7)
+
+    def test_a_wrong_choice_of_ground_is_refused(self):
+        old = os.environ.get("VIVARIUM_GROUND")
+        os.environ["VIVARIUM_GROUND"] = "elsewhere"
+        try:
+            with self.assertRaises(report.Failure):
+                ground.ground()
+        finally:
+            if old is None:
+                del os.environ["VIVARIUM_GROUND"]
+            else:
+                os.environ["VIVARIUM_GROUND"] = old
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,334 @@
+"""scripts/test: sets up what it needs, runs every check and test, and sums up."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+
+import ground
+import guests
+import nested_host
+import packages
+import results
+import rust
+from places import BARE_GUEST, CACHE, PROJECT, TARGET, VIVARIUM
+from report import Failure, command_line, tail
+from results import Results
+
+EPILOG = """parts:
+  check   format, lints, documentation, dependencies, static build, these scripts
+  unit    tests that need no KVM, and the examples in the documentation
+  native  the bare-metal guest, on any kind of /dev/kvm
+  nested  stock Linux guests, on a real KVM, or in the nested host where there is none
+  fuzz    the committed corpora, then each target for a short while
+
+FILTER is a part of a test's, a test binary's or a fuzz target's name. The last line is always
+`N passed, N failed, N skipped`; the exit status is 0 when nothing failed.
+"""
+
+# Tests in these binaries need more than unit tests do; the name says what.
+NATIVE = "binary(/^native_/)"
+NESTED = "binary(/^linux_/)"
+
+FUZZ_SECONDS = 20
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="scripts/test", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", choices=list(PARTS), help="only this part")
+    parser.add_argument("filter", nargs="?", metavar="FILTER", help="only tests with this in their name")
+    options = parser.parse_args()
+    os.chdir(PROJECT)
+    began = time.monotonic()
+    run = Run(options.filter)
+    run.prepare()
+    for name in [options.part] if options.part else PARTS:
+        PARTS[name](run)
+    for what, why in run.results.skipped:
+        say(f"skipped: {what}: {why}")
+    if options.filter and run.results == Results():
+        say(f"no {options.part} test has `{options.filter}` in its name")
+        run.results.failed += 1
+    say(f"took {(time.monotonic() - began) / 60:.1f} minutes")
+    print(run.results.summary(), flush=True)
+    return 1 if run.results.failed else 0
+
+
+def check(run):
+    """All that looks at the source without running it."""
+    everything = [PROJECT, *(PROJECT / folder for folder in ("tests/guest", "fuzz"))]
+    for folder in everything:
+        if (folder / "Cargo.toml").exists():
+            name = "format" if folder == PROJECT else f"format of {folder.relative_to(PROJECT)}"
+            run.cargo(name, ["fmt", "--all", "--check"], folder=folder)
+    run.cargo("lints", ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+    run.cargo("documentation", ["doc", "--workspace", "--no-deps"], {"RUSTDOCFLAGS": "-D warnings"})
+    dependencies(run)
+    static_build(run)
+    scripts(run)
+
+
+def dependencies(run):
+    """Licences, duplicates and sources; and known vulnerabilities where their database can be had."""
+    if not (PROJECT / "deny.toml").exists():
+        run.skip("dependencies", "there is no deny.toml")
+        return
+    if not run.set_up("dependencies", rust.ensure_tool, "cargo-deny"):
+        return
+    run.cargo("dependencies", ["deny", "--workspace", "check", "bans", "licenses", "sources"])
+    fetched = subprocess.run(["cargo", "deny", "fetch", "db"], capture_output=True, check=False)
+    if fetched.returncode != 0:
+        run.skip("advisories", "the advisory database cannot be fetched from here")
+        return
+    run.cargo("advisories", ["deny", "--workspace", "check", "advisories"])
+
+
+def static_build(run):
+    """The binary must link statically; unoptimized, since only linking is in question."""
+    target = f"{os.uname().machine}-unknown-linux-gnu"
+    command = ["build", "--bin", "vivarium", "--target", target]
+    if run.cargo("static build", command, {"RUSTFLAGS": "-C target-feature=+crt-static"}):
+        headers = subprocess.run(
+            ["readelf", "-lW", TARGET / target / "debug" / "vivarium"], capture_output=True, text=True, check=False
+        ).stdout
+        if "LOAD" not in headers or "INTERP" in headers:
+            run.fail("static build", "the binary asks for a dynamic loader:\n" + headers)
+
+
+def scripts(run):
+    """These scripts: Python that compiles, its own tests, and shell that shellcheck accepts."""
+    library = PROJECT / "scripts" / "lib"
+    broken = []
+    for file in sorted(library.glob("*.py")):
+        try:
+            compile(file.read_text(), str(file), "exec")
+        except SyntaxError as error:
+            broken.append(f"{file}: {error}")
+    if broken:
+        run.fail("scripts", "\n".join(broken))
+        return
+    run.command("script tests", [sys.executable, "-B", "-m", "unittest", "-q", "selftest"], folder=library)
+    if run.set_up("shell scripts", packages.ensure, ["shellcheck"]):
+        run.command("shell scripts", ["shellcheck", "-x", "-S", "warning", *map(str, _shell_files())])
+
+
+def unit(run):
+    """Tests that need nothing of this machine."""
+    run.nextest("unit tests", f"not ({NATIVE} | {NESTED})")
+    if not run.filter:
+        run.libtest("documentation examples", ["test", "--workspace", "--doc"])
+
+
+def native(run):
+    """Tests with the bare-metal guest on this machine's /dev/kvm."""
+    if not ground.kvm_usable():
+        run.skip("native tests", "this user cannot open /dev/kvm")
+    elif run.build_machine("native tests"):
+        run.nextest("native tests", NATIVE)
+
+
+def nested(run):
+    """Tests that boot stock Linux."""
+    where = ground.ground()
+    if not run.set_up("nested tests", guests.ensure) or not run.build_machine("nested tests"):
+        return
+    if where == ground.NESTED and not run.set_up("nested tests", nested_host.snapshot):
+        return
+    variable = f"CARGO_TARGET_{os.uname().machine.upper()}_UNKNOWN_LINUX_GNU_RUNNER"
+    name = "stock Linux, in the nested host" if where == ground.NESTED else "stock Linux"
+    run.nextest(name, NESTED, {variable: str(PROJECT / "scripts" / "nested-runner")})
+
+
+def fuzz(run):
+    """Replays the corpora as ordinary tests, then lets each target look for more."""
+    folder = PROJECT / "fuzz"
+    if not (folder / "Cargo.toml").exists():
+        run.skip("fuzzing", "there is no fuzz/Cargo.toml")
+        return
+    manifest = tomllib.loads((folder / "Cargo.toml").read_text())
+    targets = [target["name"] for target in manifest.get("bin", []) if (run.filter or "") in target["name"]]
+    if not run.filter:
+        run.libtest("fuzz corpora", ["test", "--manifest-path", str(folder / "Cargo.toml")])
+    if not targets:
+        return
+    if not run.set_up("fuzzing", packages.ensure, ["g++"]) or not run.set_up("fuzzing", rust.ensure_tool, "cargo-fuzz"):
+        return
+    cargo, environment = rust.nightly()
+    # A toolchain that is not nightly may come without the sanitizer's runtime.
+    sanitizer = [] if "+nightly" in cargo else ["--sanitizer", "none"]
+    if not run.command("building fuzz targets", [*cargo, "fuzz", "build", *sanitizer], environment, count=False):
+        return
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1))) as pool:
+        for target, (status, output, spent) in pool.map(
+            lambda target: (target, _fuzz_one(cargo, environment, sanitizer, target)), targets
+        ):
+            rate = next((line.split()[-1] for line in output.splitlines() if "average_exec_per_sec" in line), "?")
+            run.finished(f"fuzz {target}, {rate} executions/s", status, output, spent)
+
+
+def _fuzz_one(cargo, environment, sanitizer, target):
+    found = TARGET / "fuzz-found" / target
+    found.mkdir(parents=True, exist_ok=True)
+    # New inputs go to the first folder: the committed corpus only grows by hand.
+    corpus = [str(found)]
+    if (PROJECT / "fuzz" / "corpus" / target).is_dir():
+        corpus.append(str(PROJECT / "fuzz" / "corpus" / target))
+    command = [*cargo, "fuzz", "run", *sanitizer, target, *corpus, "--", f"-max_total_time={FUZZ_SECONDS}"]
+    command += ["-print_final_stats=1", "-timeout=10"]
+    return _captured(command, environment)
+
+
+PARTS = {"check": check, "unit": unit, "native": native, "nested": nested, "fuzz": fuzz}
+
+
+class Run:
+    """One run of scripts/test: where results gather."""
+
+    def __init__(self, name_filter):
+        self.results = Results()
+        self.filter = name_filter
+        self._built = None  # whether the release build worked, once it was tried
+
+    def prepare(self):
+        """What every part needs. A failure here ends the run: nothing could be learnt."""
+        rust.ensure()
+        rust.ensure_tool("cargo-nextest")
+        packages.ensure(["acpica-tools", "iproute2", "e2fsprogs"])
+
+    def set_up(self, name, action, *arguments):
+        """Runs a preparation; when it fails, so has the check that needed it."""
+        try:
+            action(*arguments)
+            return True
+        except Failure as failure:
+            self.fail(name, f"{tail(failure.details)}\n{failure}".strip())
+            return False
+
+    def build_machine(self, name):
+        """Builds the monitor and the bare-metal guest, once."""
+        if self._built is None:
+            self._built = self.command("release build", ["cargo", "build", "--release", "--bin", "vivarium"], count=False)
+            self._built &= self.command("bare-metal guest", ["tests/guest/build", str(BARE_GUEST)], count=False)
+        elif not self._built:
+            self.fail(name, "the build failed above")
+        return self._built
+
+    def cargo(self, name, arguments, environment=None, folder=PROJECT):
+        """A check that is one cargo command."""
+        return self.command(name, ["cargo", *arguments], environment, folder)
+
+    def command(self, name, command, environment=None, folder=PROJECT, count=True):
+        """A check that is one command. Its output is shown when it fails. With `count` off it is only a preparation:
+        its success counts for nothing, its failure does."""
+        _begin(name)
+        status, output, spent = _captured(command, environment, folder)
+        return self.finished(name, status, f"$ {shlex.join(map(str, command))}\n{output}", spent, count)
+
+    def nextest(self, name, chosen, environment=None):
+        """Runs the tests that `chosen`, a nextest filter expression, selects."""
+        if self.filter:
+            chosen = f"({chosen}) & (test(~{self.filter}) | binary(~{self.filter}))"
+        report = TARGET / "nextest" / "ci" / "junit.xml"
+        report.unlink(missing_ok=True)
+        command = ["cargo", "nextest", "run", "--workspace", "--profile", "ci", "--no-tests", "pass", "-E", chosen]
+        environment = {**TEST_ENVIRONMENT, **(environment or {})}
+        _begin(name)
+        status, output, spent = _captured(command, environment)
+        found = results.of_junit(report) if report.exists() else Results()
+        if status != 0 and not found.failed:
+            found.failed = 1
+        self._tests(name, found, status, output, spent)
+
+    def libtest(self, name, arguments):
+        """Runs tests by cargo's own runner."""
+        _begin(name)
+        status, output, spent = _captured(["cargo", *arguments], TEST_ENVIRONMENT)
+        found = results.of_libtest(output)
+        if status != 0 and not found.failed:
+            found.failed = 1
+        self._tests(name, found, status, output, spent)
+
+    def finished(self, name, status, output, spent, count=True):
+        """Notes the end of one check."""
+        if status == 0:
+            self.results.passed += 1 if count else 0
+            say(f"ok      {spent:6.1f} s  {name}")
+            return True
+        say(f"FAILED  {spent:6.1f} s  {name}")
+        print(output, flush=True)
+        self.results.failed += 1
+        return False
+
+    def fail(self, name, why):
+        """Notes a check that failed."""
+        say(f"FAILED            {name}")
+        print(why, flush=True)
+        self.results.failed += 1
+
+    def skip(self, name, why):
+        """Notes a check that cannot run here."""
+        say(f"skipped           {name}: {why}")
+        self.results.skipped.append((name, why))
+
+    def _tests(self, name, found, status, output, spent):
+        say(f"{'ok    ' if status == 0 else 'FAILED'}  {spent:6.1f} s  {name}: {found.summary()}")
+        if status != 0:
+            print(output, flush=True)
+        self.results.add(found)
+
+
+# Where tests find what they run. Values in the environment win, to test another build.
+TEST_ENVIRONMENT = {
+    "VIVARIUM_BIN": os.environ.get("VIVARIUM_BIN", str(VIVARIUM)),
+    "VIVARIUM_GUESTS": os.environ.get("VIVARIUM_GUESTS", str(CACHE)),
+    # A folder on a file system that has direct I/O and can punch holes, for disk images.
+    "VIVARIUM_SCRATCH": os.environ.get("VIVARIUM_SCRATCH", "/var/tmp"),
+    "VIVARIUM_BARE_GUEST": os.environ.get("VIVARIUM_BARE_GUEST", str(BARE_GUEST)),
+}
+
+
+def say(text):
+    """A line of the report, which goes to standard output."""
+    if sys.stdout.isatty():
+        print("\r\x1b[K", end="")
+    print(text, flush=True)
+
+
+def _begin(name):
+    """Shows what runs at the moment, where the line can be overwritten."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K        {name} ...", end="", flush=True)
+
+
+def _captured(command, environment=None, folder=PROJECT):
+    began = time.monotonic()
+    result = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return result.returncode, result.stdout, time.monotonic() - began
+
+
+def _shell_files():
+    for file in sorted([*(PROJECT / "scripts").rglob("*"), PROJECT / ".ci" / "run", PROJECT / "tests" / "guest" / "build"]):
+        if file.is_file() and file.suffix not in (".py", ".md"):
+            first = file.read_bytes()[:64].split(b"\n")[0]
+            if b"bash" in first or file.suffix == ".sh":
+                yield file
+
+
+if __name__ == "__main__":
+    command_line(main)
