@@ -1,4 +1,7 @@
 //! Disks: image formats, I/O engines and the virtio block device.
+//!
+//! An [`image`] is what is on the host: it knows its size and how requests for parts of it become operations
+//! on files. An [`engine`] performs such operations without waiting. [`virtio_blk`] is what the guest sees.
 
 #![cfg_attr(
     not(test),
@@ -10,3 +13,8 @@
         clippy::arithmetic_side_effects
     )
 )]
+
+pub mod engine;
+mod host;
+pub mod image;
+pub mod virtio_blk;

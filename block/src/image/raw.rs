@@ -1,0 +1,117 @@
+//! Raw images: the disk's bytes are the file's or device's, in order.
+
+use super::open::file_size;
+use super::stream::{Layout, RawStream};
+use super::topology::Backing;
+use super::{Image, ResizeError, SECTOR, Stream, Topology};
+use crate::engine::{EngineError, EngineFile, Engines};
+use crate::host::{self, DirectAlignment};
+use machine::inspect::{Inspect, Value, json};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A raw image, opened.
+pub struct RawImage {
+    path: PathBuf,
+    file: Arc<File>,
+    backing: Backing,
+    read_only: bool,
+    size: AtomicU64,
+    topology: Topology,
+    alignment: Option<DirectAlignment>,
+    engines: Engines,
+}
+
+impl RawImage {
+    #[expect(clippy::too_many_arguments, reason = "only `open` calls it, which found all of these out")]
+    pub(super) fn new(
+        path: PathBuf,
+        file: File,
+        backing: Backing,
+        read_only: bool,
+        size: u64,
+        topology: Topology,
+        alignment: Option<DirectAlignment>,
+        engines: Engines,
+    ) -> Self {
+        let (file, size) = (Arc::new(file), AtomicU64::new(size));
+        Self { path, file, backing, read_only, size, topology, alignment, engines }
+    }
+}
+
+impl Image for RawImage {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn topology(&self) -> Topology {
+        self.topology
+    }
+
+    fn stream(&self, depth: u16) -> Result<Box<dyn Stream>, EngineError> {
+        let file = EngineFile { file: Arc::clone(&self.file), direct: self.alignment.is_some() };
+        // A request has one operation in flight at any time.
+        let engine = self.engines.engine(vec![file], u32::from(depth))?;
+        let layout = Layout {
+            alignment: self.alignment,
+            device: self.backing == Backing::Device,
+            logical_block: self.topology.logical_block,
+        };
+        Ok(Box::new(RawStream::new(engine, depth, layout)))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        host::fdatasync(self.file.as_raw_fd())
+    }
+
+    fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        let from = self.size();
+        if self.read_only {
+            return Err(ResizeError::ReadOnly);
+        }
+        if size % SECTOR.max(u64::from(self.topology.logical_block)) != 0 {
+            return Err(ResizeError::Unaligned(size));
+        }
+        if size < from {
+            return Err(ResizeError::Smaller { from, to: size });
+        }
+        let host = |source| ResizeError::Host { to: size, source };
+        let present = file_size(&self.file, self.backing).map_err(host)?;
+        if present < size {
+            match self.backing {
+                Backing::File => self.file.set_len(size).map_err(host)?,
+                Backing::Device => {
+                    let reason = format!("the device has {present} bytes");
+                    return Err(host(io::Error::new(io::ErrorKind::InvalidInput, reason)));
+                }
+            }
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Inspect for RawImage {
+    fn inspect(&self) -> Value {
+        json!({
+            "format": "raw",
+            "path": self.path.display().to_string(),
+            "backing": match self.backing { Backing::File => "file", Backing::Device => "block device" },
+            "size": self.size(),
+            "read_only": self.read_only,
+            "direct": self.alignment.is_some(),
+            "engine": if self.engines.uses_uring() { "io_uring" } else { "threads" },
+            "logical_block": self.topology.logical_block,
+            "physical_block": self.topology.physical_block,
+            "discard_granularity": self.topology.discard_granularity,
+        })
+    }
+}

@@ -1,0 +1,397 @@
+//! Runs one queue: takes chains, has the image do what they ask for, answers them.
+
+use super::Shared;
+use super::counters::Counters;
+use super::request::{self, HEADER, Parsed, Status};
+use crate::image::{Completed, Request, Stream};
+use machine::inspect::{Inspect, Value, json};
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use virtio::chain::{Chain, Segment};
+use virtio::device::{Progress, QueueHandler};
+use virtio::queue::{Queue, QueueError};
+
+/// The most requests started in one run, so that handlers on one worker take turns.
+const BUDGET: u32 = 128;
+/// Requests given to the host at once. Small enough that the driver can take results and make new requests while the host
+/// works on the next ones; larger ones save few system calls.
+const BATCH: u32 = 8;
+
+/// One queue's handler.
+pub(super) struct BlockHandler {
+    queue: Queue,
+    stream: Box<dyn Stream>,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    /// The driver can flush: without it, writes must always be stable.
+    can_flush: bool,
+    /// Dropped after the stream, which may still use the memory that their chains keep mapped.
+    slots: Vec<Slot>,
+    /// Slots without a request, the one used last at the end: its memory is warm.
+    free: Vec<u16>,
+    /// Segments of the request being started.
+    segments: Vec<Segment>,
+    /// Requests wait for the rate limit until then.
+    throttled: Option<u64>,
+    armed: bool,
+    /// Chains were pushed since the driver was last told.
+    pushed: bool,
+}
+
+/// A request in flight.
+#[derive(Default)]
+struct Slot {
+    chain: Chain,
+    doing: Doing,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Doing {
+    #[default]
+    Nothing,
+    Read {
+        length: u64,
+    },
+    Write {
+        length: u64,
+        stable: bool,
+    },
+    Flush,
+    /// Discarding or zeroing the ranges before `next`, of `ranges`.
+    Ranges {
+        zero: bool,
+        next: u32,
+        ranges: u32,
+        length: u64,
+        stable: bool,
+    },
+}
+
+/// What became of an attempt to start a request.
+enum Started {
+    Yes,
+    /// There is none.
+    Nothing,
+    /// Not before that time.
+    Throttled(u64),
+}
+
+impl BlockHandler {
+    pub(super) fn new(
+        queue: Queue,
+        stream: Box<dyn Stream>,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+            can_flush: bool,
+    ) -> Self {
+        let size = queue.size();
+        Self {
+            queue,
+            stream,
+            shared,
+            counters,
+            can_flush,
+            slots: std::iter::repeat_with(Slot::default).take(usize::from(size)).collect(),
+            free: (0..size).rev().collect(),
+            segments: Vec::new(),
+            throttled: None,
+            armed: false,
+            pushed: false,
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Whether a write that is answered now must have become stable.
+    fn write_through(&self) -> bool {
+        !self.can_flush || !self.shared.write_back()
+    }
+
+    /// Takes the next chain and starts what it asks for.
+    fn start_next(&mut self) -> Started {
+        let Some(tag) = self.free.last().copied() else { return Started::Nothing };
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return Started::Nothing };
+        // An error has been told to the driver; nothing comes from the queue until it is reset.
+        if !matches!(self.queue.pop(&mut slot.chain), Ok(true)) {
+            return Started::Nothing;
+        }
+        let Some(room) = request::status_offset(&slot.chain) else {
+            self.counters.refused.add(1);
+            self.queue.fail(QueueError::Request("has no place for its status"));
+            return Started::Nothing;
+        };
+        let parsed = request::parse(&slot.chain, self.shared.image.size(), self.shared.image.read_only());
+        let bytes = match parsed {
+            Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => length,
+            _ => 0,
+        };
+        if let Err(until) = self.shared.limit(bytes) {
+            self.queue.unpop(slot.chain.token());
+            self.counters.throttled.add(1);
+            return Started::Throttled(until);
+        }
+        self.free.pop();
+        match parsed {
+            Ok(parsed) => self.start(tag, parsed, room),
+            Err(status) => {
+                self.counters.refused.add(1);
+                self.answer(tag, status, 0);
+            }
+        }
+        Started::Yes
+    }
+
+    fn start(&mut self, tag: u16, parsed: Parsed, room: u64) {
+        let stable = self.write_through();
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
+        self.segments.clear();
+        let request = match parsed {
+            Parsed::Read { offset, length } => {
+                slot.doing = Doing::Read { length };
+                slot.chain.append_writable(0, length, &mut self.segments);
+                Request::Read { offset, into: &self.segments }
+            }
+            Parsed::Write { offset, length } => {
+                slot.doing = Doing::Write { length, stable };
+                slot.chain.append_readable(HEADER, length, &mut self.segments);
+                Request::Write { offset, from: &self.segments, stable }
+            }
+            Parsed::Flush => {
+                slot.doing = Doing::Flush;
+                Request::Flush
+            }
+            Parsed::GetId { .. } => {
+                let id = &self.shared.id;
+                let id = id.get(..id.len().min(usize::try_from(room).unwrap_or(usize::MAX))).unwrap_or(id);
+                let written = slot.chain.write_at(0, id) as u64;
+                self.counters.get_ids.add(1);
+                return self.answer(tag, Status::Ok, written);
+            }
+            Parsed::Discard { ranges } | Parsed::WriteZeroes { ranges } => {
+                let zero = matches!(parsed, Parsed::WriteZeroes { .. });
+                slot.doing = Doing::Ranges { zero, next: 0, ranges, length: 0, stable };
+                return self.next_range(tag);
+            }
+        };
+        // SAFETY: the slot's chain keeps the memory mapped, and is left alone until the request is over.
+        unsafe { self.stream.submit(tag, request) };
+    }
+
+    /// Starts the next range of a request that has some, or ends it after the last.
+    fn next_range(&mut self, tag: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
+        let Doing::Ranges { zero, next, ranges, length, stable } = &mut slot.doing else { return };
+        if *next >= *ranges {
+            let (zero, length) = (*zero, *length);
+            let (count, bytes) = if zero {
+                (&self.counters.write_zeroes, &self.counters.write_zeroes_bytes)
+            } else {
+                (&self.counters.discards, &self.counters.discard_bytes)
+            };
+            count.add(1);
+            bytes.add(length);
+            return self.answer(tag, Status::Ok, 0);
+        }
+        // They were checked, but the driver may have changed them since.
+        let range = match request::range(&slot.chain, *next, *zero, self.shared.image.size()) {
+            Ok(range) => range,
+            Err(status) => {
+                self.counters.refused.add(1);
+                return self.answer(tag, status, 0);
+            }
+        };
+        *next = next.saturating_add(1);
+        *length = length.saturating_add(range.length);
+        let (offset, length) = (range.offset, range.length);
+        let request = if *zero {
+            Request::WriteZeroes { offset, length, unmap: range.unmap, stable: *stable }
+        } else {
+            Request::Discard { offset, length }
+        };
+        // SAFETY: these requests have no segments.
+        unsafe { self.stream.submit(tag, request) };
+    }
+
+    /// The image is done with a request, or with a part of it.
+    fn completed(&mut self, Completed { tag, result }: Completed) {
+        let Some(slot) = self.slots.get(usize::from(tag)) else { return };
+        let doing = slot.doing;
+        if let Err(error) = result {
+            self.count_error(doing, &error);
+            return self.answer(tag, Status::IoError, 0);
+        }
+        match doing {
+            Doing::Write { length, stable: false } if self.write_through() => {
+                self.flush_late(tag, Doing::Write { length, stable: true });
+            }
+            Doing::Ranges { zero: true, next, ranges, length, stable: false } if self.write_through() => {
+                self.flush_late(tag, Doing::Ranges { zero: true, next, ranges, length, stable: true });
+            }
+            Doing::Read { length } => {
+                self.counters.reads.add(1);
+                self.counters.read_bytes.add(length);
+                self.answer(tag, Status::Ok, length);
+            }
+            Doing::Write { length, .. } => {
+                self.counters.writes.add(1);
+                self.counters.write_bytes.add(length);
+                self.answer(tag, Status::Ok, 0);
+            }
+            Doing::Flush => {
+                self.counters.flushes.add(1);
+                self.answer(tag, Status::Ok, 0);
+            }
+            Doing::Ranges { .. } => self.next_range(tag),
+            Doing::Nothing => {}
+        }
+    }
+
+    /// The driver turned the write-back cache off while a write was under way: makes it stable before going on with `then`.
+    fn flush_late(&mut self, tag: u16, then: Doing) {
+        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
+            slot.doing = then;
+        }
+        // SAFETY: a flush has no segments.
+        unsafe { self.stream.submit(tag, Request::Flush) };
+    }
+
+    fn count_error(&self, doing: Doing, error: &io::Error) {
+        if error.raw_os_error() == Some(libc::ENOSPC) {
+            self.counters.no_space.add(1);
+        }
+        // At the 1st, 2nd, 4th, 8th...: a broken disk fails every request a guest can make.
+        let errors = self.counters.io_errors.add(1);
+        if errors.is_power_of_two() {
+            tracing::warn!(errors, "{}: the host failed a disk request ({doing:?}): {error}", self.shared.name);
+        }
+    }
+
+    /// Gives a request's chain back to the driver, `written` bytes of data before the status.
+    fn answer(&mut self, tag: u16, status: Status, written: u64) {
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
+        slot.doing = Doing::Nothing;
+        let at = request::status_offset(&slot.chain).unwrap_or(0);
+        let status = slot.chain.write_at(at, &[status as u8]) as u64;
+        // All bytes up to the status are only said to be written if they were.
+        let written = if written == at { at.saturating_add(status) } else { written };
+        self.queue.push(slot.chain.token(), u32::try_from(written).unwrap_or(u32::MAX));
+        self.free.push(tag);
+        self.pushed = true;
+    }
+
+    fn take_completed(&mut self) {
+        while let Some(completed) = self.stream.complete() {
+            self.completed(completed);
+        }
+    }
+
+    fn tell_driver(&mut self) {
+        if std::mem::take(&mut self.pushed) {
+            self.queue.notify();
+        }
+    }
+
+    fn disarm(&mut self) {
+        if std::mem::take(&mut self.armed) {
+            self.stream.disarm();
+            self.queue.disable_notifications();
+        }
+    }
+}
+
+impl QueueHandler for BlockHandler {
+    fn run(&mut self) -> Progress {
+        self.disarm();
+        self.take_completed();
+        self.throttled = None;
+        let mut progress = Progress::More;
+        let mut batch = 0_u32;
+        for _ in 0..BUDGET {
+            match self.start_next() {
+                Started::Yes => {
+                    batch = batch.saturating_add(1);
+                    if batch >= BATCH {
+                        batch = 0;
+                        self.stream.kick();
+                        self.take_completed();
+                        self.queue.flush();
+                    }
+                    continue;
+                }
+                Started::Nothing => progress = Progress::Idle,
+                Started::Throttled(until) => {
+                    self.throttled = Some(until);
+                    progress = Progress::Until(until);
+                }
+            }
+            break;
+        }
+        self.stream.kick();
+        self.take_completed();
+        // What completions made necessary, such as the rest of a short transfer.
+        self.stream.kick();
+        self.tell_driver();
+        progress
+    }
+
+    fn arm(&mut self) -> bool {
+        self.armed = true;
+        let stream = self.stream.arm();
+        // Requests that must wait are no reason to wake up.
+        let queue = self.throttled.is_none() && self.queue.enable_notifications();
+        stream || queue
+    }
+
+    fn has_work(&self) -> bool {
+        (self.throttled.is_none() && self.queue.has_available()) || self.stream.has_work()
+    }
+
+    fn event_sources(&self) -> Vec<RawFd> {
+        vec![self.stream.event()]
+    }
+
+    fn quiesce(&mut self) -> bool {
+        self.disarm();
+        loop {
+            self.stream.kick();
+            self.take_completed();
+            if self.idle() {
+                break;
+            }
+            // The rest ends later, and wakes the worker.
+            self.armed = true;
+            if !self.stream.arm() {
+                break;
+            }
+            self.disarm();
+        }
+        self.tell_driver();
+        self.idle()
+    }
+
+    fn queues(&self) -> Vec<&Queue> {
+        vec![&self.queue]
+    }
+
+    fn into_queues(self: Box<Self>) -> Vec<Queue> {
+        let Self { queue, stream, .. } = *self;
+        // Waits for what is in flight, which is nothing when quiescent.
+        drop(stream);
+        vec![queue]
+    }
+}
+
+impl Inspect for BlockHandler {
+    fn inspect(&self) -> Value {
+        json!({
+            "engine": self.stream.engine(),
+            "in_flight": self.slots.len().saturating_sub(self.free.len()),
+            "throttled": self.throttled.is_some(),
+            "counters": self.counters.inspect(),
+            "queue": self.queue.inspect(),
+        })
+    }
+}

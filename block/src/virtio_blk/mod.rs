@@ -1,0 +1,313 @@
+//! The virtio block device (virtio 1.2, 5.2).
+//!
+//! Each queue is run by a handler of its own with its own way to the image, so queues share nothing but the image, the
+//! cache mode and the rate limit.
+
+pub mod config;
+mod counters;
+mod handler;
+mod request;
+
+use crate::image::{Image, ResizeError};
+use config::{FLUSH, MQ, Space};
+use counters::Counters;
+use handler::BlockHandler;
+use machine::inspect::{Inspect, Value, json};
+use machine::state::{Saved, SavedFields, SavedState, StateError};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use thiserror::Error;
+use virtio::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
+use virtio::rate_limit::RateLimiter;
+
+/// Length of the identification string, `VIRTIO_BLK_ID_BYTES`.
+pub const ID_BYTES: usize = 20;
+
+/// Most queues of one disk.
+pub const QUEUES_MAX: u16 = 256;
+
+/// What a disk looks like to the guest, beyond its image.
+#[derive(Clone)]
+pub struct BlockOptions {
+    /// For messages.
+    pub name: String,
+    /// What the guest sees as the disk's serial number, up to 20 bytes.
+    pub serial: String,
+    /// Number of queues, 1 to 256.
+    pub queues: u16,
+    /// Entries in each queue, a power of two from 4 to 32768.
+    pub queue_size: u16,
+    /// Whether writes may stay in the host's cache until flushed, until the driver says otherwise.
+    pub write_back: bool,
+    /// Limit on bytes and requests. Disks given clones of one limiter share the limit.
+    pub limiter: Option<RateLimiter>,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self {
+            name: "disk".into(),
+            serial: String::new(),
+            queues: 1,
+            queue_size: 256,
+            write_back: true,
+            limiter: None,
+        }
+    }
+}
+
+/// Why a disk cannot be made.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BlockError {
+    /// Too many queues, or none.
+    #[error("num_queues={0}: a disk has 1 to 256 queues")]
+    Queues(u16),
+    /// A queue size that virtio does not have.
+    #[error("queue_size={0}: a queue's size is a power of two from 4 to 32768")]
+    QueueSize(u16),
+    /// A serial number that does not fit.
+    #[error("serial={0}: a serial number has at most 20 bytes")]
+    Serial(String),
+}
+
+/// What the device, its handlers and its controls share.
+struct Shared {
+    name: String,
+    image: Arc<dyn Image>,
+    id: [u8; ID_BYTES],
+    write_back: AtomicBool,
+    limiter: Option<RateLimiter>,
+    config_changed: Mutex<Option<ConfigChange>>,
+}
+
+impl Shared {
+    fn write_back(&self) -> bool {
+        self.write_back.load(Ordering::SeqCst)
+    }
+
+    fn limit(&self, bytes: u64) -> Result<(), u64> {
+        self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.consume(bytes))
+    }
+
+    fn config_changed(&self) -> MutexGuard<'_, Option<ConfigChange>> {
+        self.config_changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A virtio block device.
+pub struct Block {
+    shared: Arc<Shared>,
+    queues: u16,
+    queue_size: u16,
+    write_back_default: bool,
+    /// Of each queue, over all activations.
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Block {
+    /// A disk of `image`.
+    ///
+    /// # Errors
+    /// When the options are out of range.
+    pub fn new(image: Arc<dyn Image>, options: BlockOptions) -> Result<Self, BlockError> {
+        let BlockOptions { name, serial, queues, queue_size, write_back, limiter } = options;
+        if !(1..=QUEUES_MAX).contains(&queues) {
+            return Err(BlockError::Queues(queues));
+        }
+        if !queue_size.is_power_of_two() || queue_size < 4 {
+            return Err(BlockError::QueueSize(queue_size));
+        }
+        let mut id = [0; ID_BYTES];
+        match id.get_mut(..serial.len()) {
+            Some(place) => place.copy_from_slice(serial.as_bytes()),
+            None => return Err(BlockError::Serial(serial)),
+        }
+        let shared = Shared {
+            name,
+            image,
+            id,
+            write_back: AtomicBool::new(write_back),
+            limiter,
+            config_changed: Mutex::default(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            queues,
+            queue_size,
+            write_back_default: write_back,
+            counters: std::iter::repeat_with(Arc::default).take(usize::from(queues)).collect(),
+        })
+    }
+
+    /// A handle on the disk that stays valid when the device has been given to its transport.
+    pub fn control(&self) -> BlockControl {
+        BlockControl(Arc::clone(&self.shared))
+    }
+
+    fn space(&self) -> Space {
+        let image = &self.shared.image;
+        Space {
+            size: image.size(),
+            topology: image.topology(),
+            queues: self.queues,
+            queue_size: self.queue_size,
+            write_back: self.shared.write_back(),
+            read_only: image.read_only(),
+        }
+    }
+
+    /// Switches between write-back and write-through. On the way to write-through, what is in the host's cache is made
+    /// stable first: the driver will not flush any more. This waits for the storage, on the CPU that asked for it; if it
+    /// fails the switch does not happen, which the driver sees when it reads the mode back.
+    fn set_write_back(&self, write_back: bool) -> io::Result<()> {
+        let before = self.shared.write_back.swap(write_back, Ordering::SeqCst);
+        if before
+            && !write_back
+            && let Err(error) = self.shared.image.flush()
+        {
+            self.shared.write_back.store(true, Ordering::SeqCst);
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+/// Controls a disk while its device is in use. Clones control the same disk.
+#[derive(Clone)]
+pub struct BlockControl(Arc<Shared>);
+
+impl BlockControl {
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.image.size()
+    }
+
+    /// Makes the disk larger and tells the driver.
+    ///
+    /// # Errors
+    /// When the image would become smaller, or cannot be extended.
+    pub fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        self.0.image.resize(size)?;
+        if let Some(changed) = self.0.config_changed().as_ref() {
+            changed.notify();
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u16 {
+        2
+    }
+
+    fn features(&self) -> u64 {
+        self.space().features()
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.queue_size; usize::from(self.queues)]
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        self.space().read(offset, data);
+    }
+
+    fn config_write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(write_back) = config::written_write_back(offset, data)
+            && let Err(error) = self.set_write_back(write_back)
+        {
+            tracing::warn!("{}: stays in write-back mode, since flushing failed: {error}", self.shared.name);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
+        let Activation { features, queues, config_changed, .. } = activation;
+        if queues.first().is_none_or(|(index, _)| *index != 0) {
+            return Err(ActivateError::QueueMissing(0));
+        }
+        let queues_allowed = if features & MQ == 0 { 1 } else { self.queues };
+        let mut tasks = Vec::with_capacity(queues.len());
+        for (index, queue) in queues {
+            let Some(counters) = self.counters.get(usize::from(index)).filter(|_| index < queues_allowed) else {
+                return Err(ActivateError::Unsupported("the driver enabled several queues without VIRTIO_BLK_F_MQ"));
+            };
+            let stream = self.shared.image.stream(queue.size()).map_err(|error| ActivateError::Host {
+                what: "cannot start a queue of a disk",
+                source: io::Error::other(error),
+            })?;
+            let handler = BlockHandler::new(
+                queue,
+                stream,
+                Arc::clone(&self.shared),
+                Arc::clone(counters),
+                features & FLUSH != 0,
+            );
+            tasks.push(QueueTask {
+                name: format!("q{index}"),
+                queues: vec![index],
+                handler: Box::new(handler),
+            });
+        }
+        *self.shared.config_changed() = Some(config_changed);
+        Ok(tasks)
+    }
+
+    fn reset(&mut self) {
+        *self.shared.config_changed() = None;
+        self.shared.write_back.store(self.write_back_default, Ordering::SeqCst);
+    }
+}
+
+impl Inspect for Block {
+    fn inspect(&self) -> Value {
+        let counters: Vec<Value> = self.counters.iter().map(|counters| counters.inspect()).collect();
+        let id = self.shared.id.split(|byte| *byte == 0).next().unwrap_or_default();
+        json!({
+            "image": self.shared.image.inspect(),
+            "serial": String::from_utf8_lossy(id),
+            "write_back": self.shared.write_back(),
+            "queue_size": self.queue_size,
+            "rate_limit": self.shared.limiter.as_ref().map(Inspect::inspect),
+            "queues": counters,
+        })
+    }
+}
+
+/// Saved state: what the driver set, and what it knows of the disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct BlockState {
+    /// The cache mode.
+    write_back: bool,
+    /// The disk's size, in bytes.
+    size: u64,
+}
+
+impl SavedFields for BlockState {
+    const KIND: &'static str = "virtio-blk";
+    const VERSION: u32 = 1;
+}
+
+impl Saved for Block {
+    fn save(&self) -> Result<SavedState, StateError> {
+        let size = self.shared.image.size();
+        SavedState::of(&BlockState { write_back: self.shared.write_back(), size })
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        self.reset();
+        let BlockState { write_back, size } = state.read()?;
+        let present = self.shared.image.size();
+        if present < size {
+            let reason = format!("the disk had {size} bytes, and its image has only {present}");
+            return Err(StateError::Value { kind: BlockState::KIND, reason });
+        }
+        self.shared.write_back.store(write_back, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
