@@ -1,4 +1,7 @@
 //! Serial ports, RTC, power, console, entropy: what a guest sees besides disks and networks.
+//!
+//! Platform devices are one module each and implement [`platform::PlatformDevice`]; virtio devices are in
+//! [`virtio`]. What a console's output and input are connected to on the host is in [`host_console`].
 
 #![cfg_attr(
     not(test),
@@ -10,3 +13,17 @@
         clippy::arithmetic_side_effects
     )
 )]
+
+pub mod acpi;
+pub mod debug_console;
+pub mod host_console;
+pub mod i8042;
+pub mod ioapic;
+pub mod legacy_ports;
+pub mod platform;
+pub mod pvpanic;
+pub mod rtc;
+pub mod serial;
+
+#[cfg(test)]
+mod conformance;
