@@ -1,1 +1,7 @@
-//! What makes a machine an x86_64 one: memory layout, CPU setup, boot protocols, firmware tables.
+//! What makes a machine the architecture it is: memory layout, CPU setup, boot protocols, firmware tables.
+//!
+//! Nothing here runs while the guest does: the machine thread asks for a layout, loads a kernel into
+//! guest memory, writes tables, and gives each CPU its state.
+
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;

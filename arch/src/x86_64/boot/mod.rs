@@ -1,0 +1,188 @@
+//! Loads a kernel and what it is told at its entry.
+//!
+//! The kernel's content chooses how it is entered:
+//!
+//! | content | entry |
+//! |---|---|
+//! | bzImage (Linux, 64-bit) | [`Protocol::Linux64`], 0x200 after where it is loaded |
+//! | ELF with a PVH note | [`Protocol::Pvh`], where the note says |
+//! | ELF without one (an uncompressed `vmlinux`) | [`Protocol::Linux64`], at the ELF's entry |
+//!
+//! Everything in a file is checked before it is used: a hostile one gives an error.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod bzimage;
+mod e820;
+mod elf;
+mod error;
+mod file;
+mod linux;
+pub(super) mod long_mode;
+mod pvh;
+mod recognize;
+
+pub use e820::{E820Entry, E820Type, e820};
+pub use error::{BootError, CommandLineError, InitramfsError, KernelError};
+pub use file::BootFile;
+
+use super::layout::{self, MemoryLayout, PAGE_SIZE};
+use file::{Contents, write};
+use machine::bus::Range;
+use machine::memory::{GuestAddress, Memory};
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Linux's 64-bit boot protocol: long mode, RSI points to `boot_params`.
+    Linux64,
+    /// Xen's PVH: 32-bit protected mode without paging, EBX points to `hvm_start_info`.
+    Pvh,
+}
+
+/// Where the boot CPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPoint {
+    /// In which mode, and with which registers.
+    pub protocol: Protocol,
+    /// The first instruction.
+    pub address: GuestAddress,
+    /// `boot_params` or `hvm_start_info`.
+    pub boot_data: GuestAddress,
+}
+
+/// A kernel in guest memory, and what it says of itself.
+struct Kernel {
+    protocol: Protocol,
+    entry: u64,
+    /// From its first byte to the end of what it needs to start.
+    range: Range,
+    /// Linux's setup header, as in the file; empty if it has none.
+    setup_header: Vec<u8>,
+    /// The last address an initramfs may have.
+    initramfs_last: u64,
+    /// The longest command line it takes, in bytes without the NUL.
+    command_line_limit: u64,
+}
+
+/// The longest command line of an x86 Linux, in bytes without the NUL.
+const LINUX_COMMAND_LINE_LIMIT: u64 = 2047;
+
+/// Loads a kernel, its initramfs and command line, and writes all it is told, below 1 MiB.
+///
+/// `rsdp` is where ACPI's root pointer is or will be. Memory need not be zero before.
+///
+/// # Errors
+/// When a file cannot be read or is not what it should be, or does not fit in the machine's memory.
+pub fn load_kernel(
+    memory: &Memory,
+    layout: &MemoryLayout,
+    kernel: &mut impl BootFile,
+    initramfs: Option<&mut impl BootFile>,
+    command_line: &str,
+    rsdp: GuestAddress,
+) -> Result<EntryPoint, BootError> {
+    let kernel = place_kernel(memory, layout, kernel)?;
+    let initramfs = match initramfs {
+        Some(file) => Some(place_initramfs(memory, layout, &kernel, file)?),
+        None => None,
+    };
+    write_command_line(memory, &kernel, command_line)?;
+    let boot_data = match kernel.protocol {
+        Protocol::Linux64 => {
+            long_mode::write_page_tables(memory, layout.low_ram_end())?;
+            linux::write_zero_page(memory, layout, &kernel, initramfs, command_line.len(), rsdp)?
+        }
+        Protocol::Pvh => pvh::write_start_info(memory, layout, initramfs, rsdp)?,
+    };
+    long_mode::write_gdt(memory, kernel.protocol)?;
+    Ok(EntryPoint { protocol: kernel.protocol, address: GuestAddress(kernel.entry), boot_data })
+}
+
+/// Reads the kernel into memory.
+fn place_kernel(
+    memory: &Memory,
+    layout: &MemoryLayout,
+    file: &mut impl BootFile,
+) -> Result<Kernel, KernelError> {
+    let mut contents = Contents::new(file).map_err(KernelError::Read)?;
+    let mut head = [0; recognize::HEAD_SIZE];
+    let head_size = contents.read_at_most(0, &mut head).map_err(KernelError::Read)?;
+    let head = head.get(..head_size).unwrap_or_default();
+    if head.is_empty() {
+        Err(KernelError::Empty)
+    } else if elf::is_elf(head) {
+        elf::load(memory, layout, &mut contents)
+    } else if bzimage::is_bzimage(head) {
+        bzimage::load(memory, layout, &mut contents, head)
+    } else {
+        Err(KernelError::NotAKernel { looks_like: recognize::looks_like(head) })
+    }
+}
+
+/// Checks that what a kernel needs is RAM that is free.
+fn check_kernel_range(layout: &MemoryLayout, range: Range) -> Result<(), KernelError> {
+    let end = range.start.saturating_add(range.size);
+    if range.start < layout::HIGH_RAM {
+        return Err(KernelError::TooLow { start: range.start });
+    }
+    if end > layout.low_ram_end() {
+        return Err(KernelError::NeedsMoreMemory { start: range.start, end, ram_end: layout.low_ram_end() });
+    }
+    Ok(())
+}
+
+/// Reads the initramfs into the highest memory it may have, out of the kernel's way.
+fn place_initramfs(
+    memory: &Memory,
+    layout: &MemoryLayout,
+    kernel: &Kernel,
+    file: &mut impl BootFile,
+) -> Result<Range, InitramfsError> {
+    let mut contents = Contents::new(file).map_err(InitramfsError::Read)?;
+    let mut first = [0; 1];
+    if contents.read_at_most(0, &mut first).map_err(InitramfsError::Read)? == 0 {
+        return Err(InitramfsError::Empty);
+    }
+    let size = contents.size();
+    let kernel_end = kernel.range.start.saturating_add(kernel.range.size);
+    let bottom = kernel_end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
+    let top = layout.low_ram_end().min(kernel.initramfs_last.saturating_add(1));
+    let start = top.checked_sub(size).map(|start| start & !PAGE_SIZE.wrapping_sub(1));
+    let Some(start) = start.filter(|&start| start >= bottom) else {
+        return Err(InitramfsError::TooLarge { size, available: top.saturating_sub(bottom) });
+    };
+    contents.load(memory, 0, GuestAddress(start), size).map_err(InitramfsError::Read)?;
+    Ok(Range { start, size })
+}
+
+/// Writes the command line with its NUL.
+fn write_command_line(memory: &Memory, kernel: &Kernel, command_line: &str) -> Result<(), BootError> {
+    let length = command_line.len() as u64;
+    let limit = kernel.command_line_limit.min(layout::COMMAND_LINE_SIZE.saturating_sub(1));
+    if length > limit {
+        return Err(CommandLineError::TooLong { length, limit }.into());
+    }
+    if let Some(position) = command_line.bytes().position(|byte| byte == 0) {
+        return Err(CommandLineError::Nul { position }.into());
+    }
+    if kernel.protocol == Protocol::Pvh && length > LINUX_COMMAND_LINE_LIMIT {
+        tracing::warn!("the command line has {length} bytes: Linux reads {LINUX_COMMAND_LINE_LIMIT} of them");
+    }
+    let mut bytes = Vec::with_capacity(command_line.len().saturating_add(1));
+    bytes.extend_from_slice(command_line.as_bytes());
+    bytes.push(0);
+    write(memory, layout::COMMAND_LINE, &bytes)
+}
+
+#[cfg(test)]
+mod tests;

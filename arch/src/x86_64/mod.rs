@@ -1,0 +1,7 @@
+//! The x86_64 machine.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpu;
+pub mod layout;
+pub mod smbios;
