@@ -136,9 +136,7 @@ mod tests {
     fn windows_outside_the_allowed_ranges_are_not_mapped() {
         let mut placement = placement();
         let straddling = memory(0, 0x1f00, 0x200);
-        for bad in
-            [memory(0, 0xf00, 0x100), straddling, memory(0, u64::MAX & !0xff, 0x100), memory(0, 0x3000, 1)]
-        {
+        for bad in [memory(0, 0xf00, 0x100), straddling, memory(0, !0xff, 0x100), memory(0, 0x3000, 1)] {
             assert_eq!(placement.update(function(1), vec![bad]), Changes::default(), "{bad:?}");
         }
         // Spaces do not collide with each other.

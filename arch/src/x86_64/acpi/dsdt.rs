@@ -1,0 +1,283 @@
+//! The DSDT: devices that cannot be discovered, and methods.
+
+use super::fixed::last_bus;
+use super::table::TableWriter;
+use super::{AcpiConfig, EVENT_POWER_BUTTON, EventDevice, InterruptPins, IsaDevice, SLEEP_TYPE_S5};
+use crate::x86_64::layout::SegmentWindows;
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
+    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
+    Method, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path,
+    ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+};
+use machine::bus::Range;
+
+/// `_STA`: present, enabled, shown, working.
+const STATUS_WORKING: u8 = 0xf;
+
+/// What an operating system may control natively when it asks in `_OSC` (PCI Firmware 3.3, 4.5.1): hotplug, power
+/// management events, error reporting, the PCIe capability, latency tolerance. Not granted: the older hotplug
+/// controller's registers, which do not exist.
+const PCIE_CONTROL: u32 = 0b11_1101;
+
+/// Notification of a control-method power button: pressed.
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// Makes the DSDT.
+pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
+    let mut devices = Vec::with_capacity(4096);
+    motherboard(config, &mut devices);
+    if !config.segments.is_empty() {
+        pin_routes(config.interrupt_pins, &mut devices);
+    }
+    for (segment, number) in config.segments.iter().zip(0u16..) {
+        root(segment, number, &mut devices);
+    }
+    power_button(&mut devices);
+    event_device(config.events, &mut devices);
+    for (port, number) in config.serial.iter().zip(0u8..) {
+        serial(*port, number, &mut devices);
+    }
+    if let Some(rtc) = config.rtc {
+        isa_device("RTC0", "PNP0B00", rtc, 2, &mut devices);
+    }
+    if let Some(port) = config.pvpanic {
+        pvpanic(port, &mut devices);
+    }
+    let mut aml = Scope::raw("\\_SB_".into(), devices);
+    let sleep = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
+    Name::new("\\_S5_".into(), &sleep).to_aml_bytes(&mut aml);
+    // Revision 2 and later: integers have 64 bits.
+    let mut table = TableWriter::new(*b"DSDT", 2);
+    table.bytes(&aml);
+    table.finish()
+}
+
+/// Resources that belong to no device, so that nobody else is given them: ECAMs, and the ports of the registers.
+/// Linux uses an ECAM only if it is reserved so.
+fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
+    let mut resources: Vec<Box<dyn Aml>> = Vec::new();
+    for segment in &config.segments {
+        let Range { start, size } = segment.ecam;
+        resources.push(match (u32::try_from(start), u32::try_from(size)) {
+            (Ok(start), Ok(size)) => Box::new(Memory32Fixed::new(true, start, size)),
+            _ => Box::new(memory_window(segment.ecam)),
+        });
+    }
+    let registers = config.registers;
+    let mut ports = vec![
+        (registers.sleep_status, 1),
+        (registers.sleep_control, 1),
+        (registers.reset, 1),
+        (config.events.port, 4),
+    ];
+    ports.extend(registers.pm_timer.map(|port| (port, 4)));
+    ports.retain(|(port, _)| *port != 0);
+    for (port, length) in ports {
+        resources.push(Box::new(IO::new(port, port, 1, length)));
+    }
+    let resources = ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect());
+    Device::new(
+        "MBRD".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// `PRTS`: which interrupt each pin of each device on a root bus is wired to. All segments share it.
+fn pin_routes(pins: InterruptPins, out: &mut Vec<u8>) {
+    let mut routes = PackageBuilder::new();
+    for device in 1..32u8 {
+        for pin in 1..=4u8 {
+            let address = u32::from(device) << 16 | 0xffff;
+            let gsi = pins.gsi(device, pin);
+            routes.add_element(&Package::new(vec![&address, &(pin - 1), &ZERO, &gsi]));
+        }
+    }
+    Name::new("PRTS".into(), &routes).to_aml_bytes(out);
+}
+
+/// A PCI Express root bridge (PCI Firmware 3.3, 4).
+fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
+    let mut resources: Vec<Box<dyn Aml>> =
+        vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
+    if number == 0 {
+        // The configuration ports.
+        resources.push(Box::new(IO::new(0xcf8, 0xcf8, 1, 8)));
+    }
+    if let Some((first, last)) = segment.io.and_then(ends).and_then(narrow) {
+        resources.push(Box::new(AddressSpace::new_io(first, last, None)));
+    }
+    if let Some((first, last)) = ends(segment.bars_32).and_then(narrow) {
+        let cacheable = AddressSpaceCacheable::NotCacheable;
+        resources.push(Box::new(AddressSpace::new_memory(cacheable, true, first, last, None)));
+    }
+    if ends(segment.bars_64).is_some() {
+        resources.push(Box::new(memory_window(segment.bars_64)));
+    }
+    let resources = ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect());
+    Device::new(
+        Path::new(&format!("PC{:02X}", number & 0xff)),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_SEG".into(), &number),
+            &Name::new("_UID".into(), &number),
+            &Name::new("_BBN".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+            &Method::new("_PRT".into(), 0, false, vec![&Return::new(&Path::new("\\_SB_.PRTS"))]),
+            &OperatingSystemCapabilities,
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// `_OSC` of a root bridge: grants [`PCIE_CONTROL`].
+struct OperatingSystemCapabilities;
+
+impl Aml for OperatingSystemCapabilities {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let (uuid, revision, buffer) = (Arg(0), Arg(1), Arg(3));
+        let (first, control) = (Path::new("CDW1"), Path::new("CDW3"));
+        let masked = Local(0);
+        let set_error = |bit: u32| (bit, Path::new("CDW1"));
+        let (masked_bit, revision_bit, uuid_bit) = (set_error(0x10), set_error(0x08), set_error(0x04));
+        Method::new(
+            "_OSC".into(),
+            4,
+            // It makes named objects, so only one call at a time.
+            true,
+            vec![
+                &CreateDWordField::new(&Path::new("CDW1"), &buffer, &ZERO),
+                &If::new(
+                    &Equal::new(&uuid, &Uuid::new("33db4d5b-1ff7-401c-9657-7441c03dd766")),
+                    vec![
+                        &CreateDWordField::new(&Path::new("CDW3"), &buffer, &8u8),
+                        &And::new(&masked, &control, &PCIE_CONTROL),
+                        &If::new(
+                            &NotEqual::new(&masked, &control),
+                            vec![&Or::new(&masked_bit.1, &first, &masked_bit.0)],
+                        ),
+                        &If::new(
+                            &NotEqual::new(&revision, &1u8),
+                            vec![&Or::new(&revision_bit.1, &first, &revision_bit.0)],
+                        ),
+                        &Store::new(&control, &masked),
+                    ],
+                ),
+                &Else::new(vec![&Or::new(&uuid_bit.1, &first, &uuid_bit.0)]),
+                &Return::new(&buffer),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The power button, as a device (ACPI 6.5, 4.8.3.2).
+fn power_button(out: &mut Vec<u8>) {
+    Device::new(
+        "PWRB".into(),
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)],
+    )
+    .to_aml_bytes(out);
+}
+
+/// The generic event device (ACPI 6.5, 5.6.9). Its method reads which events there are, and tells each one's
+/// device.
+fn event_device(events: EventDevice, out: &mut Vec<u8>) {
+    let interrupt = Interrupt::new(true, true, false, false, events.gsi);
+    let pending = Local(0);
+    let register = Path::new("ESEL");
+    // One line for each kind of event: its bit, whom to tell, and what.
+    let power_button = Path::new("\\_SB_.PWRB");
+    let notify = Notify::new(&power_button, &BUTTON_PRESSED);
+    Device::new(
+        "GED0".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &OpRegion::new("EREG".into(), OpRegionSpace::SystemIO, &events.port, &4u8),
+            &Field::new(
+                "EREG".into(),
+                FieldAccessType::DWord,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::WriteAsZeroes,
+                vec![FieldEntry::Named(*b"ESEL", 32)],
+            ),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![
+                    // Reading takes the events, so it is done once. The `And` has no target.
+                    &Store::new(&pending, &register),
+                    &If::new(&And::new(&ZERO, &pending, &EVENT_POWER_BUTTON), vec![&notify]),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// A 16550A serial port.
+fn serial(port: IsaDevice, number: u8, out: &mut Vec<u8>) {
+    let interrupt = Interrupt::new(true, true, false, false, port.gsi);
+    let ports = IO::new(port.port, port.port, 1, 8);
+    Device::new(
+        Path::new(&format!("COM{}", (number + 1) % 10)),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &number),
+            &Name::new("_DDN".into(), &format!("COM{}", number + 1)),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+fn isa_device(name: &str, id: &str, device: IsaDevice, ports: u8, out: &mut Vec<u8>) {
+    let interrupt = Interrupt::new(true, true, false, false, device.gsi);
+    let ports = IO::new(device.port, device.port, 1, ports);
+    Device::new(
+        Path::new(name),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new(id)),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// The device to which a guest reports a panic; Linux knows it by this id.
+fn pvpanic(port: u16, out: &mut Vec<u8>) {
+    Device::new(
+        "PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 1)])),
+            &Name::new("_STA".into(), &STATUS_WORKING),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// A window of memory in 64-bit form.
+fn memory_window(range: Range) -> AddressSpace<u64> {
+    let cacheable = AddressSpaceCacheable::NotCacheable;
+    AddressSpace::new_memory(cacheable, true, range.start, range.last(), None)
+}
+
+/// First and last address; `None` for an empty range.
+fn ends(range: Range) -> Option<(u64, u64)> {
+    (range.size > 0).then(|| (range.start, range.last()))
+}
+
+fn narrow((first, last): (u64, u64)) -> Option<(u32, u32)> {
+    Some((u32::try_from(first).ok()?, u32::try_from(last).ok()?))
+}

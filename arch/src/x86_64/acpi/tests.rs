@@ -1,0 +1,248 @@
+//! The tables are read back by `iasl`, the reference implementation's disassembler and compiler, and walked from
+//! the RSDP in guest memory as an operating system does.
+
+use super::*;
+use machine::memory::GuestRam;
+use std::process::Command;
+use std::sync::Arc;
+
+const PLACE: Range = Range { start: 0xc_0000, size: 0x2_ff00 };
+const RSDP: GuestAddress = GuestAddress(0xe_ffc0);
+
+fn config() -> AcpiConfig {
+    let segment = |n: u64| SegmentWindows {
+        ecam: Range { start: if n == 0 { 0xe000_0000 } else { (1 << 36) + (n << 28) }, size: 1 << 28 },
+        bars_32: Range { start: 0xc000_0000 + (n << 24), size: 1 << 24 },
+        bars_64: Range { start: (n + 1) << 40, size: 1 << 40 },
+        io: (n == 0).then_some(Range { start: 0x1000, size: 0xf000 }),
+    };
+    AcpiConfig {
+        cpus: (0..4).map(|n| Cpu { apic_id: n, enabled: n < 2, node: n % 2 }).collect(),
+        local_apic: 0xfee0_0000,
+        io_apic: IoApic { id: 0, address: 0xfec0_0000, first_gsi: 0 },
+        segments: (0..2).map(segment).collect(),
+        interrupt_pins: InterruptPins { first_gsi: 16, count: 8 },
+        memory: vec![
+            NodeMemory { node: 0, range: Range { start: 0, size: 1 << 30 }, hotplug: false },
+            NodeMemory { node: 1, range: Range { start: 1 << 32, size: 1 << 30 }, hotplug: true },
+        ],
+        distances: vec![vec![10, 20], vec![30, 10]],
+        registers: Registers {
+            sleep_status: 0x600,
+            sleep_control: 0x601,
+            reset: 0x602,
+            reset_value: 1,
+            pm_timer: Some(0x608),
+        },
+        events: EventDevice { port: 0x604, gsi: 5 },
+        serial: vec![IsaDevice { port: 0x3f8, gsi: 4 }],
+        rtc: Some(IsaDevice { port: 0x70, gsi: 8 }),
+        pvpanic: Some(0x505),
+    }
+}
+
+fn table(tables: &Tables, signature: &[u8; 4]) -> Vec<u8> {
+    tables.iter().find(|(found, _)| *found == signature).unwrap_or_else(|| panic!("{signature:?}")).1.to_vec()
+}
+
+/// Finds all tables in guest memory, starting from the RSDP, checking every checksum on the way.
+fn walk(memory: &Memory) -> Vec<([u8; 4], Vec<u8>)> {
+    let read = |address: u64, size: usize| {
+        let mut bytes = vec![0; size];
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    };
+    let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let read_table = |address: u64| {
+        assert_eq!(address % 16, 0);
+        let length = u32::from_le_bytes(read(address + 4, 4).try_into().unwrap());
+        let bytes = read(address, length as usize);
+        assert_eq!(sum(&bytes), 0, "checksum of the table at {address:#x}");
+        (<[u8; 4]>::try_from(&bytes[..4]).unwrap(), bytes)
+    };
+    let rsdp = read(RSDP.0, 36);
+    assert_eq!(&rsdp[..8], b"RSD PTR ");
+    assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+    let xsdt = read_table(u64_at(&rsdp, 24)).1;
+    let mut found = Vec::new();
+    for entry in xsdt[36..].chunks(8) {
+        let (signature, bytes) = read_table(u64_at(entry, 0));
+        if &signature == b"FACP" {
+            found.push(read_table(u64_at(&bytes, 140)));
+        }
+        found.push((signature, bytes));
+    }
+    found
+}
+
+#[test]
+fn all_tables_are_found_from_the_rsdp() {
+    let memory: Memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+    build(&config(), PLACE, RSDP).unwrap().write(&memory).unwrap();
+    let found: Vec<_> =
+        walk(&memory).into_iter().map(|(s, _)| String::from_utf8(s.to_vec()).unwrap()).collect();
+    assert_eq!(found, ["DSDT", "FACP", "APIC", "MCFG", "SRAT", "SLIT"]);
+
+    let plain = AcpiConfig { memory: Vec::new(), distances: Vec::new(), ..config() };
+    build(&plain, PLACE, RSDP).unwrap().write(&memory).unwrap();
+    assert_eq!(walk(&memory).len(), 4, "without NUMA nodes their tables are left out");
+}
+
+#[test]
+fn refusals_name_sizes_and_places() {
+    let error = build(&config(), Range { size: 256, ..PLACE }, RSDP).unwrap_err().to_string();
+    assert!(error.contains("and 256 are kept"), "{error}");
+    let memory: Memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+    let error = build(&config(), PLACE, RSDP).unwrap().write(&memory).unwrap_err().to_string();
+    assert!(error.contains("0xc0000"), "{error}");
+}
+
+#[test]
+fn large_apic_ids_have_the_x2apic_structures() {
+    let cpus = (0..300).map(|n| Cpu { apic_id: n, enabled: true, node: 0 }).collect();
+    let tables = build(&AcpiConfig { cpus, ..config() }, PLACE, RSDP).unwrap();
+    let count = |signature: &[u8; 4], first: usize| {
+        let bytes = table(&tables, signature);
+        let mut counts = [0; 16];
+        let mut at = first;
+        while at < bytes.len() {
+            counts[usize::from(bytes[at])] += 1;
+            at += usize::from(bytes[at + 1]);
+        }
+        assert_eq!(at, bytes.len(), "structures end with the table");
+        counts
+    };
+    let madt = count(b"APIC", 44);
+    assert_eq!((madt[0], madt[9], madt[1], madt[4], madt[10]), (255, 45, 1, 1, 1));
+    let srat = count(b"SRAT", 48);
+    assert_eq!((srat[0], srat[2], srat[1]), (255, 45, 2));
+}
+
+#[test]
+fn interrupt_pins_are_spread() {
+    let pins = InterruptPins { first_gsi: 16, count: 8 };
+    assert_eq!([pins.gsi(0, 1), pins.gsi(1, 1), pins.gsi(7, 2), pins.gsi(31, 4)], [16, 17, 16, 18]);
+}
+
+/// Runs iasl in `directory`; its output, and whether it succeeded. `None` when it is not installed.
+fn iasl(directory: &std::path::Path, arguments: &[&str]) -> Option<(String, bool)> {
+    let output = Command::new("iasl").args(arguments).current_dir(directory).output().ok()?;
+    let text = [output.stdout, output.stderr].concat();
+    Some((String::from_utf8_lossy(&text).into_owned(), output.status.success()))
+}
+
+/// Disassembles every table and compiles the outcome again. Returns each table's source.
+fn through_iasl(name: &str, config: &AcpiConfig) -> Option<Vec<(String, String)>> {
+    let directory = std::env::temp_dir().join(format!("vivarium-acpi-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let tables = build(config, PLACE, RSDP).unwrap();
+    let mut sources = Vec::new();
+    for (signature, bytes) in tables.iter() {
+        let name = String::from_utf8(signature.to_vec()).unwrap().to_lowercase();
+        let (aml, source) = (format!("{name}.aml"), format!("{name}.dsl"));
+        std::fs::write(directory.join(&aml), bytes).unwrap();
+        let (said, ok) = iasl(&directory, &["-d", &aml])?;
+        let lowered = said.to_lowercase();
+        assert!(
+            ok && !lowered.contains("error") && !lowered.contains("warning"),
+            "disassembling {name}: {said}"
+        );
+        let text = std::fs::read_to_string(directory.join(&source)).unwrap();
+        assert!(!text.contains("Invalid") && !text.contains("**** "), "{name}: {text}");
+        let (said, ok) = iasl(&directory, &["-p", "again", &source])?;
+        assert!(
+            ok && said.contains(" 0 Errors") && said.contains(" 0 Warnings"),
+            "compiling {name}: {said}\n{text}"
+        );
+        sources.push((name, text));
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
+    Some(sources)
+}
+
+#[test]
+fn iasl_takes_every_table() {
+    let Some(sources) = through_iasl("full", &config()) else {
+        eprintln!("skipped: iasl is not installed");
+        return;
+    };
+    let source = |name: &str| &sources.iter().find(|(found, _)| found == name).unwrap().1;
+    for (name, expected) in [
+        ("dsdt", "PNP0A08"),
+        ("dsdt", "Notify (\\_SB.PWRB, 0x80)"),
+        ("dsdt", "0x0000010000000000, // Range Minimum"),
+        ("facp", "Hardware Reduced (V5) : 1"),
+        ("facp", "Reset Register Supported (V2) : 1"),
+        ("apic", "Local Apic ID : 03"),
+        ("mcfg", "Base Address : 0000001010000000"),
+        ("srat", "Hot Pluggable : 1"),
+        ("slit", "Locality   1 : 1E 0A"),
+    ] {
+        let found = source(name).lines().any(|line| {
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            words(line).contains(&words(expected))
+        });
+        assert!(found, "{expected:?} is not in {name}:\n{}", source(name));
+    }
+}
+
+#[test]
+fn iasl_takes_a_machine_with_little_and_one_with_much() {
+    let little = AcpiConfig {
+        cpus: vec![Cpu { apic_id: 0, enabled: true, node: 0 }],
+        segments: config().segments[..1].to_vec(),
+        memory: Vec::new(),
+        distances: Vec::new(),
+        registers: Registers { pm_timer: None, ..config().registers },
+        serial: Vec::new(),
+        rtc: None,
+        pvpanic: None,
+        ..config()
+    };
+    through_iasl("little", &little);
+    let segment = config().segments[1];
+    let much = AcpiConfig {
+        cpus: (0..300).map(|n| Cpu { apic_id: n, enabled: true, node: n % 4 }).collect(),
+        segments: vec![segment; 64],
+        serial: (0..4).map(|n| IsaDevice { port: 0x2e8 + n * 0x10, gsi: 3 }).collect(),
+        ..config()
+    };
+    through_iasl("much", &much);
+}
+
+/// Runs `command` with the reference interpreter on the DSDT, its registers filled with `fill`. `None` when it is
+/// not installed.
+fn acpiexec(name: &str, fill: &str, command: &str) -> Option<String> {
+    let path = std::env::temp_dir().join(format!("vivarium-acpiexec-{name}-{}.aml", std::process::id()));
+    std::fs::write(&path, table(&build(&config(), PLACE, RSDP).unwrap(), b"DSDT")).unwrap();
+    let output = Command::new("acpiexec").args(["-fv", fill, "-b", command]).arg(&path).output();
+    std::fs::remove_file(&path).unwrap();
+    let output = output.ok()?;
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn methods_do_what_they_should_when_interpreted() {
+    // What an operating system hands to _OSC, and what comes back: status bits, and what it may control.
+    let pcie = "5B4DDB33F71F1C4096577441C03DD766";
+    let other = "004DDB33F71F1C4096577441C03DD766";
+    for (uuid, revision, asked, answer) in [
+        (pcie, 1, "1D000000", "00 00 00 00 00 00 00 00 1D 00 00 00"),
+        (pcie, 1, "FF000000", "10 00 00 00 00 00 00 00 3D 00 00 00"),
+        (pcie, 2, "01000000", "08 00 00 00 00 00 00 00 01 00 00 00"),
+        (other, 1, "FF000000", "04 00 00 00 00 00 00 00 FF 00 00 00"),
+    ] {
+        let call = format!("evaluate \\_SB.PC00._OSC ({uuid}) {revision} 3 (0000000000000000{asked})");
+        let Some(said) = acpiexec("osc", "0", &call) else {
+            eprintln!("skipped: acpiexec is not installed");
+            return;
+        };
+        assert!(said.contains(answer), "{call}: {said}");
+    }
+    for (fill, pressed) in [("0x01", true), ("0x02", false)] {
+        let said = acpiexec("ged", fill, "evaluate \\_SB.GED0._EVT 5").unwrap();
+        assert!(said.contains("No object was returned"), "{said}");
+        assert_eq!(said.contains("PWRB"), pressed, "events {fill}: {said}");
+    }
+}
