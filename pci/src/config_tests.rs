@@ -435,3 +435,57 @@ fn a_state_of_another_function_is_refused() {
     function.config_mut().restore(&state).unwrap();
     assert_eq!(read32(function.config(), 0), 0x5678_1234, "a saved state cannot change what is read-only");
 }
+
+/// Shows a space to `lspci`, as a dump of its own format. `None` when it is not installed.
+fn lspci(space: &ConfigSpace) -> Option<String> {
+    let mut dump = String::from("00:03.0 Unassigned class [ff00]: a function\n");
+    for row in (0..4096u16).step_by(16) {
+        let bytes = (0..4).flat_map(|dword| read32(space, row + dword * 4).to_le_bytes());
+        let bytes: Vec<_> = bytes.map(|byte| format!("{byte:02x}")).collect();
+        dump += &format!("{row:02x}: {}\n", bytes.join(" "));
+    }
+    let path = std::env::temp_dir().join(format!("vivarium-lspci-{}", std::process::id()));
+    std::fs::write(&path, dump).unwrap();
+    let output = std::process::Command::new("lspci").arg("-F").arg(&path).args(["-vvv", "-n"]).output();
+    std::fs::remove_file(&path).unwrap();
+    let output = output.ok()?;
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn lspci_reads_what_was_meant() {
+    let (mut function, _) = function();
+    let space = function.config_mut();
+    space.set_bar_address(0, 0x12_0000_0000);
+    space.set_bar_address(2, 0xc000_0100);
+    space.set_bar_address(3, 0x1010);
+    write32(space, 4, 7);
+    let Some(said) = lspci(space) else {
+        eprintln!("skipped: lspci is not installed");
+        return;
+    };
+    for expected in [
+        "00:03.0 0f00: 1234:5678 (rev 01)",
+        "Subsystem: 9abc:def0",
+        "Control: I/O+ Mem+ BusMaster+",
+        "Region 0: Memory at 1200000000 (64-bit, prefetchable)",
+        "Region 2: Memory at c0000100 (32-bit, non-prefetchable)",
+        "Region 3: I/O ports at 1010",
+        "Power Management version 3",
+        "NoSoftRst+",
+        "Express (v2) Root Complex Integrated Endpoint",
+        "FLReset+",
+        "MSI: Enable- Count=1/4 Maskable+ 64bit+",
+        "MSI-X: Enable- Count=4 Masked-",
+        "Vector table: BAR=0 offset=00000800",
+        "PBA: BAR=0 offset=00001000",
+        "Vendor Specific Information: Len=08",
+        "Device Serial Number 07-07-07-07-07-07-07-07",
+        "Vendor Specific Information: ID=0000 Rev=0 Len=00c",
+    ] {
+        assert!(said.contains(expected), "{expected:?} is not in:\n{said}");
+    }
+    for bad in ["broken", "nknown", "denied"] {
+        assert!(!said.contains(bad), "{bad:?} is in:\n{said}");
+    }
+}
