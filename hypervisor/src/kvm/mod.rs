@@ -35,7 +35,6 @@ const REQUIRED: &[(Cap, &str, &str)] = &[
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "doorbells"),
     (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH", "doorbells of any access size"),
     (Cap::MpState, "KVM_CAP_MP_STATE", "starting further CPUs"),
-    (Cap::OneReg, "KVM_CAP_ONE_REG", "CPU registers"),
 ];
 
 /// What is needed of KVM on x86_64 besides.
