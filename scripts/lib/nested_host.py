@@ -24,6 +24,14 @@ RAM_FILE_BYTES = 1 << 30
 ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "TERM", "LANG", "CI", "LD_LIBRARY_PATH", "TZ")
 ENVIRONMENT_PREFIXES = ("LC_", "RUST", "CARGO", "NEXTEST", "VIVARIUM", "INSTA_", "PROPTEST_")
 
+# There is no udev: the disk is known by the serial number it was given.
+FIND_DISK = """tries=0
+until disk_{name}=$(grep -lx {name} /sys/block/vd*/serial 2>/dev/null); do
+    [ $((tries += 1)) -lt 200 ] || {{ echo "the disk {name} did not appear" >&2; exit 125; }}
+    sleep 0.05
+done
+disk_{name}=/dev/$(echo "$disk_{name}" | cut -d/ -f4)"""
+
 LIBRARY = PROJECT / "scripts" / "lib"
 
 
@@ -61,12 +69,15 @@ def snapshot():
         return Snapshot(folder)
 
 
-def execute(argv, folder, standard_input=None, terminal=None, seconds=None):
-    """Runs `argv` in a fresh nested host, in the outer machine's folder `folder`; returns its exit status."""
+def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disks=None):
+    """Runs `argv` in a fresh nested host, in the outer machine's folder `folder`; returns its exit status. `disks`: raw
+    images by the names that replace `{name}` in the words of `argv` with the disk's device."""
     saved = snapshot()
     with saved.restore() as machine:
+        for name, path in (disks or {}).items():
+            machine.attach_disk(path, name)
         return machine.run(
-            job(argv, folder),
+            job(argv, folder, disks or {}),
             saved.kernel.modules,
             standard_input=standard_input,
             terminal=terminal,
@@ -74,8 +85,8 @@ def execute(argv, folder, standard_input=None, terminal=None, seconds=None):
         )
 
 
-def job(argv, folder):
-    """The shell script that runs `argv` with this process's chosen environment."""
+def job(argv, folder, disks=()):
+    """The shell script that runs `argv` with this process's chosen environment, once the disks are there."""
     lines = [f"cd {shlex.quote(str(folder))} || exit 125"]
     chosen = {
         name: value
@@ -92,7 +103,11 @@ def job(argv, folder):
     # Inside, the tests find a complete /dev/kvm.
     chosen["VIVARIUM_GROUND"] = "direct"
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(chosen.items())]
-    return "\n".join([*lines, f"exec {shlex.join(argv)}", ""])
+    command = shlex.join(argv)
+    for name in disks:
+        lines.append(FIND_DISK.format(name=name))
+        command = command.replace(f"{{{name}}}", f"'\"$disk_{name}\"'")
+    return "\n".join([*lines, f"exec {command}", ""])
 
 
 def _key():

@@ -10,8 +10,8 @@ INIT = PROJECT / "scripts" / "lib" / "nested-init"
 
 # Loaded before the snapshot. All others of the kernel's package can be loaded from a test, by modprobe.
 MODULES = [
-    "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "ext4", "crc32c_generic?", "brd", "loop", "fuse",
-    "kvm_amd", "tun", "tap", "vhost_net", "vhost_vsock", "bridge", "veth", "vfio_pci", "vfio_iommu_type1",
+    "virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "9pnet_virtio", "9p", "overlay", "ext4", "crc32c_generic?", "brd", "loop",
+    "fuse", "kvm_amd", "tun", "tap", "vhost_net", "vhost_vsock", "bridge", "veth", "vfio_pci", "vfio_iommu_type1",
 ]  # fmt: skip
 
 # Sizes brd's disk, the ext4 scratch space; pages are taken only as they are written.

@@ -25,6 +25,7 @@ COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check nokaslr panic=-1 oops=panic "
     "random.trust_cpu=on audit=0 nowatchdog"
 )
+SLOTS = 4
 PORTS = ("control", "stdin", "stdout", "stderr", "terminal")
 
 # Output that is still on its way when the command has ended, from processes that it left behind.
@@ -48,6 +49,7 @@ class Machine:
         self.share.mkdir()
         self._received = b""
         self._process = None
+        self._slots = iter(range(SLOTS))
         self.ports = {}
         try:
             self._start(kernel, initramfs, memory_file, restore_from)
@@ -121,6 +123,21 @@ class Machine:
             if "return" in reply:
                 return reply["return"]
         raise self.died()
+
+    def attach_disk(self, path, serial):
+        """Plugs in a raw image as a virtio disk with that serial number; what is written to it stays."""
+        slot = next(self._slots, None)
+        if slot is None:
+            raise Failure(f"nested host: no free slot for the disk {path}")
+        # A disk added during a restore would be taken as another machine's, and never be written.
+        while self.qmp("query-status")["status"] == "inmigrate":
+            time.sleep(0.01)
+        backend = {"driver": "file", "filename": str(path), "discard": "unmap"}
+        try:
+            self.qmp("blockdev-add", **{"node-name": serial, "driver": "raw", "file": backend, "discard": "unmap"})
+        except Failure as failure:
+            raise Failure(f"the disk {path} cannot be used: {failure}") from None
+        self.qmp("device_add", driver="virtio-blk-pci", drive=serial, serial=serial, bus=f"slot{slot}")
 
     def serial(self):
         """What the nested host's kernel said last."""
@@ -211,6 +228,11 @@ def qemu_command(kernel, initramfs, memory_file, folder, restored):
     for tag, path, options in (("outer", "/", ",readonly=on"), ("share", f"{folder}/share", "")):
         command += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{options}"]
         command += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    # The way out, for packages and name look-ups, without any right on the outer machine.
+    command += ["-netdev", "user,id=outside", "-device", "virtio-net-pci,netdev=outside,romfile="]
+    # Where devices are plugged in after a restore: a snapshot cannot hold what differs from run to run.
+    for number in range(SLOTS):
+        command += ["-device", f"pcie-root-port,id=slot{number},chassis={number},slot={number}"]
     return command
 
 
