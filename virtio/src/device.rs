@@ -39,6 +39,12 @@ pub trait VirtioDevice: Send + Inspect + Saved {
     /// When the driver's configuration cannot work (the device then needs a reset) or the host has no resources.
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError>;
 
+    /// Whether single queues can be reset and enabled again while the device works. Then [`Self::activate`] is called anew
+    /// each time, with the queues that are enabled, and has to do with whichever they are.
+    fn ring_reset(&self) -> bool {
+        false
+    }
+
     /// All handlers are gone and the driver resets the device: state set by the driver returns to its default.
     fn reset(&mut self);
 
@@ -54,7 +60,7 @@ pub struct Activation {
     pub features: u64,
     /// Guest memory.
     pub memory: Memory,
-    /// The queues the driver enabled, with their index, ascending.
+    /// The queues the driver enabled, with their index, ascending. They go on where they were if they ran before.
     pub queues: Vec<(u16, Queue)>,
     /// Tells the driver that the configuration space changed.
     pub config_changed: ConfigChange,
@@ -101,7 +107,7 @@ pub enum ActivateError {
 pub struct QueueTask {
     /// For thread names and inspection, such as `"rx0"`.
     pub name: String,
-    /// The queues whose doorbells run it.
+    /// The queues it owns, whose doorbells run it.
     pub queues: Vec<u16>,
     /// The handler, owning those queues.
     pub handler: Box<dyn QueueHandler>,
@@ -124,10 +130,10 @@ pub trait QueueHandler: Send + Inspect {
     fn run(&mut self) -> Progress;
 
     /// Asks the driver (and the backend) to notify again, before the worker sleeps. `true`: there is work
-    /// already, so run again instead of sleeping.
+    /// already, so run again instead of sleeping. What may not be done before the time that `run` returned does not count.
     fn arm(&mut self) -> bool;
 
-    /// A cheap look, without a system call, whether running would do anything. The worker polls with it.
+    /// A cheap look, without a system call, whether running would do anything now. The worker polls with it.
     fn has_work(&self) -> bool;
 
     /// Other descriptors that wake the worker when readable (a tap, an engine's completion event).
@@ -143,6 +149,6 @@ pub trait QueueHandler: Send + Inspect {
     /// The queues, for their state when saved.
     fn queues(&self) -> Vec<&Queue>;
 
-    /// Gives the queues back, ending the handler. Called only when quiescent.
+    /// Gives the queues back in the order of [`QueueTask::queues`], ending the handler. Called only when quiescent.
     fn into_queues(self: Box<Self>) -> Vec<Queue>;
 }

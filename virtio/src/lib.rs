@@ -14,7 +14,9 @@
 pub mod chain;
 pub mod device;
 pub mod features;
+pub mod pci_transport;
 pub mod queue;
+pub mod rate_limit;
 
 mod host_memory;
 #[cfg(any(test, feature = "testing"))]

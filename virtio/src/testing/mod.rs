@@ -1,8 +1,13 @@
 //! For tests and fuzzing: the driver's side of queues and of whole devices, and the conformance tests that every device
 //! runs. Behind the feature `testing`. These panic on what only a broken device does.
 
+pub mod conformance;
+pub mod driver;
+pub mod echo;
 pub mod ring;
 
+pub use driver::{Completion, Driver, Layout};
+pub use echo::Echo;
 pub use ring::{Buffer, DriverRing, Used};
 
 use crate::queue::QueueEvents;
