@@ -292,6 +292,20 @@ fn windows_follow_the_command_register_the_power_state_and_the_rom_enable() {
 }
 
 #[test]
+fn error_bits_are_cleared_by_writing_one() {
+    let mut space = ConfigSpace::new(Identity::default());
+    space.set_dword(register::COMMAND, 0xc000 << 16, 0xc000 << 16);
+    write32(&mut space, 4, 0);
+    assert_eq!(space.word(register::STATUS), 0xc000);
+    space.write(register::STATUS + 1, &[0x80]);
+    assert_eq!(space.word(register::STATUS), 0x4000, "only the bit written as 1");
+    let saved = space.save();
+    let mut other = ConfigSpace::new(Identity::default());
+    other.restore(&saved).unwrap();
+    assert_eq!(other.word(register::STATUS), 0x4000);
+}
+
+#[test]
 fn a_function_level_reset_is_asked_for_only_where_it_is_offered() {
     let (mut function, _) = function();
     let at = capabilities(function.config()).iter().find(|c| c.0 == id::EXPRESS).unwrap().1;

@@ -1,7 +1,7 @@
 //! Where BARs go before the guest runs.
 //!
 //! A guest without firmware finds its BARs assigned; an operating system may move them. Each BAR is aligned to
-//! its size, so placing them by falling size leaves no gaps between them.
+//! its size, so placing them by falling size leaves no gaps but the one below the largest, which smaller ones fill.
 
 use crate::bar::{Bar, BarKind};
 use crate::function::FunctionHandle;
@@ -121,30 +121,29 @@ impl Request {
     }
 }
 
-/// The free rest of a window. Taken from by falling size, so only the first alignment leaves a gap.
-struct Free {
-    next: u64,
-    /// The last address, inclusive; `None` when nothing is left.
-    last: Option<u64>,
-}
+/// The free parts of a window, by address, first and last address of each.
+struct Free(Vec<(u64, u64)>);
 
 impl Free {
     fn new(window: Option<Range>) -> Self {
-        match window.filter(|window| window.size > 0) {
-            // Address 0 means "not placed" in a BAR.
-            Some(window) => Self { next: window.start.max(1), last: Some(window.last()) },
-            None => Self { next: 0, last: None },
-        }
+        // Address 0 means "not placed" in a BAR.
+        let free = window.filter(|window| window.size > 0).map(|window| (window.start.max(1), window.last()));
+        Self(free.into_iter().collect())
     }
 
+    /// The lowest free address that is a multiple of `size`, with `size` free addresses. What alignment leaves
+    /// below stays free for smaller ones.
     fn take(&mut self, size: u64) -> Option<u64> {
-        let last = self.last?;
-        let address = self.next.checked_next_multiple_of(size)?;
-        let end = address.checked_add(size.checked_sub(1)?).filter(|end| *end <= last)?;
-        match end.checked_add(1) {
-            Some(next) => self.next = next,
-            None => self.last = None,
-        }
+        let rest = size.checked_sub(1)?;
+        let found = self.0.iter().enumerate().find_map(|(index, &(first, last))| {
+            let address = first.checked_next_multiple_of(size)?;
+            let end = address.checked_add(rest).filter(|end| *end <= last)?;
+            Some((index, first, address, end, last))
+        });
+        let (index, first, address, end, last) = found?;
+        let below = address.checked_sub(1).filter(|below| *below >= first).map(|below| (first, below));
+        let above = end.checked_add(1).filter(|above| *above <= last).map(|above| (above, last));
+        self.0.splice(index..=index, below.into_iter().chain(above));
         Some(address)
     }
 }
@@ -225,26 +224,44 @@ mod tests {
         assert_eq!(addresses, [u64::MAX - 0x1fff, u64::MAX - 0xfff, 0xc000_0000]);
     }
 
+    #[test]
+    fn small_bars_fill_what_a_large_one_s_alignment_leaves() {
+        let memory64 = Some(Range { start: 5 << 30, size: 11 << 30 });
+        let requests =
+            [request(1, 0, WIDE, 8 << 30), request(2, 0, WIDE, 1 << 30), request(3, 0, WIDE, 2 << 30)];
+        let addresses: Vec<_> = assign(&requests, Windows { memory64, ..WINDOWS }).unwrap();
+        let addresses: Vec<_> =
+            addresses.iter().map(|found| (found.bar.size >> 30, found.address >> 30)).collect();
+        assert_eq!(addresses, [(8, 8), (2, 6), (1, 5)]);
+    }
+
     proptest! {
         #[test]
         fn placements_are_aligned_disjoint_and_inside(
-            bars in prop::collection::vec((0u8..32, 0u8..3, 4u32..30), 0..40)
+            bars in prop::collection::vec((0u8..32, 0u8..3, 4u32..30), 0..40),
+            shift in 0u64..0x10_0000,
         ) {
+            // Windows need not begin at a multiple of anything.
+            let windows = Windows {
+                memory64: Some(Range { start: (1 << 40) + shift, size: 1 << 40 }),
+                memory32: Some(Range { start: 0xc000_0000 + shift, size: 0x2000_0000 }),
+                ..WINDOWS
+            };
             let requests: Vec<_> = bars.iter().zip(0u8..).map(|(&(device, kind, log2), number)| match kind {
                 0 => request(device, number, BarKind::Io, 1 << log2.min(8)),
                 1 => request(device, number, NARROW, 1 << log2.min(22)),
                 _ => request(device, number, WIDE, 1 << log2),
             }).collect();
-            let found = assign(&requests, WINDOWS).unwrap();
+            let found = assign(&requests, windows).unwrap();
             prop_assert_eq!(found.len(), requests.len());
             for (i, a) in found.iter().enumerate() {
                 let request = Request { function: a.function, bar: a.bar };
                 prop_assert!(requests.contains(&request));
                 prop_assert_eq!(a.address % a.bar.size, 0);
                 let window = match a.bar.kind {
-                    BarKind::Io => WINDOWS.io,
-                    BarKind::Memory64 { .. } => WINDOWS.memory64,
-                    _ => WINDOWS.memory32,
+                    BarKind::Io => windows.io,
+                    BarKind::Memory64 { .. } => windows.memory64,
+                    _ => windows.memory32,
                 }.unwrap();
                 prop_assert!(window.start <= a.address && a.address + a.bar.size <= window.start + window.size);
                 for b in &found[i + 1..] {
