@@ -62,6 +62,7 @@ linux_entry:
 # EDI = boot information, ESI = 0 for PVH, 1 for Linux.
 long_mode:
     lidt [idt_pointer]
+    mov byte ptr [tss_descriptor + 5], 0x89  # not busy, should the guest be entered a second time
     mov eax, TSS_SELECTOR
     ltr ax
     mov esp, offset __interrupt_stack_top
@@ -93,6 +94,7 @@ ring_3:
 # Where an application processor arrives in long mode, through the page copied from ap_trampoline.
 ap_long_mode:
     lidt [idt_pointer]
+    mov byte ptr [tss_descriptor + 5], 0x89  # not busy, should the guest be entered a second time
     mov eax, AP_TSS_SELECTOR
     ltr ax
     mov rsp, [ap_interrupt_stack]
@@ -190,6 +192,7 @@ gdt:
     .quad 0x00cff3000000ffff            # 0x28 ring-3 data
     .quad 0x00affb000000ffff            # 0x30 ring-3 code, 64-bit
     .quad 0
+tss_descriptor:
     .quad 0x0000890000000000 | (TSS_BASE << 16) | TSS_LIMIT
     .quad 0
 .globl ap_tss_descriptor
@@ -231,7 +234,7 @@ vector_stubs:
 # The ring-0 services, by their numbers in cpu.rs. The breakpoint is their gate: it is the one software interrupt
 # that reaches the guest's IDT from ring 3 on every backend.
 services:
-    .quad enable_interrupts, disable_interrupts, halt_once, read_msr, write_msr, forget_idt, flush_translations
+    .quad enable_interrupts, disable_interrupts, halt_once, read_msr, write_msr, forget_idt
     .quad halt_forever
 enable_interrupts:
     or qword ptr [rsp + 16], 0x200
@@ -251,10 +254,6 @@ write_msr:
     iretq
 forget_idt:
     lidt [no_idt_pointer]
-    iretq
-flush_translations:
-    mov rsi, cr3
-    mov cr3, rsi
     iretq
 halt_forever:
     cli

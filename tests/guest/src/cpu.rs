@@ -9,8 +9,7 @@ const HALT: u32 = 2;
 const READ_MSR: u32 = 3;
 const WRITE_MSR: u32 = 4;
 const FORGET_IDT: u32 = 5;
-const FLUSH_TRANSLATIONS: u32 = 6;
-const HALT_FOREVER: u32 = 7;
+const HALT_FOREVER: u32 = 6;
 
 macro_rules! port_access {
     ($read:ident, $write:ident, $type:ty, $register:tt) => {
@@ -123,12 +122,6 @@ pub fn read_msr(index: u32) -> u64 {
 pub fn write_msr(index: u32, value: u64) {
     // SAFETY: the gate executes wrmsr and returns; callers write only the APIC's and the paravirtual clock's registers.
     unsafe { asm!("int3", inout("esi") WRITE_MSR => _, in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32) };
-}
-
-/// Forgets cached translations, after a page table entry changed from one mapping to another.
-pub fn flush_translations() {
-    // SAFETY: the gate reloads CR3 with its own value.
-    unsafe { asm!("int3", inout("esi") FLUSH_TRANSLATIONS => _) };
 }
 
 /// Ends the guest as `end=` says: `reset` (also without a value), `halt`, `spin`, `triple`, or

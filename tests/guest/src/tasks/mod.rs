@@ -1,10 +1,15 @@
 //! The tasks: what a command line can ask for, and how it is run and reported.
 
+mod abuse;
+mod abuse_cases;
 mod basic;
 mod block;
 mod block_verify;
+mod fuzz;
 mod irq;
 mod list;
+mod net;
+mod simple;
 pub mod smp;
 
 use crate::boot::BootInfo;
@@ -74,6 +79,15 @@ const TASKS: &[(&str, Run)] = &[
     ("blk-seqwrite", block::run),
     ("blk-checksum", block_verify::checksum),
     ("blk-verify", block_verify::verify),
+    ("net-tx", net::transmit),
+    ("net-rx", net::receive),
+    ("net-echo", net::echo),
+    ("console", simple::console),
+    ("rng", simple::rng),
+    ("ring-abuse", abuse::run),
+    ("pio-fuzz", fuzz::ports),
+    ("mmio-fuzz", fuzz::device_memory),
+    ("config-fuzz", fuzz::configuration),
 ];
 
 /// Runs the tasks of `line` one after the other; returns how many failed.

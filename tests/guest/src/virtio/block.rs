@@ -66,8 +66,6 @@ pub struct Header {
 
 /// A block device with one queue in use.
 pub struct Block {
-    /// The device.
-    pub device: Device,
     /// Features agreed on.
     pub features: u64,
     /// Size of the disk in sectors.
@@ -89,7 +87,6 @@ impl Block {
         let ring = device.make_queue(0, size, PARTS, features, false)?;
         device.start();
         Ok(Block {
-            device,
             features,
             capacity: device.config64(0),
             ring,

@@ -26,7 +26,7 @@ impl MmioTransport {
 
     /// See [`super::Device::areas`].
     pub fn areas(&self) -> [Option<Area>; 4] {
-        [Some(Area { name: "registers", address: self.base, size: self.size }), None, None, None]
+        [Some(Area { address: self.base, size: self.size }), None, None, None]
     }
 
     pub fn status(&self) -> u8 {

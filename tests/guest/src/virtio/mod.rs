@@ -82,8 +82,6 @@ impl Kind {
 /// A register region of a device, for accesses that the driver would not make.
 #[derive(Clone, Copy)]
 pub struct Area {
-    /// Its name in reports.
-    pub name: &'static str,
     /// Address of its first byte.
     pub address: u64,
     /// Size in bytes.

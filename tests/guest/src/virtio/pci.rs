@@ -58,11 +58,10 @@ impl PciTransport {
 
     /// See [`super::Device::areas`].
     pub fn areas(&self) -> [Option<Area>; 4] {
-        let area = |name, region: usize| {
+        [COMMON, NOTIFY, ISR, DEVICE].map(|region| {
             let (address, size) = self.regions[region];
-            (size != 0).then_some(Area { name, address, size })
-        };
-        [area("common", COMMON), area("notify", NOTIFY), area("isr", ISR), area("device", DEVICE)]
+            (size != 0).then_some(Area { address, size })
+        })
     }
 
     pub fn status(&self) -> u8 {
