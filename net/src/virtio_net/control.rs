@@ -1,0 +1,234 @@
+//! The handler of the control queue (virtio 1.2, 5.1.6.5).
+
+use super::state::{Shared, count};
+use crate::features::Features;
+use crate::link::Link;
+use crate::mac::MacAddress;
+use machine::inspect::{Inspect, Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use virtio::chain::Chain;
+use virtio::device::{ConfigChange, Progress, QueueHandler};
+use virtio::queue::Queue;
+
+/// Commands dealt with before others have their turn.
+const BUDGET: usize = 16;
+
+/// Answers.
+const OK: u8 = 0;
+const ERROR: u8 = 1;
+
+const CLASS_RECEIVE_MODE: u8 = 0;
+/// Promiscuous to "no broadcast": commands 0 to 5; those from 2 on are the extra ones.
+const LAST_MODE: u8 = 5;
+const FIRST_EXTRA_MODE: u8 = 2;
+
+const CLASS_MAC: u8 = 1;
+const MAC_TABLE_SET: u8 = 0;
+const MAC_ADDRESS_SET: u8 = 1;
+
+const CLASS_ANNOUNCE: u8 = 3;
+const ANNOUNCE_ACK: u8 = 0;
+
+const CLASS_MQ: u8 = 4;
+const MQ_PAIRS_SET: u8 = 0;
+
+const CLASS_OFFLOADS: u8 = 5;
+const OFFLOADS_SET: u8 = 0;
+
+/// Bytes of a command before its data: class and command.
+const HEADER: u64 = 2;
+/// The most entries a table of MAC addresses is read for; it is not kept.
+const MAX_TABLE: u32 = 4096;
+
+/// Runs the control queue.
+pub(super) struct Control {
+    queue: Queue,
+    chain: Chain,
+    shared: Arc<Shared>,
+    links: Vec<Arc<dyn Link>>,
+    features: Features,
+    /// Queue pairs the driver enabled.
+    pairs: u16,
+    config_changed: ConfigChange,
+    commands: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What a [`Control`] is made of.
+pub(super) struct Parts {
+    pub(super) queue: Queue,
+    pub(super) shared: Arc<Shared>,
+    pub(super) links: Vec<Arc<dyn Link>>,
+    pub(super) features: Features,
+    pub(super) pairs: u16,
+    pub(super) config_changed: ConfigChange,
+}
+
+impl Control {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { queue, shared, links, features, pairs, config_changed } = parts;
+        Self {
+            queue,
+            chain: Chain::new(),
+            shared,
+            links,
+            features,
+            pairs,
+            config_changed,
+            commands: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Carries out the command in `chain`; `None`: it is none, or is refused.
+    fn execute(&self) -> Option<()> {
+        let [class, command] = self.data(0)?;
+        match (class, command) {
+            (CLASS_RECEIVE_MODE, 0..=LAST_MODE) => {
+                let needed = if command < FIRST_EXTRA_MODE { Features::CTRL_RX } else { Features::CTRL_RX_EXTRA };
+                self.need(needed)?;
+                let [on] = self.data(HEADER)?;
+                let bit = 1_u8.wrapping_shl(command.into());
+                let mode = self.shared.receive_mode.load(Ordering::Relaxed);
+                let mode = if on == 0 { mode & !bit } else { mode | bit };
+                self.shared.receive_mode.store(mode, Ordering::Relaxed);
+                Some(())
+            }
+            (CLASS_MAC, MAC_TABLE_SET) => {
+                self.need(Features::CTRL_RX)?;
+                self.check_tables()
+            }
+            (CLASS_MAC, MAC_ADDRESS_SET) => {
+                self.need(Features::CTRL_MAC_ADDR)?;
+                self.shared.set_mac(MacAddress::new(self.data(HEADER)?).ok()?);
+                Some(())
+            }
+            (CLASS_ANNOUNCE, ANNOUNCE_ACK) => {
+                self.need(Features::GUEST_ANNOUNCE)?;
+                if self.shared.announce.swap(false, Ordering::Relaxed) {
+                    self.config_changed.notify();
+                }
+                Some(())
+            }
+            (CLASS_MQ, MQ_PAIRS_SET) => {
+                self.need(Features::MQ)?;
+                let pairs = u16::from_le_bytes(self.data(HEADER)?);
+                if pairs == 0 || pairs > self.pairs {
+                    return None;
+                }
+                set_active_pairs(&self.shared, &self.links, pairs).ok()
+            }
+            (CLASS_OFFLOADS, OFFLOADS_SET) => {
+                self.need(Features::CTRL_GUEST_OFFLOADS)?;
+                let offloads = Features::from_bits_retain(u64::from_le_bytes(self.data(HEADER)?));
+                // Only what was negotiated may be turned off and on.
+                if !(self.features & Features::GUEST_OFFLOADS).contains(offloads) {
+                    return None;
+                }
+                self.links.first()?.set_offloads(offloads).ok()?;
+                self.shared.set_offloads(Some(offloads));
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// The command's bytes at `offset`.
+    fn data<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        let mut data = [0; N];
+        (self.chain.read_at(offset, &mut data) == N).then_some(data)
+    }
+
+    fn need(&self, features: Features) -> Option<()> {
+        self.features.contains(features).then_some(())
+    }
+
+    /// Checks that the two tables of MAC addresses, of stations and of groups, are as long as they say.
+    fn check_tables(&self) -> Option<()> {
+        const COUNT: u64 = 4;
+        const ADDRESS: u64 = 6;
+        let mut at = HEADER;
+        for _ in 0..2 {
+            let entries = u32::from_le_bytes(self.data(at)?);
+            if entries > MAX_TABLE {
+                return None;
+            }
+            at = at.checked_add(COUNT)?.checked_add(u64::from(entries).checked_mul(ADDRESS)?)?;
+        }
+        (at <= self.chain.readable_len()).then_some(())
+    }
+}
+
+/// Makes the first `pairs` queue pairs the ones in use. In an order that never has a queue pair in use that the link does not
+/// serve.
+pub(super) fn set_active_pairs(shared: &Shared, links: &[Arc<dyn Link>], pairs: u16) -> std::io::Result<()> {
+    let before = shared.active_pairs();
+    if pairs < before {
+        shared.set_active_pairs(pairs);
+    }
+    for (pair, link) in links.iter().enumerate() {
+        let enabled = pair < usize::from(pairs);
+        if let Err(error) = link.set_enabled(enabled) {
+            tracing::warn!(pair, enabled, %error, "cannot change whether a queue pair of a network link is in use");
+            return Err(error);
+        }
+    }
+    if pairs > before {
+        shared.set_active_pairs(pairs);
+    }
+    Ok(())
+}
+
+impl QueueHandler for Control {
+    fn run(&mut self) -> Progress {
+        self.queue.disable_notifications();
+        let mut progress = Progress::More;
+        for _ in 0..BUDGET {
+            if !matches!(self.queue.pop(&mut self.chain), Ok(true)) {
+                progress = Progress::Idle;
+                break;
+            }
+            count(&self.commands, 1);
+            let answer = if self.execute().is_some() { OK } else { ERROR };
+            if answer != OK {
+                count(&self.refused, 1);
+            }
+            // A command without room for its answer goes without.
+            let written = self.chain.write_at(0, &[answer]);
+            self.queue.push(self.chain.token(), written as u32);
+        }
+        self.queue.notify();
+        progress
+    }
+
+    fn arm(&mut self) -> bool {
+        self.queue.enable_notifications()
+    }
+
+    fn has_work(&self) -> bool {
+        self.queue.has_available()
+    }
+
+    fn quiesce(&mut self) -> bool {
+        true
+    }
+
+    fn queues(&self) -> Vec<&Queue> {
+        vec![&self.queue]
+    }
+
+    fn into_queues(self: Box<Self>) -> Vec<Queue> {
+        vec![self.queue]
+    }
+}
+
+impl Inspect for Control {
+    fn inspect(&self) -> Value {
+        json!({
+            "commands": self.commands.load(Ordering::Relaxed),
+            "refused": self.refused.load(Ordering::Relaxed),
+            "queue": self.queue.inspect(),
+        })
+    }
+}

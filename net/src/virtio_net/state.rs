@@ -1,0 +1,142 @@
+//! What the parts of a network device share, its counters and its saved state.
+
+use crate::features::Features;
+use crate::mac::MacAddress;
+use machine::doorbell::Doorbell;
+use machine::inspect::{Value, json};
+use machine::state::SavedFields;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+/// What may change while the device runs. Each part is read by itself: nothing depends on two of them agreeing.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The MAC address, its first byte lowest.
+    mac: AtomicU64,
+    pub(super) link_up: AtomicBool,
+    /// The driver is asked to announce the guest.
+    pub(super) announce: AtomicBool,
+    /// Queue pairs in use, at least 1.
+    active_pairs: AtomicU16,
+    /// What the driver last left on of its offloads, or [`NEGOTIATED`].
+    offloads: AtomicU64,
+    /// The receive mode's flags, by command. Kept for inspection: everything that the link delivers is passed on,
+    /// as a device may that cannot filter.
+    pub(super) receive_mode: AtomicU8,
+    /// For each queue pair, woken when whether it is in use changes.
+    wake: Vec<Doorbell>,
+}
+
+impl Shared {
+    pub(super) fn new(mac: MacAddress, pairs: usize) -> std::io::Result<Self> {
+        let shared = Self {
+            mac: AtomicU64::new(0),
+            link_up: AtomicBool::new(true),
+            announce: AtomicBool::new(false),
+            active_pairs: AtomicU16::new(1),
+            offloads: AtomicU64::new(NEGOTIATED),
+            receive_mode: AtomicU8::new(0),
+            wake: (0..pairs).map(|_| Doorbell::new()).collect::<std::io::Result<_>>()?,
+        };
+        shared.set_mac(mac);
+        Ok(shared)
+    }
+
+    pub(super) fn mac(&self) -> [u8; 6] {
+        let [mac @ .., _, _] = self.mac.load(Ordering::Relaxed).to_le_bytes();
+        mac
+    }
+
+    pub(super) fn set_mac(&self, mac: MacAddress) {
+        let [a, b, c, d, e, f] = mac.bytes();
+        self.mac.store(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Relaxed);
+    }
+
+    /// Queue pairs in use.
+    pub(super) fn active_pairs(&self) -> u16 {
+        self.active_pairs.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_active(&self, pair: usize) -> bool {
+        pair < usize::from(self.active_pairs())
+    }
+
+    /// Sets the queue pairs in use, and wakes all.
+    pub(super) fn set_active_pairs(&self, pairs: u16) {
+        self.active_pairs.store(pairs, Ordering::Release);
+        self.wake.iter().for_each(Doorbell::ring);
+    }
+
+    /// What wakes a queue pair.
+    pub(super) fn wake(&self, pair: usize) -> Option<Doorbell> {
+        self.wake.get(pair).cloned()
+    }
+
+    /// What the driver last left on of its offloads; `None`: those negotiated.
+    pub(super) fn offloads(&self) -> Option<Features> {
+        let bits = self.offloads.load(Ordering::Relaxed);
+        (bits != NEGOTIATED).then(|| Features::from_bits_retain(bits))
+    }
+
+    pub(super) fn set_offloads(&self, offloads: Option<Features>) {
+        self.offloads.store(offloads.map_or(NEGOTIATED, |offloads| offloads.bits()), Ordering::Relaxed);
+    }
+}
+
+/// No set of offloads: those negotiated are on.
+const NEGOTIATED: u64 = u64::MAX;
+
+/// What one queue has done. Only its handler counts.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) packets: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    /// Packets for which there was no room, or no link.
+    pub(super) dropped: AtomicU64,
+    /// Packets or buffers that make no sense.
+    pub(super) malformed: AtomicU64,
+    /// Packets the link refused, and failures of the link.
+    pub(super) link_errors: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn count(counter: &AtomicU64, by: u64) {
+    // Plainly, since there is one writer.
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+impl Counters {
+    pub(super) fn inspect(&self) -> Value {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        json!({
+            "packets": value(&self.packets),
+            "bytes": value(&self.bytes),
+            "dropped": value(&self.dropped),
+            "malformed": value(&self.malformed),
+            "link_errors": value(&self.link_errors),
+        })
+    }
+}
+
+/// The saved state of a network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetState {
+    /// The MAC address in force.
+    pub mac: Option<MacAddress>,
+    /// The link is up.
+    pub link_up: bool,
+    /// The driver was asked to announce the guest, and has not yet acknowledged.
+    pub announce: bool,
+    /// Queue pairs in use.
+    pub active_pairs: u16,
+    /// The driver's offloads in force, by feature bit; `None`: those negotiated.
+    pub offloads: Option<u64>,
+    /// The receive mode, one bit for each command of its class.
+    pub receive_mode: u8,
+}
+
+impl SavedFields for NetState {
+    const KIND: &'static str = "virtio-net";
+    const VERSION: u32 = 1;
+}
