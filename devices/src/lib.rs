@@ -24,6 +24,7 @@ pub mod platform;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 #[cfg(test)]
 mod conformance;

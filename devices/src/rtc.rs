@@ -246,7 +246,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.b & B_BINARY != 0 { value } else { (value / 10).wrapping_shl(4) | value % 10 }
+        if self.b & B_BINARY != 0 { value } else { (value / 10).wrapping_shl(4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
