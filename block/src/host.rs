@@ -47,10 +47,10 @@ pub(crate) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
 /// A block device's size in bytes.
 pub(crate) fn device_size(file: &File) -> io::Result<u64> {
     /// `_IOR(0x12, 114, size_t)`
-    const BLKGETSIZE64: u64 = 0x8008_1272;
+    const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
     let mut size = 0_u64;
     // SAFETY: this request writes one `u64`.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64 as libc::Ioctl, &raw mut size) })?;
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size) })?;
     Ok(size)
 }
 
@@ -73,7 +73,7 @@ pub(crate) enum DeviceNumber {
 
 /// Asks a block device for a number; 0 when it has none or a negative one.
 pub(crate) fn device_number(file: &File, which: DeviceNumber) -> u32 {
-    let request = match which {
+    let request: libc::Ioctl = match which {
         DeviceNumber::ReadOnly => 0x125e,
         DeviceNumber::LogicalBlock => 0x1268,
         DeviceNumber::PhysicalBlock => 0x127b,
@@ -83,16 +83,16 @@ pub(crate) fn device_number(file: &File, which: DeviceNumber) -> u32 {
     };
     let mut number: libc::c_int = 0;
     // SAFETY: these requests write one `int`.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, &raw mut number) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut number) };
     if result < 0 { 0 } else { u32::try_from(number).unwrap_or(0) }
 }
 
 /// Throws away what a block device has in a range (`BLKDISCARD`). Waits until it is done.
 pub(crate) fn device_discard(fd: RawFd, offset: u64, length: u64) -> io::Result<()> {
-    const BLKDISCARD: u32 = 0x1277;
+    const BLKDISCARD: libc::Ioctl = 0x1277;
     let range = [offset, length];
     // SAFETY: this request reads two `u64`s.
-    check(unsafe { libc::ioctl(fd, BLKDISCARD as libc::Ioctl, range.as_ptr()) })
+    check(unsafe { libc::ioctl(fd, BLKDISCARD, range.as_ptr()) })
 }
 
 /// `fallocate(2)`. Waits until it is done.
@@ -130,6 +130,14 @@ pub(crate) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Gives up the lock on a file.
+pub(crate) fn unlock(file: &File) {
+    let mut lock = whole_file(false);
+    lock.l_type = libc::F_UNLCK as i16;
+    // SAFETY: the command reads one `struct flock`. It does not fail on a file that could be locked.
+    let _ = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
 }
 
 /// A lock that stands against locking `file`, if there is one.

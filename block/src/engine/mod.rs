@@ -9,9 +9,8 @@ mod uring;
 pub use pool::{Pool, PoolEngine};
 pub use uring::UringEngine;
 
-use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use thiserror::Error;
 use virtio::chain::Segment;
@@ -235,10 +234,10 @@ impl Engines {
 }
 
 /// A file to operate on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EngineFile {
-    /// The file.
-    pub file: Arc<File>,
+    /// The file, or something that keeps it open.
+    pub file: Arc<dyn AsRawFd + Send + Sync>,
     /// Whether it was opened for direct I/O, where trying to read from the page cache is of no use.
     pub direct: bool,
 }

@@ -250,7 +250,8 @@ impl Drop for PoolEngine {
 /// # Safety
 /// The operation's segments are valid.
 unsafe fn perform(file: RawFd, operation: Operation) -> io::Result<u32> {
-    let position = |offset: u64| i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
+    let position =
+        |offset: u64| i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
     loop {
         let transferred = match operation {
             Operation::Read { offset, into, .. } => {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::image::testing::{Memory, TempFile};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -25,7 +25,7 @@ fn rig(kind: EngineKind, contents: &[u8]) -> Rig {
 
 impl Rig {
     fn engine(&self, depth: u32) -> Box<dyn Engine> {
-        let file = EngineFile { file: Arc::clone(&self.file), direct: false };
+        let file = EngineFile { file: self.file.clone(), direct: false };
         self.engines.engine(vec![file], depth).unwrap()
     }
 }
@@ -65,8 +65,9 @@ fn many_operations_at_once_end_once_each() {
         let mut memory = Memory { bytes: vec![0; 64 * 4096] };
         for round in 0..10 {
             memory.bytes.fill(0);
-            let segments: Vec<_> =
-                (0..64).map(|i| memory.segments(i * 4096, if i % 2 == 0 { &[4096] } else { &[96, 4000] })).collect();
+            let segments: Vec<_> = (0..64)
+                .map(|i| memory.segments(i * 4096, if i % 2 == 0 { &[4096] } else { &[96, 4000] }))
+                .collect();
             for (tag, segments) in segments.iter().enumerate() {
                 let into = Segments::of(segments);
                 let read = Operation::Read { offset: tag as u64 * 4096, into, patient: round == 9 };
@@ -149,7 +150,7 @@ fn the_event_is_raised_when_armed_and_only_then() {
         let mut engine = rig.engine(4);
         assert!(!engine.arm(), "nothing is over");
         assert!(!readable(engine.as_ref()));
-        // SAFETY: no memory is involved, here and below.
+        // SAFETY: no memory is involved.
         unsafe { engine.submit(0, FILE, Operation::Sync) };
         engine.kick();
         while !readable(engine.as_ref()) {
@@ -160,6 +161,7 @@ fn the_event_is_raised_when_armed_and_only_then() {
         assert!(!readable(engine.as_ref()), "the event was consumed");
         assert_eq!(engine.complete().unwrap().tag, 0);
 
+        // SAFETY: as above.
         unsafe { engine.submit(1, FILE, Operation::Sync) };
         engine.kick();
         while !engine.has_work() {
@@ -222,7 +224,7 @@ fn each_thread_that_is_started_says_so_first() {
     let path = TempFile::new(4096);
     let file = Arc::new(File::open(path.path()).unwrap());
     let engines = Engines::new(EngineKind::Threads, false, Some(start)).unwrap();
-    let files = || vec![EngineFile { file: Arc::clone(&file), direct: false }];
+    let files = || vec![EngineFile { file: file.clone(), direct: false }];
     let mut some: Vec<_> = (0..8).map(|_| engines.engine(files(), 4).unwrap()).collect();
     for engine in &mut some {
         // SAFETY: no memory is involved.

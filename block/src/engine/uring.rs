@@ -310,6 +310,8 @@ impl Drop for UringEngine {
         loop {
             while self.complete().is_some() {}
             if self.in_flight == 0 {
+                // The kernel takes a ring down later, and would keep the files open until then.
+                let _ = self.ring.submitter().unregister_files();
                 return;
             }
             if self.arm() {
@@ -339,7 +341,9 @@ unsafe fn entry(tag: u32, file: FileIndex, operation: Operation) -> Option<squeu
     let (entry, patient) = match operation {
         Operation::Read { offset, into, patient } => {
             let entry = match single(into) {
-                Some(only) => opcode::Read::new(file, only.as_ptr(), length(only.len())).offset(offset).build(),
+                Some(only) => {
+                    opcode::Read::new(file, only.as_ptr(), length(only.len())).offset(offset).build()
+                }
                 None => opcode::Readv::new(file, into.iovecs(), into.count).offset(offset).build(),
             };
             (entry, patient)

@@ -8,6 +8,7 @@ use super::open::OpenError;
 use crate::host;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,17 +16,55 @@ use std::path::Path;
 const PROCESSES_MAX: usize = 10_000;
 const DESCRIPTORS_MAX: usize = 200_000;
 
-/// Locks an image for as long as it is open: for writing, against everybody; for reading, against writers.
-pub(super) fn lock(file: &File, write: bool) -> Result<(), OpenError> {
-    match host::try_lock(file, write) {
-        Ok(true) => return Ok(()),
-        Ok(false) => {}
-        Err(source) => return Err(OpenError::Lock(source)),
+/// A file that is locked for as long as this exists.
+///
+/// The lock is given up expressly: closing would do, but the kernel may hold on to a file for a moment longer (io_uring
+/// does), in which the next user would be refused.
+pub(super) struct LockedFile {
+    file: File,
+    locked: bool,
+}
+
+impl LockedFile {
+    /// Locks an image: for writing, against everybody; for reading, against writers.
+    pub(super) fn new(file: File, write: bool) -> Result<Self, OpenError> {
+        match host::try_lock(&file, write) {
+            Ok(true) => return Ok(Self { file, locked: true }),
+            Ok(false) => {}
+            Err(source) => return Err(OpenError::Lock(source)),
+        }
+        let holder = host::lock_holder(&file, write);
+        let pid = holder.and_then(|holder| holder.pid).or_else(|| find_holder(&file));
+        let writing = holder.is_none_or(|holder| holder.exclusive);
+        Err(OpenError::Locked(Locked { pid, writing }))
     }
-    let holder = host::lock_holder(file, write);
-    let pid = holder.and_then(|holder| holder.pid).or_else(|| find_holder(file));
-    let writing = holder.is_none_or(|holder| holder.exclusive);
-    Err(OpenError::Locked(Locked { pid, writing }))
+
+    /// Leaves it to others that nobody else uses the file.
+    pub(super) fn without_lock(file: File) -> Self {
+        Self { file, locked: false }
+    }
+}
+
+impl std::ops::Deref for LockedFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl AsRawFd for LockedFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        if self.locked {
+            host::unlock(&self.file);
+        }
+    }
 }
 
 /// Who has an image.
@@ -45,7 +84,9 @@ impl std::fmt::Display for Locked {
                 write!(f, "image is already open for {purpose} as another disk of this machine")
             }
             Some(pid) => write!(f, "image is already open for {purpose} by another process (pid {pid})"),
-            None => write!(f, "image is already open for {purpose} by a process that cannot be seen from here"),
+            None => {
+                write!(f, "image is already open for {purpose} by a process that cannot be seen from here")
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Opens images, with an error for everything that can be wrong with a path.
 
-use super::lock::{self, Locked};
+use super::lock::{Locked, LockedFile};
 use super::topology::{self, Backing};
 use super::{Image, RawImage, SECTOR};
 use crate::engine::{EngineError, EngineKind, Engines, ThreadStart};
@@ -109,10 +109,9 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn Image>, OpenError> {
     if write && backing == Backing::Device && host::device_number(&file, DeviceNumber::ReadOnly) != 0 {
         return Err(OpenError::ReadOnly("the device does not take writes"));
     }
-    if !options.no_lock {
-        lock::lock(&file, write)?;
-    }
-    let size = file_size(&file, backing).map_err(|source| OpenError::Host { what: "find the size of", source })?;
+    let file = if options.no_lock { LockedFile::without_lock(file) } else { LockedFile::new(file, write)? };
+    let size =
+        file_size(&file, backing).map_err(|source| OpenError::Host { what: "find the size of", source })?;
     let (topology, alignment) = topology::find(&file, backing, options.direct)?;
     let block = u64::from(topology.logical_block);
     let usable = size.saturating_sub(size.checked_rem(block).unwrap_or(0));

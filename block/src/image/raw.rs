@@ -1,5 +1,6 @@
 //! Raw images: the disk's bytes are the file's or device's, in order.
 
+use super::lock::LockedFile;
 use super::open::file_size;
 use super::stream::{Layout, RawStream};
 use super::topology::Backing;
@@ -7,7 +8,6 @@ use super::{Image, ResizeError, SECTOR, Stream, Topology};
 use crate::engine::{EngineError, EngineFile, Engines};
 use crate::host::{self, DirectAlignment};
 use machine::inspect::{Inspect, Value, json};
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A raw image, opened.
 pub struct RawImage {
     path: PathBuf,
-    file: Arc<File>,
+    file: Arc<LockedFile>,
     backing: Backing,
     read_only: bool,
     size: AtomicU64,
@@ -30,7 +30,7 @@ impl RawImage {
     #[expect(clippy::too_many_arguments, reason = "only `open` calls it, which found all of these out")]
     pub(super) fn new(
         path: PathBuf,
-        file: File,
+        file: LockedFile,
         backing: Backing,
         read_only: bool,
         size: u64,
@@ -57,7 +57,7 @@ impl Image for RawImage {
     }
 
     fn stream(&self, depth: u16) -> Result<Box<dyn Stream>, EngineError> {
-        let file = EngineFile { file: Arc::clone(&self.file), direct: self.alignment.is_some() };
+        let file = EngineFile { file: self.file.clone(), direct: self.alignment.is_some() };
         // A request has one operation in flight at any time.
         let engine = self.engines.engine(vec![file], u32::from(depth))?;
         let layout = Layout {
@@ -77,7 +77,7 @@ impl Image for RawImage {
         if self.read_only {
             return Err(ResizeError::ReadOnly);
         }
-        if size % SECTOR.max(u64::from(self.topology.logical_block)) != 0 {
+        if !size.is_multiple_of(SECTOR.max(u64::from(self.topology.logical_block))) {
             return Err(ResizeError::Unaligned(size));
         }
         if size < from {

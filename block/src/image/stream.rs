@@ -135,7 +135,8 @@ impl RawStream {
             return self.end(tag, Err(io::Error::from_raw_os_error(libc::EINVAL)));
         }
         let aligned = |segment: &Segment| {
-            within(segment.as_ptr().addr() as u64, alignment.memory) && within(segment.len() as u64, alignment.offset)
+            within(segment.as_ptr().addr() as u64, alignment.memory)
+                && within(segment.len() as u64, alignment.offset)
         };
         if slot.segments.iter().all(aligned) {
             self.begin(tag, Step::Transfer);
@@ -189,7 +190,9 @@ impl RawStream {
         }
         let segments = Segments::of(slot.segments.get(first..).unwrap_or_default());
         let operation = match slot.step {
-            Step::Transfer | Step::Bounce if !slot.write => Operation::Read { offset, into: segments, patient },
+            Step::Transfer | Step::Bounce if !slot.write => {
+                Operation::Read { offset, into: segments, patient }
+            }
             Step::Transfer | Step::Bounce | Step::ZeroFill => {
                 Operation::Write { offset, from: segments, stable: slot.stable, patient }
             }

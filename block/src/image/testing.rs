@@ -135,8 +135,10 @@ impl Engine for ScriptedEngine {
         let result = match (fault, transfer) {
             (Fault::Error(errno), _) => Err(io::Error::from_raw_os_error(errno)),
             (_, None) => Ok(0),
-            // SAFETY: the caller's promise.
-            (_, Some((offset, segments, write))) => Ok(unsafe { script.copy(offset, segments, limit, write) }),
+            (_, Some((offset, segments, write))) => {
+                // SAFETY: the caller's promise.
+                Ok(unsafe { script.copy(offset, segments, limit, write) })
+            }
         };
         self.done.lock().unwrap().push_back(Completion { tag, result });
     }

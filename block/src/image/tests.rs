@@ -274,7 +274,11 @@ fn discarding_is_a_hint() {
     for (offset, length) in [(512, 8192), (4096, 4096), (4608, 3584)] {
         run(&mut stream, Request::Discard { offset, length }).unwrap();
     }
-    assert_eq!(engine.log(), ["discard 4096+4096"], "neither partial blocks, nor again what is not supported");
+    assert_eq!(
+        engine.log(),
+        ["discard 4096+4096"],
+        "neither partial blocks, nor again what is not supported"
+    );
     assert!(engine.bytes().iter().all(|byte| *byte == 1));
 }
 
@@ -327,7 +331,8 @@ fn requests_wait_their_turn_for_the_bounce_buffer() {
         unsafe { stream.submit(tag, Request::Read { offset: u64::from(tag) * 1024, into: &into }) };
     }
     assert_eq!(engine.log().len(), 1, "one at a time");
-    let mut ended: Vec<_> = std::iter::from_fn(|| stream.complete()).map(|c| (c.tag, c.result.is_ok())).collect();
+    let mut ended: Vec<_> =
+        std::iter::from_fn(|| stream.complete()).map(|c| (c.tag, c.result.is_ok())).collect();
     ended.sort_unstable();
     assert_eq!(ended, [(0, false), (1, true), (2, true), (3, true), (4, true)]);
     assert_eq!(memory.bytes[start + 1024..][..4096], pattern(8192)[1024..5120]);
@@ -401,18 +406,23 @@ fn discarded_and_zeroed_ranges_give_their_space_back() {
         let before = file.path().metadata().unwrap().blocks();
         let base = if engine == EngineKind::IoUring { 0 } else { 2 << 20 };
         let zeroes = Request::WriteZeroes { offset: base, length: 1 << 20, unmap: true, stable: true };
-        let keep = Request::WriteZeroes { offset: base + (1 << 20), length: 4096, unmap: false, stable: true };
+        let keep =
+            Request::WriteZeroes { offset: base + (1 << 20), length: 4096, unmap: false, stable: true };
         for request in [zeroes, keep, Request::Discard { offset: base + (1 << 20) + 65536, length: 65536 }] {
             // SAFETY: these requests have no memory.
             unsafe { stream.submit(0, request) };
             wait(stream.as_mut());
         }
         let freed = before - file.path().metadata().unwrap().blocks();
-        assert!((2200..=2400).contains(&freed), "{freed} sectors freed");
+        // The first and the last, give or take what the file system needs for itself.
+        assert!((2150..=2200).contains(&freed), "{freed} sectors freed");
         let bytes = fs::read(file.path()).unwrap();
         let base = base as usize;
         assert!(bytes[base..base + (1 << 20) + 4096].iter().all(|byte| *byte == 0));
-        assert_eq!(bytes[base + (1 << 20) + 4096..][..4096], pattern(4 << 20)[base + (1 << 20) + 4096..][..4096]);
+        assert_eq!(
+            bytes[base + (1 << 20) + 4096..][..4096],
+            pattern(4 << 20)[base + (1 << 20) + 4096..][..4096]
+        );
     }
 }
 

@@ -79,8 +79,7 @@ fn device(file: &File) -> Topology {
 /// A block device's discard granularity, from sysfs; partitions have their disk's.
 fn discard_granularity(file: &File) -> Option<u32> {
     let number = file.metadata().ok()?.rdev();
-    let directory =
-        PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
+    let directory = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)));
     let attribute = |name: &str| {
         let paths = [directory.join("queue").join(name), directory.join("../queue").join(name)];
         paths.iter().find_map(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())

@@ -83,7 +83,7 @@ impl BlockHandler {
         stream: Box<dyn Stream>,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
-            can_flush: bool,
+        can_flush: bool,
     ) -> Self {
         let size = queue.size();
         Self {
@@ -265,7 +265,11 @@ impl BlockHandler {
         // At the 1st, 2nd, 4th, 8th...: a broken disk fails every request a guest can make.
         let errors = self.counters.io_errors.add(1);
         if errors.is_power_of_two() {
-            tracing::warn!(errors, "{}: the host failed a disk request ({doing:?}): {error}", self.shared.name);
+            tracing::warn!(
+                errors,
+                "{}: the host failed a disk request ({doing:?}): {error}",
+                self.shared.name
+            );
         }
     }
 

@@ -230,8 +230,11 @@ impl VirtioDevice for Block {
         let queues_allowed = if features & MQ == 0 { 1 } else { self.queues };
         let mut tasks = Vec::with_capacity(queues.len());
         for (index, queue) in queues {
-            let Some(counters) = self.counters.get(usize::from(index)).filter(|_| index < queues_allowed) else {
-                return Err(ActivateError::Unsupported("the driver enabled several queues without VIRTIO_BLK_F_MQ"));
+            let Some(counters) = self.counters.get(usize::from(index)).filter(|_| index < queues_allowed)
+            else {
+                return Err(ActivateError::Unsupported(
+                    "the driver enabled several queues without VIRTIO_BLK_F_MQ",
+                ));
             };
             let stream = self.shared.image.stream(queue.size()).map_err(|error| ActivateError::Host {
                 what: "cannot start a queue of a disk",

@@ -81,7 +81,7 @@ pub(super) fn parse(chain: &Chain, size: u64, read_only: bool) -> Result<Parsed,
             let zero = kind == kind::WRITE_ZEROES;
             let ranges = data.checked_div(RANGE).and_then(|ranges| u32::try_from(ranges).ok());
             let ranges = ranges.filter(|ranges| (1..=RANGES_MAX).contains(ranges)).ok_or(Status::IoError)?;
-            if data % RANGE != 0 {
+            if !data.is_multiple_of(RANGE) {
                 return Err(Status::IoError);
             }
             // All of them before anything is done; each is checked again when its turn comes.
@@ -119,5 +119,5 @@ pub(super) fn range(chain: &Chain, index: u32, zero: bool, size: u64) -> Result<
 fn within(sector: u64, length: u64, size: u64) -> Result<(u64, u64), Status> {
     let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
     let end = offset.checked_add(length).ok_or(Status::IoError)?;
-    if length % SECTOR != 0 || end > size { Err(Status::IoError) } else { Ok((offset, length)) }
+    if !length.is_multiple_of(SECTOR) || end > size { Err(Status::IoError) } else { Ok((offset, length)) }
 }
