@@ -212,7 +212,7 @@ mod tests {
     fn bursts_come_first_and_once() {
         let clock = Arc::new(ManualClock::default());
         let limiter = RateLimiter::new(None, Some(limit(10, 1000, 5)), clock.clone());
-        let mut burst = || (0..100).take_while(|_| limiter.consume(0).is_ok()).count();
+        let burst = || (0..100).take_while(|_| limiter.consume(0).is_ok()).count();
         assert_eq!(burst(), 15);
         clock.advance(Duration::from_secs(100));
         assert_eq!(burst(), 10, "the one-time burst does not come back, and idling saves up one bucket");

@@ -285,6 +285,20 @@ impl Driver {
         }
     }
 
+    /// Waits until an event source of a handler is readable, and runs the handlers.
+    ///
+    /// # Panics
+    /// When there is none, or it stays silent for ten seconds.
+    pub fn wait(&mut self) {
+        let sources = self.tasks.iter().flat_map(|task| task.handler.event_sources());
+        let mut polled: Vec<_> =
+            sources.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+        // SAFETY: the array is as long as it is said to be.
+        let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 10_000) };
+        assert!(ready > 0 && !polled.is_empty(), "the backend answers");
+        self.run_to_the_end();
+    }
+
     /// Reads a field of the common configuration.
     pub fn read_common(&mut self, field: u64, size: usize) -> u64 {
         let mut data = [0; 8];
@@ -432,7 +446,7 @@ impl Driver {
         Some(Completion { id: used.id, written: used.written, data })
     }
 
-    /// Makes one request, runs the device until it has nothing to do now or later, and takes the answer.
+    /// Makes one request, runs the device until it is finished, and takes the answer.
     ///
     /// # Panics
     /// When there is no room for the request or no answer.
@@ -440,7 +454,12 @@ impl Driver {
         let id = self.request(queue, readable, writable).expect("there is room");
         self.kick(queue);
         self.run_to_the_end();
-        let completion = self.completion(queue).expect("the device answers");
+        let completion = loop {
+            match self.completion(queue) {
+                Some(completion) => break completion,
+                None => self.wait(),
+            }
+        };
         assert_eq!(completion.id, id, "the device answers what it was asked");
         completion
     }

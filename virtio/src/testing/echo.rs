@@ -62,7 +62,7 @@ impl VirtioDevice for Echo {
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
         let task = |queues: Vec<(u16, Queue)>| {
             let (indices, queues): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
-            let handler = EchoQueue { queues, increment: self.increment, chain: Chain::new(), held: false };
+            let handler = EchoQueue { queues, increment: self.increment, chain: Chain::new() };
             QueueTask { name: format!("echo{indices:?}"), queues: indices, handler: Box::new(handler) }
         };
         if self.single_handler {
@@ -113,13 +113,10 @@ struct EchoQueue {
     queues: Vec<Queue>,
     increment: u8,
     chain: Chain,
-    /// No new requests.
-    held: bool,
 }
 
 impl QueueHandler for EchoQueue {
     fn run(&mut self) -> Progress {
-        self.held = false;
         let mut progress = Progress::Idle;
         for queue in &mut self.queues {
             queue.disable_notifications();
@@ -153,7 +150,6 @@ impl QueueHandler for EchoQueue {
     }
 
     fn quiesce(&mut self) -> bool {
-        self.held = true;
         true
     }
 
@@ -168,6 +164,6 @@ impl QueueHandler for EchoQueue {
 
 impl Inspect for EchoQueue {
     fn inspect(&self) -> Value {
-        json!({"held": self.held, "queues": self.queues.iter().map(Inspect::inspect).collect::<Vec<_>>()})
+        json!({"queues": self.queues.iter().map(Inspect::inspect).collect::<Vec<_>>()})
     }
 }

@@ -1,0 +1,265 @@
+//! Handlers on a real thread, driven through their rings as by a guest on another CPU.
+
+use super::*;
+use crate::device::{Progress, QueueHandler};
+use crate::queue::Queue;
+use crate::testing::{Driver, Echo, Layout};
+use machine::clock::{ManualClock, SystemClock};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+fn worker(poll: Duration) -> Worker {
+    let options = WorkerOptions { poll, ..WorkerOptions::named("test") };
+    Worker::spawn(options, Arc::new(SystemClock::new()), || {}).unwrap()
+}
+
+/// Puts an echo device's handlers on `worker`.
+fn start(worker: &Worker, driver: &mut Driver) -> Vec<TaskId> {
+    let tasks = std::mem::take(&mut driver.tasks);
+    let add = |task: QueueTask| {
+        let bells = driver.function.doorbells_of(&task);
+        worker.add(task, bells)
+    };
+    tasks.into_iter().map(add).collect()
+}
+
+fn stop_all(worker: &Worker) -> Vec<QueueTask> {
+    let (sender, receiver) = mpsc::channel();
+    worker.stop_all(move |tasks| sender.send(tasks).unwrap());
+    receiver.recv().unwrap()
+}
+
+#[test]
+fn requests_are_answered_sleeping_or_polling() {
+    for poll in [Duration::ZERO, DEFAULT_POLL, Duration::from_millis(5)] {
+        for layout in [Layout::SPLIT, Layout::PACKED] {
+            let worker = worker(poll);
+            let mut driver = Driver::new(Box::new(Echo::new()), layout);
+            start(&worker, &mut driver);
+            for i in 0..300_u32 {
+                let queue = (i % 2) as u16;
+                let data = i.to_le_bytes();
+                driver.request(queue, &[&data], &[4]).unwrap();
+                driver.kick(queue);
+                let completion = loop {
+                    match driver.completion(queue) {
+                        Some(completion) => break completion,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                assert_eq!(completion.data, data);
+            }
+            driver.tasks = stop_all(&worker);
+            assert_eq!(driver.tasks.len(), 2);
+            driver.reset();
+        }
+    }
+}
+
+#[test]
+fn a_stopped_handler_runs_on_elsewhere() {
+    let mut driver = Driver::new(Box::new(Echo::new()), Layout::PACKED);
+    let mut answered = 0;
+    for round in 0..20_u8 {
+        let worker = worker(DEFAULT_POLL);
+        let ids = start(&worker, &mut driver);
+        driver.request(0, &[&[round; 8]], &[8]).unwrap();
+        driver.kick(0);
+        let (sender, receiver) = mpsc::channel();
+        for id in ids.iter().copied() {
+            let sender = sender.clone();
+            worker.stop(id, move |task| sender.send(task.unwrap()).unwrap());
+        }
+        driver.tasks = receiver.iter().take(2).collect();
+        worker.stop(ids[0], move |task| sender.send(task.unwrap_or_else(gone)).unwrap());
+        assert_eq!(receiver.recv().unwrap().name, "gone", "it is not there twice");
+        // What the stopped handlers had not done is done by whoever has them now.
+        driver.run();
+        while let Some(completion) = driver.completion(0) {
+            assert_eq!(completion.data, [answered; 8]);
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 20);
+}
+
+fn gone() -> QueueTask {
+    QueueTask { name: "gone".into(), queues: Vec::new(), handler: Box::new(Scripted::default()) }
+}
+
+/// A handler that reports its runs and does what it is told.
+#[derive(Default)]
+struct Scripted {
+    progress: Vec<Progress>,
+    runs: Option<Sender<usize>>,
+    run: usize,
+    source: Option<EventFd>,
+    /// How often it says that it is not yet at rest.
+    restless: u32,
+    /// Arming always finds work.
+    insistent: bool,
+}
+
+impl QueueHandler for Scripted {
+    fn run(&mut self) -> Progress {
+        if let Some(source) = &self.source {
+            let _ = source.read();
+        }
+        let progress = self.progress.get(self.run).copied().unwrap_or(Progress::Idle);
+        self.run += 1;
+        if let Some(runs) = &self.runs {
+            let _ = runs.send(self.run);
+        }
+        progress
+    }
+
+    fn arm(&mut self) -> bool {
+        self.insistent
+    }
+
+    fn has_work(&self) -> bool {
+        false
+    }
+
+    fn event_sources(&self) -> Vec<RawFd> {
+        self.source.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    fn quiesce(&mut self) -> bool {
+        self.restless = self.restless.saturating_sub(1);
+        self.restless == 0
+    }
+
+    fn queues(&self) -> Vec<&Queue> {
+        Vec::new()
+    }
+
+    fn into_queues(self: Box<Self>) -> Vec<Queue> {
+        Vec::new()
+    }
+}
+
+impl Inspect for Scripted {
+    fn inspect(&self) -> Value {
+        json!({"runs": self.run})
+    }
+}
+
+fn scripted(name: &str, handler: Scripted) -> QueueTask {
+    QueueTask { name: name.into(), queues: Vec::new(), handler: Box::new(handler) }
+}
+
+#[test]
+fn doorbells_sources_and_times_run_a_handler() {
+    for poll in [Duration::ZERO, DEFAULT_POLL] {
+        let worker = worker(poll);
+        let (runs, ran) = mpsc::channel();
+        let source = EventFd::new(EFD_NONBLOCK).unwrap();
+        let handler = Scripted {
+            runs: Some(runs),
+            source: Some(source.try_clone().unwrap()),
+            // The third run asks for a time long past, the fourth for more.
+            progress: vec![Progress::Idle, Progress::Idle, Progress::Until(1), Progress::More],
+            ..Scripted::default()
+        };
+        let bell = Doorbell::new().unwrap();
+        worker.add(scripted("s", handler), vec![bell.clone()]);
+        assert_eq!(ran.recv().unwrap(), 1, "a new handler is run at once");
+        source.write(1).unwrap();
+        assert_eq!(ran.recv().unwrap(), 2);
+        for run in 3..=5 {
+            if run == 3 {
+                bell.ring();
+            }
+            assert_eq!(ran.recv().unwrap(), run);
+        }
+        bell.ring();
+        assert_eq!(ran.recv().unwrap(), 6, "a bell that is never read rings again");
+    }
+}
+
+#[test]
+fn a_busy_handler_leaves_the_others_their_turn() {
+    let worker = worker(DEFAULT_POLL);
+    let busy = Scripted { progress: vec![Progress::More; 1 << 20], ..Scripted::default() };
+    let (runs, ran) = mpsc::channel();
+    let source = EventFd::new(EFD_NONBLOCK).unwrap();
+    let quiet =
+        Scripted { runs: Some(runs), source: Some(source.try_clone().unwrap()), ..Scripted::default() };
+    worker.add(scripted("busy", busy), Vec::new());
+    worker.add(scripted("quiet", quiet), Vec::new());
+    for run in 1..=10 {
+        assert_eq!(ran.recv().unwrap(), run);
+        source.write(1).unwrap();
+    }
+}
+
+#[test]
+fn a_handler_that_waits_for_a_time_does_not_spin() {
+    // Its time never comes on this clock, and arming always claims that there is work.
+    let clock = Arc::new(ManualClock::default());
+    let worker = Worker::spawn(WorkerOptions::named("test"), clock, || {}).unwrap();
+    let (runs, ran) = mpsc::channel();
+    let waiting = Scripted {
+        runs: Some(runs),
+        progress: vec![Progress::Until(u64::MAX / 2); 100],
+        insistent: true,
+        ..Scripted::default()
+    };
+    worker.set_poll(Duration::ZERO);
+    let bell = Doorbell::new().unwrap();
+    worker.add(scripted("waiting", waiting), vec![bell.clone()]);
+    assert_eq!(ran.recv().unwrap(), 1);
+    assert_eq!(ran.recv().unwrap(), 2, "once more, in case");
+    bell.ring();
+    assert_eq!(ran.recv().unwrap(), 3, "and then only when something happens");
+    assert_eq!(stop_all(&worker).len(), 1);
+}
+
+#[test]
+fn stopping_waits_for_rest_without_blocking_anyone() {
+    let worker = worker(Duration::ZERO);
+    let slow = worker.add(scripted("slow", Scripted { restless: 5, ..Scripted::default() }), Vec::new());
+    let quick = worker.add(scripted("quick", Scripted::default()), Vec::new());
+    let (sender, receiver) = mpsc::channel();
+    for id in [slow, quick] {
+        let sender = sender.clone();
+        worker.stop(id, move |task| sender.send(task.unwrap().name).unwrap());
+    }
+    assert_eq!(receiver.recv().unwrap(), "quick");
+    assert_eq!(receiver.recv().unwrap(), "slow");
+}
+
+#[test]
+fn a_dropped_worker_brings_its_handlers_to_rest() {
+    let worker = worker(Duration::ZERO);
+    let (runs, ran) = mpsc::channel();
+    worker.add(
+        scripted("slow", Scripted { restless: 3, runs: Some(runs), ..Scripted::default() }),
+        Vec::new(),
+    );
+    drop(worker);
+    assert_eq!(ran.iter().count(), 1, "the handler is gone, and with it its end of the channel");
+}
+
+#[test]
+fn inspection_shows_handlers_and_counters() {
+    let worker = worker(Duration::ZERO);
+    let mut driver = Driver::new(Box::new(Echo { single_handler: true, ..Echo::new() }), Layout::SPLIT);
+    start(&worker, &mut driver);
+    let (sender, receiver) = mpsc::channel();
+    worker.inspect_tasks(move |value| sender.send(value).unwrap());
+    let value = receiver.recv().unwrap();
+    assert_eq!(value["tasks"][0]["queues"], json!([0, 1]));
+    assert_eq!(value["tasks"][0]["handler"]["queues"][0]["size"], 64);
+    assert_eq!(worker.inspect()["name"], "test");
+}
+
+#[test]
+fn a_cpu_that_does_not_exist_is_refused() {
+    for cpu in [1 << 20, 1023] {
+        let options = WorkerOptions { cpus: vec![cpu], ..WorkerOptions::named("test") };
+        assert!(Worker::spawn(options, Arc::new(SystemClock::new()), || {}).is_err(), "CPU {cpu}");
+    }
+}
