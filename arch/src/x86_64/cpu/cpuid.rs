@@ -4,6 +4,8 @@
 //! rewritten for the machine's [`Topology`], and what a guest cannot use is masked: power management that stays
 //! the host's, monitoring of the host, enclaves, encrypted memory, and the difference between kinds of cores.
 
+mod amd_caches;
+
 use super::topology::{Place, Topology};
 use hypervisor::x86_64::CpuidEntry;
 
@@ -159,6 +161,9 @@ impl CpuModel {
             .copied()
             .collect();
         mask_features(&mut leaves, vendor, options);
+        if vendor == Vendor::Amd {
+            extend_topology(&mut leaves);
+        }
         group_caches(&mut leaves, topology);
         describe_groups(&mut leaves, vendor, topology);
         tell_frequencies(&mut leaves, vendor, options);
@@ -250,6 +255,16 @@ fn clear(leaf: &mut CpuidEntry) {
     (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0);
 }
 
+/// Makes sure that the leaves that tell an AMD CPU's cores and shared caches are there: every host could have them.
+fn extend_topology(leaves: &mut Vec<CpuidEntry>) {
+    let Some(features) = leaves.iter_mut().find(|leaf| leaf.function == AMD_FEATURES) else { return };
+    features.ecx |= TOPOLOGY_EXTENSIONS;
+    if find(leaves, AMD_CACHES, 0).is_none_or(|leaf| leaf.eax == 0) {
+        leaves.retain(|leaf| leaf.function != AMD_CACHES);
+        amd_caches::add(leaves);
+    }
+}
+
 /// Says which CPUs share a cache: those of a core the first two levels, those of a die the others.
 fn group_caches(leaves: &mut [CpuidEntry], topology: Topology) {
     for leaf in leaves {
@@ -275,7 +290,6 @@ fn ids_below(bits: u32) -> u32 {
 /// Says how the CPUs are grouped, in each of the ways there are.
 fn describe_groups(leaves: &mut Vec<CpuidEntry>, vendor: Vendor, topology: Topology) {
     let in_package = topology.cpus_per_package();
-    let mut amd_topology = false;
     for leaf in leaves.iter_mut() {
         match leaf.function {
             0 => leaf.eax = leaf.eax.max(TOPOLOGY_WITH_DIES),
@@ -288,7 +302,6 @@ fn describe_groups(leaves: &mut Vec<CpuidEntry>, vendor: Vendor, topology: Topol
             EXTENDED if vendor == Vendor::Amd => leaf.eax = leaf.eax.max(AMD_TOPOLOGY),
             AMD_FEATURES if vendor == Vendor::Amd => {
                 set(&mut leaf.ecx, CMP_LEGACY, in_package > 1);
-                amd_topology = leaf.ecx & TOPOLOGY_EXTENSIONS != 0;
             }
             ADDRESS_SIZES if vendor == Vendor::Amd => {
                 let ids = topology.package_shift().min(0xf) << 12;
@@ -309,7 +322,7 @@ fn describe_groups(leaves: &mut Vec<CpuidEntry>, vendor: Vendor, topology: Topol
     } else {
         levels(leaves, TOPOLOGY_WITH_DIES, &[thread, core(in_die, topology.die_shift()), die]);
     }
-    if amd_topology {
+    if vendor == Vendor::Amd {
         leaves.push(CpuidEntry {
             function: AMD_TOPOLOGY,
             ebx: (topology.threads() - 1).min(255) << 8,

@@ -184,6 +184,30 @@ fn amd_leaves_tell_cores_threads_and_nodes() {
 }
 
 #[test]
+fn amd_caches_are_told_by_hosts_that_do_not_group_them() {
+    let mut old = amd();
+    old.retain(|leaf| leaf.function != AMD_CACHES);
+    old.iter_mut().find(|leaf| leaf.function == AMD_FEATURES).unwrap().ecx = 0;
+    // 32 KiB 8-way, 64 KiB 4-way, 512 KiB 8-way, 16 MiB 16-way; 64-byte lines.
+    old.push(leaf(0x8000_0005, [0, 0, 0x2008_0140, 0x4004_0140]));
+    old.push(leaf(0x8000_0006, [0, 0, 0x0200_6140, 0x0080_8140]));
+    let leaves = model(&old, Topology::new(2, 4, 1, 1, 8).unwrap()).cpuid(0);
+    assert_eq!(get(&leaves, AMD_FEATURES, 0).ecx & TOPOLOGY_EXTENSIONS, TOPOLOGY_EXTENSIONS);
+    assert_eq!(get(&leaves, 0x8000_001e, 0).ebx >> 8, 1);
+    let mut found = Vec::new();
+    for index in 0.. {
+        let cache = get(&leaves, AMD_CACHES, index);
+        if cache.eax & 0x1f == 0 {
+            break;
+        }
+        let (ways, line, sets) = ((cache.ebx >> 22) + 1, (cache.ebx & 0xfff) + 1, cache.ecx + 1);
+        let kib = ways * line * sets * ((cache.ebx >> 12 & 0x3ff) + 1) / 1024;
+        found.push((cache.eax >> 5 & 7, cache.eax & 0x1f, kib, (cache.eax >> 14 & 0xfff) + 1));
+    }
+    assert_eq!(found, [(1, 1, 32, 2), (1, 2, 64, 2), (2, 3, 512, 2), (3, 3, 16384, 8)]);
+}
+
+#[test]
 fn what_a_guest_cannot_use_is_masked() {
     let leaves = model(&intel(), Topology::flat(2)).cpuid(1);
     let features = get(&leaves, 1, 0);
