@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use hypervisor::{Exit, Kick, SystemEvent, Vcpu};
 use machine::bus::{BusHandle, BusReader};
 use machine::effect::Effect;
+use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -45,11 +46,26 @@ pub struct ExitCounters {
     pub other: AtomicU64,
 }
 
+impl Inspect for ExitCounters {
+    fn inspect(&self) -> Value {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        json!({
+            "port": count(&self.port),
+            "mmio": count(&self.mmio),
+            "unclaimed": count(&self.unclaimed),
+            "interrupted": count(&self.interrupted),
+            "other": count(&self.other),
+        })
+    }
+}
+
 #[derive(Default)]
 struct State {
     paused: bool,
     ending: bool,
     effect_pending: bool,
+    /// Counts the machine's resets: what the CPU asked for before one is void after it.
+    generation: u64,
     parked: bool,
     ended: bool,
     task: Option<Task>,
@@ -167,6 +183,19 @@ impl CpuThread {
         self.control.direct(|state| state.effect_pending = false);
     }
 
+    /// The machine is reset: forgets what the CPU waits for. The CPU is paused.
+    pub fn forget_effects(&self) {
+        self.control.direct(|state| {
+            state.effect_pending = false;
+            state.generation += 1;
+        });
+    }
+
+    /// Counts [`CpuThread::forget_effects`].
+    pub fn generation(&self) -> u64 {
+        self.control.lock().generation
+    }
+
     /// Performs `task` on the CPU's thread and returns its result. The CPU is paused.
     ///
     /// # Errors
@@ -248,9 +277,12 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
         match step {
             Step::GoOn => {}
             Step::Effect(effect) => {
-                control.lock().effect_pending = true;
+                let mut state = control.lock();
+                state.effect_pending = true;
+                let generation = state.generation;
+                drop(state);
                 control.attention.store(true, Ordering::Release);
-                mailbox.post(Message::Effect { cpu: id, effect });
+                mailbox.post(Message::Effect { cpu: id, generation, effect });
             }
             Step::Failed(reason) => {
                 let failure = CpuFailure { cpu: id, reason, registers: vcpu.describe() };

@@ -3,4 +3,36 @@
 pub mod cli;
 pub mod config;
 pub mod config_help;
+pub mod console_thread;
+pub mod cpu;
+pub mod log;
+pub mod machine;
 pub mod memory;
+pub mod message;
+pub mod seccomp;
+
+use crate::machine::{Ended, Machine};
+use anyhow::{Result, bail};
+use hypervisor::Hypervisor;
+use hypervisor::kvm::{DEFAULT_PATH, Kvm};
+use std::path::Path;
+
+/// Runs the machine the command line describes, until it ends.
+///
+/// # Errors
+/// When the machine cannot be built, or fails.
+pub fn run(run: cli::Run) -> Result<()> {
+    log::start(run.log_file.as_deref(), run.verbosity)?;
+    seccomp::choose(run.seccomp);
+    console_thread::hold_signals()?;
+    let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
+    let machine = Machine::new(run.config, &kvm)?;
+    seccomp::confine(seccomp::ThreadKind::Machine);
+    match machine.run()? {
+        Ended::PoweredOff | Ended::Terminated => Ok(()),
+        Ended::Failed(failure) => {
+            let hint = kvm.cannot_run_linux().map(|reason| format!("\n{reason}")).unwrap_or_default();
+            bail!("CPU {} cannot go on: {}\n{}{hint}", failure.cpu, failure.reason, failure.registers)
+        }
+    }
+}

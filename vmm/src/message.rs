@@ -21,6 +21,8 @@ pub enum Message {
     Effect {
         /// The CPU.
         cpu: u32,
+        /// How often the machine had been reset when the CPU made it.
+        generation: u64,
         /// What is to be done.
         effect: Effect,
     },
@@ -35,8 +37,6 @@ pub enum Message {
     },
     /// The process is asked to end (a signal).
     Terminate,
-    /// The window of the terminal changed its size.
-    WindowChanged,
 }
 
 /// Where messages for the machine thread are put. Never blocks.

@@ -28,7 +28,7 @@ use machine::inspect::{Inspect, Value, json};
 use replay::Replay;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -138,6 +138,11 @@ trait Peer: Send {
 
     /// The window's size, if it has one.
     fn size(&self) -> Option<WindowSize> {
+        None
+    }
+
+    /// Where it is found, if only the host knows.
+    fn path(&self) -> Option<&Path> {
         None
     }
 }
@@ -279,6 +284,11 @@ impl HostConsole {
     /// Number of bytes that wait for a slow peer.
     pub fn backlog(&self) -> usize {
         if self.peer.present() { self.replay.pending().len() } else { 0 }
+    }
+
+    /// Where it is found on the host, if the host chose: the path of a pseudo-terminal.
+    pub fn path(&self) -> Option<&Path> {
+        self.peer.path()
     }
 
     /// Whether somebody is at the other end.

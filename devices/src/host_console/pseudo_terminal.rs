@@ -107,6 +107,10 @@ impl Peer for PseudoTerminal {
         json!({ "mode": "pty", "path": self.path, "link": self.link })
     }
 
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
     fn present(&self) -> bool {
         self.attached
     }

@@ -5,7 +5,7 @@
 
 mod interest;
 mod socket;
-mod tap;
+pub mod tap;
 
 pub use interest::{Interest, Readiness};
 pub use socket::SocketLink;

@@ -251,7 +251,7 @@ impl VmConfig {
                 return error(option, "has a mask without an ip");
             }
             for (key, mac) in [("mac", &net.mac), ("host_mac", &net.host_mac)] {
-                if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<net::MacAddress>()) {
+                if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<::net::mac::MacAddress>()) {
                     return error(option, format!("{key}: {reason}"));
                 }
             }

@@ -6,20 +6,26 @@
 use super::workers::{self, FunctionWorkers};
 use crate::message::Mailbox;
 use anyhow::{Context, Result};
+use arch::x86_64::acpi::InterruptPins;
+use arch::x86_64::layout::SegmentWindows;
 use hypervisor::{AddressSpace, Vm};
 use machine::bus::{BusHandle, Range};
+use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::effect::{DeviceChange, FunctionAddress};
 use machine::inspect::{Value, json};
+use machine::interrupt::{InterruptController, InterruptLine};
+use machine::memory::Memory;
 use pci::BarWindow;
 use pci::bar::Space;
 use pci::function::FunctionHandle;
+use pci::intx::Intx;
 use pci::placement::{Changes, Placement, Window};
-use pci::root::Segment;
+use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE, Segment};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use virtio::device::QueueTask;
-use virtio::pci_transport::VirtioPci;
+use virtio::device::{QueueTask, VirtioDevice};
+use virtio::pci_transport::{self, VirtioPci};
 
 /// Whether an effect is complete, or will be when workers have stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +43,29 @@ struct VirtioFunction {
     workers: FunctionWorkers,
 }
 
+/// What functions are given of the machine.
+pub struct Surroundings {
+    /// The hypervisor's machine: doorbells and interrupts.
+    pub vm: Arc<dyn Vm>,
+    /// Memory-mapped devices.
+    pub mmio: BusHandle,
+    /// Devices at I/O ports.
+    pub port: BusHandle,
+    /// Where workers tell that they have stopped.
+    pub mailbox: Mailbox,
+    /// Guest memory.
+    pub memory: Memory,
+    /// Where interrupt pins end.
+    pub pins: Arc<dyn InterruptController>,
+    /// Which interrupt a pin is wired to.
+    pub wiring: InterruptPins,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
 /// The PCI functions of a machine.
 pub struct PciBus {
-    vm: Arc<dyn Vm>,
-    mmio: BusHandle,
-    port: BusHandle,
-    mailbox: Mailbox,
+    surroundings: Surroundings,
     segments: Vec<Segment>,
     placement: Placement,
     virtio: BTreeMap<FunctionAddress, VirtioFunction>,
@@ -55,59 +78,84 @@ fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl PciBus {
-    /// Buses without functions; BARs are mapped only where `allowed_memory` and `allowed_io` say.
-    pub fn new(
-        vm: Arc<dyn Vm>,
-        mmio: BusHandle,
-        port: BusHandle,
-        mailbox: Mailbox,
-        segments: Vec<Segment>,
-        allowed_memory: Vec<Range>,
-        allowed_io: Vec<Range>,
-    ) -> Self {
-        let placement = Placement::new(allowed_memory, allowed_io);
-        Self {
-            vm,
-            mmio,
-            port,
-            mailbox,
-            segments,
-            placement,
-            virtio: BTreeMap::new(),
-            doorbells: BTreeMap::new(),
+    /// Segments with the address windows `windows`, without functions.
+    ///
+    /// # Errors
+    /// When a segment's configuration space overlaps another device.
+    pub fn new(surroundings: Surroundings, windows: &[SegmentWindows]) -> Result<Self> {
+        let mut segments = Vec::new();
+        let (mut allowed_memory, mut allowed_io) = (Vec::new(), Vec::new());
+        for (number, windows) in (0u16..).zip(windows) {
+            let segment = Segment::new(number);
+            let place = || format!("placing PCI segment {number}");
+            let ecam = Arc::new(Mutex::new(segment.ecam()));
+            surroundings.mmio.change(|bus| bus.insert(windows.ecam, ecam)).with_context(place)?;
+            if number == 0 {
+                let range = Range { start: CONFIG_PORTS, size: CONFIG_PORTS_SIZE };
+                let ports = Arc::new(Mutex::new(segment.config_ports()));
+                surroundings.port.change(|bus| bus.insert(range, ports)).with_context(place)?;
+            }
+            allowed_memory.extend([windows.bars_32, windows.bars_64]);
+            allowed_io.extend(windows.io);
+            segments.push(segment);
         }
-    }
-
-    /// The segments.
-    pub fn segments(&self) -> &[Segment] {
-        &self.segments
+        let placement = Placement::new(allowed_memory, allowed_io);
+        Ok(Self { surroundings, segments, placement, virtio: BTreeMap::new(), doorbells: BTreeMap::new() })
     }
 
     /// Adds a virtio device named `id` at the next free device number of its segment.
     ///
     /// # Errors
-    /// When the segment is full.
+    /// When the segment is full, or the device does not fit in a function.
     pub fn add_virtio(
         &mut self,
         id: &str,
         segment: u16,
-        transport: VirtioPci,
-        options: workers::Options,
+        device: Box<dyn VirtioDevice>,
+        transport: pci_transport::Options,
+        workers: workers::Options,
     ) -> Result<FunctionAddress> {
         let bus = self
             .segments
             .get(usize::from(segment))
             .with_context(|| format!("device {id}: there is no PCI segment {segment}"))?;
-        let device = bus.free_device().with_context(|| {
+        let number = bus.free_device().with_context(|| {
             format!("device {id}: PCI segment {segment} has no room left; raise --platform num_pci_segments")
         })?;
-        let address = FunctionAddress::new(segment, 0, device, 0);
+        let address = FunctionAddress::new(segment, 0, number, 0);
+        let surroundings = &self.surroundings;
+        let gsi = surroundings.wiring.gsi(number, 1);
+        let capabilities = pci_transport::Capabilities {
+            memory: Arc::clone(&surroundings.memory),
+            msi: Arc::clone(&surroundings.vm) as _,
+            intx: Some(Intx::new(InterruptLine::new(Arc::clone(&surroundings.pins), gsi))),
+            clock: Arc::clone(&surroundings.clock),
+        };
+        let transport =
+            VirtioPci::new(device, transport, capabilities).with_context(|| format!("device {id}"))?;
         let transport = Arc::new(Mutex::new(transport));
         let function: FunctionHandle = transport.clone();
         bus.insert(address, function).with_context(|| format!("adding device {id}"))?;
-        let workers = FunctionWorkers::new(id, address, options, self.mailbox.clone());
+        let clock = Arc::clone(&surroundings.clock);
+        let workers = FunctionWorkers::new(id, address, workers, clock, surroundings.mailbox.clone());
         self.virtio.insert(address, VirtioFunction { id: id.to_owned(), transport, workers });
         Ok(address)
+    }
+
+    /// Points all BARs at addresses in the segments' windows, as firmware does.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn place_bars(&self, windows: &[SegmentWindows]) -> Result<()> {
+        for (segment, windows) in self.segments.iter().zip(windows) {
+            let windows = pci::plan::Windows {
+                memory32: Some(windows.bars_32),
+                memory64: Some(windows.bars_64),
+                io: windows.io,
+            };
+            pci::plan::place(&segment.functions(), windows)?;
+        }
+        Ok(())
     }
 
     /// Does what a function asks for about itself.
@@ -117,30 +165,34 @@ impl PciBus {
     pub fn apply(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
         match change {
             DeviceChange::Remap => self.remap(address).map(|()| Completion::Done),
-            DeviceChange::Start | DeviceChange::StartQueue(_) => self.start(address, change),
-            DeviceChange::Stop | DeviceChange::StopQueue(_) | DeviceChange::Reset => {
+            DeviceChange::Start => self.start(address).map(|()| Completion::Done),
+            DeviceChange::Stop
+            | DeviceChange::StartQueue(_)
+            | DeviceChange::StopQueue(_)
+            | DeviceChange::Reset => {
                 let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-                if function.workers.stop(change) {
+                if function.workers.stop(change == DeviceChange::Reset) {
                     return Ok(Completion::Later);
                 }
-                // Nothing runs: the answer is the same as if it had stopped at once.
                 self.stopped(address, Vec::new())
             }
         }
     }
 
-    fn start(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
-        let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-        let started = {
-            let mut transport = lock(&function.transport);
-            match change {
-                DeviceChange::StartQueue(queue) => transport.start_queue(queue),
-                _ => transport.start(),
-            }
-        };
-        let tasks = started.with_context(|| format!("starting device {}", function.id))?;
-        function.workers.run(tasks)?;
-        Ok(Completion::Done)
+    fn start(&mut self, address: FunctionAddress) -> Result<()> {
+        let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
+        let mut transport = lock(&function.transport);
+        // A driver that set its device up wrongly has been told; that is no failure of the machine.
+        let Ok(tasks) = transport.start() else { return Ok(()) };
+        let tasks = tasks
+            .into_iter()
+            .map(|task| {
+                let doorbells = transport.doorbells_of(&task);
+                (task, doorbells)
+            })
+            .collect();
+        drop(transport);
+        function.workers.run(tasks).with_context(|| format!("starting device {}", function.id))
     }
 
     /// Workers of a function gave back what they ran.
@@ -149,18 +201,18 @@ impl PciBus {
     /// As [`PciBus::apply`].
     pub fn stopped(&mut self, address: FunctionAddress, tasks: Vec<QueueTask>) -> Result<Completion> {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-        let Some((change, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
-        {
-            let mut transport = lock(&function.transport);
-            match change {
-                DeviceChange::StopQueue(queue) => transport.queue_stopped(queue, tasks),
-                _ => transport.stopped(tasks),
-            }
-            if change == DeviceChange::Reset {
-                pci::function::Function::reset(&mut *transport);
-            }
+        let Some((reset, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
+        let mut transport = lock(&function.transport);
+        let again = transport.stopped(tasks);
+        if reset {
+            pci::function::Function::reset(&mut *transport);
         }
-        self.remap(address)?;
+        drop(transport);
+        if reset {
+            self.remap(address)?;
+        } else if again {
+            self.start(address)?;
+        }
         Ok(Completion::Done)
     }
 
@@ -168,7 +220,7 @@ impl PciBus {
     pub fn stop_all(&mut self) -> bool {
         let mut waiting = false;
         for function in self.virtio.values_mut() {
-            waiting |= function.workers.stop(DeviceChange::Reset) || function.workers.stopping();
+            waiting |= function.workers.stop(true) || function.workers.stopping();
         }
         waiting
     }
@@ -208,7 +260,7 @@ impl PciBus {
         for window in &changes.unmap {
             self.detach_doorbells(window)?;
         }
-        for (space, handle) in [(Space::Memory, &self.mmio), (Space::Io, &self.port)] {
+        for (space, handle) in [(Space::Memory, &self.surroundings.mmio), (Space::Io, &self.surroundings.port)] {
             let gone = changes.unmap.iter().filter(|window| window.window.space == space);
             let come = changes.map.iter().filter(|window| window.window.space == space);
             let (gone, come): (Vec<_>, Vec<_>) = (gone.collect(), come.collect());
@@ -218,7 +270,7 @@ impl PciBus {
             handle
                 .change(|bus| {
                     for window in gone {
-                        bus.remove(window.window.range.start);
+                        bus.remove(window.window.address);
                     }
                     for window in come {
                         let Some(function) = self
@@ -229,7 +281,7 @@ impl PciBus {
                             continue;
                         };
                         let device = BarWindow::new(function, window.function, window.window.bar);
-                        bus.insert(window.window.range, Arc::new(Mutex::new(device)))?;
+                        bus.insert(window.window.range(), Arc::new(Mutex::new(device)))?;
                     }
                     Ok::<_, machine::bus::BusError>(())
                 })
@@ -252,9 +304,10 @@ impl PciBus {
             Space::Memory => AddressSpace::Mmio,
             Space::Io => AddressSpace::Port,
         };
-        let base = window.window.range.start;
+        let base = window.window.address;
         for doorbell in &doorbells {
-            self.vm
+            self.surroundings
+                .vm
                 .attach_doorbell(space, base, doorbell)
                 .with_context(|| format!("attaching a doorbell of PCI function {}", window.function))?;
         }
@@ -269,7 +322,8 @@ impl PciBus {
             return Ok(());
         };
         for doorbell in &doorbells {
-            self.vm
+            self.surroundings
+                .vm
                 .detach_doorbell(space, base, doorbell)
                 .with_context(|| format!("detaching a doorbell of PCI function {}", window.function))?;
         }

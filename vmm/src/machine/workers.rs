@@ -2,20 +2,24 @@
 
 use crate::message::{Mailbox, Message};
 use anyhow::{Context, Result};
-use machine::effect::{DeviceChange, FunctionAddress};
-use machine::inspect::Value;
+use machine::clock::Clock;
+use machine::doorbell::Doorbell;
+use machine::effect::FunctionAddress;
+use machine::inspect::{Inspect, Value};
+use std::sync::Arc;
+use std::time::Duration;
 use virtio::device::QueueTask;
-use virtio::worker::{self, Worker};
+use virtio::worker::{Worker, WorkerOptions};
 
 /// How a function's workers run.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Options {
-    /// Longest busy poll in nanoseconds; 0 for none.
-    pub poll_ns: u64,
-    /// The host CPUs of a queue's worker, by queue.
+    /// Longest busy poll; zero for none.
+    pub poll: Duration,
+    /// The host CPUs of a queue's worker, by queue. Others run on any.
     pub affinity: Vec<(u16, Vec<usize>)>,
     /// Called on each worker's thread before it runs anything.
-    pub confine: Option<fn()>,
+    pub confine: fn(),
 }
 
 /// The worker threads of one function, one for each queue task.
@@ -23,6 +27,7 @@ pub struct FunctionWorkers {
     id: String,
     address: FunctionAddress,
     options: Options,
+    clock: Arc<dyn Clock>,
     mailbox: Mailbox,
     running: Vec<Worker>,
     stopping: Option<Stopping>,
@@ -30,14 +35,83 @@ pub struct FunctionWorkers {
 
 /// A stop that has begun.
 struct Stopping {
-    change: DeviceChange,
+    reset: bool,
+    /// Workers that have not given back what they ran.
     workers: usize,
     tasks: Vec<QueueTask>,
 }
 
 impl FunctionWorkers {
     /// No workers yet.
-    pub fn new(id: &str, address: FunctionAddress, options: Options, mailbox: Mailbox) -> Self {
-        Self { id: id.to_owned(), address, options, mailbox, running: Vec::new(), stopping: None }
+    pub fn new(
+        id: &str,
+        address: FunctionAddress,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        mailbox: Mailbox,
+    ) -> Self {
+        let id = id.trim_start_matches('_').to_owned();
+        Self { id, address, options, clock, mailbox, running: Vec::new(), stopping: None }
+    }
+
+    /// Runs tasks, each on a worker of its own, woken by its doorbells.
+    ///
+    /// # Errors
+    /// When the host gives no thread, or not on the CPUs asked for.
+    pub fn run(&mut self, tasks: Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
+        for (task, doorbells) in tasks {
+            let cpus = self.options.affinity.iter().find(|(queue, _)| task.queues.contains(queue));
+            let options = WorkerOptions {
+                name: format!("{}-{}", self.id, task.name),
+                cpus: cpus.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
+                poll: self.options.poll,
+            };
+            let confine = self.options.confine;
+            let worker = Worker::spawn(options, Arc::clone(&self.clock), confine)
+                .with_context(|| format!("starting the worker of queue {} of {}", task.name, self.id))?;
+            worker.add(task, doorbells);
+            self.running.push(worker);
+        }
+        Ok(())
+    }
+
+    /// Begins to stop all workers. `reset`: the whole function is reset when they have. `false`: none runs, so
+    /// there is nothing to wait for but what was begun before.
+    pub fn stop(&mut self, reset: bool) -> bool {
+        if let Some(stopping) = &mut self.stopping {
+            stopping.reset |= reset;
+            return true;
+        }
+        self.stopping = Some(Stopping { reset, workers: self.running.len(), tasks: Vec::new() });
+        for worker in &self.running {
+            let (mailbox, function) = (self.mailbox.clone(), self.address);
+            worker.stop_all(move |tasks| mailbox.post(Message::TasksStopped { function, tasks }));
+        }
+        !self.running.is_empty()
+    }
+
+    /// Whether a stop is under way.
+    pub fn stopping(&self) -> bool {
+        self.stopping.as_ref().is_some_and(|stopping| stopping.workers > 0)
+    }
+
+    /// A worker gave back `tasks`. When it was the last one: all that was given back, and whether the function is to be
+    /// reset.
+    pub fn returned(&mut self, tasks: Vec<QueueTask>) -> Option<(bool, Vec<QueueTask>)> {
+        let mut stopping = self.stopping.take()?;
+        stopping.workers = stopping.workers.saturating_sub(1);
+        stopping.tasks.extend(tasks);
+        if stopping.workers > 0 {
+            self.stopping = Some(stopping);
+            return None;
+        }
+        // The threads have nothing left to run, so their ends are not waited for long.
+        self.running.clear();
+        Some((stopping.reset, stopping.tasks))
+    }
+
+    /// The workers, for inspection.
+    pub fn inspect(&self) -> Value {
+        self.running.iter().map(Inspect::inspect).collect()
     }
 }

@@ -1,0 +1,208 @@
+//! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
+
+use super::platform;
+use crate::config::{NumaConfig, VmConfig};
+use crate::memory::ZoneExtent;
+use anyhow::{Context, Result};
+use arch::x86_64::acpi::{
+    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers,
+};
+use arch::x86_64::boot::{self, EntryPoint};
+use arch::x86_64::cpu::CpuModel;
+use arch::x86_64::layout::{self, MemoryLayout};
+use arch::x86_64::smbios::{self, Processors, SmbiosConfig, SystemStrings};
+use devices::acpi::AcpiRegisters;
+use devices::pvpanic::Pvpanic;
+use devices::rtc::Rtc;
+use devices::serial::Serial;
+use machine::bus::Range;
+use machine::memory::Memory;
+use std::fs::File;
+
+/// The files a guest is booted from, open.
+pub struct BootFiles {
+    kernel: File,
+    initramfs: Option<File>,
+}
+
+impl BootFiles {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// When one cannot be read, naming its option.
+    pub fn open(config: &VmConfig) -> Result<Self> {
+        let payload = &config.payload;
+        let kernel = payload.kernel.as_ref().context("--kernel is missing")?;
+        let open = |option: &str, path: &std::path::Path| {
+            let file = File::open(path).with_context(|| format!("{option} {}", path.display()))?;
+            anyhow::ensure!(
+                !file.metadata()?.is_dir(),
+                "{option} {}: is a directory; give the file in it",
+                path.display()
+            );
+            Ok(file)
+        };
+        let initramfs = payload.initramfs.as_ref().map(|path| open("--initramfs", path)).transpose()?;
+        Ok(Self { kernel: open("--kernel", kernel)?, initramfs })
+    }
+}
+
+/// Writes into guest memory what the boot CPU starts with.
+///
+/// # Errors
+/// When a file is not what it should be or does not fit, naming its option.
+pub fn load(
+    files: &mut BootFiles,
+    config: &VmConfig,
+    memory: &Memory,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> Result<EntryPoint> {
+    let tables = acpi_config(config, zones, layout, model);
+    let place = Range {
+        start: layout::ACPI_TABLES.0,
+        size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0,
+    };
+    acpi::build(&tables, place, layout::ACPI_RSDP)?.write(memory)?;
+    let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
+    smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
+    let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
+    boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline, layout::ACPI_RSDP)
+        .map_err(|error| {
+            let payload = &config.payload;
+            let option = match &error {
+                boot::BootError::Initramfs(_) => payload.initramfs.as_ref().map(|path| ("--initramfs", path)),
+                boot::BootError::Kernel(_) => payload.kernel.as_ref().map(|path| ("--kernel", path)),
+                _ => None,
+            };
+            match option {
+                Some((option, path)) => anyhow::anyhow!("{option} {}: {error}", path.display()),
+                None => error.into(),
+            }
+        })
+}
+
+fn acpi_config(
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> AcpiConfig {
+    let acpi_port = AcpiRegisters::PORTS.start as u16;
+    let cpus = (0..config.cpus.limit()).map(|index| Cpu {
+        apic_id: model.topology().apic_id(index),
+        enabled: index < config.cpus.boot_vcpus,
+        node: node_of(&config.numa, |node| node.cpus.contains(&index)),
+    });
+    let mut memory = Vec::new();
+    if !config.numa.is_empty() {
+        for zone in zones {
+            let node = node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
+            let ranges = zone.ranges.iter().map(|&(start, size)| Range { start, size });
+            memory.extend(ranges.map(|range| NodeMemory { node, range, hotplug: false }));
+        }
+    }
+    AcpiConfig {
+        cpus: cpus.collect(),
+        local_apic: layout::LOCAL_APIC.start as u32,
+        io_apic: IoApic { id: 0, address: layout::IOAPIC.start as u32, first_gsi: 0 },
+        segments: layout.segments().to_vec(),
+        interrupt_pins: platform::PCI_WIRING,
+        memory,
+        distances: distances(&config.numa),
+        registers: Registers {
+            sleep_status: acpi_port,
+            sleep_control: acpi_port + 1,
+            reset: acpi_port + 2,
+            reset_value: 1,
+            pm_timer: Some(acpi_port + 8),
+        },
+        events: EventDevice { port: acpi_port + 4, gsi: platform::EVENT_GSI },
+        serial: platform::serial_mode(&config.serial)
+            .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: platform::SERIAL_GSI })
+            .into_iter()
+            .collect(),
+        rtc: Some(IsaDevice { port: Rtc::PORTS.start as u16, gsi: platform::RTC_GSI }),
+        pvpanic: config.pvpanic.then_some(Pvpanic::PORTS.start as u16),
+    }
+}
+
+fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {
+    numa.iter().find(|node| has(node)).map_or(0, |node| node.guest_numa_id)
+}
+
+/// The matrix of distances: what is not given is 20, or what the other way is.
+fn distances(numa: &[NumaConfig]) -> Vec<Vec<u8>> {
+    let count = numa.iter().map(|node| node.guest_numa_id + 1).max().unwrap_or(0);
+    let given = |from: u32, to: u32| {
+        let node = numa.iter().find(|node| node.guest_numa_id == from)?;
+        node.distances.iter().find(|distance| distance.destination == to).map(|distance| distance.distance)
+    };
+    let distance = |from, to| {
+        if from == to { 10 } else { given(from, to).or_else(|| given(to, from)).unwrap_or(20) }
+    };
+    (0..count).map(|from| (0..count).map(|to| distance(from, to)).collect()).collect()
+}
+
+fn smbios_config(config: &VmConfig, layout: &MemoryLayout, model: &CpuModel) -> Result<SmbiosConfig> {
+    let platform = &config.platform;
+    let usual = SystemStrings::default();
+    let topology = model.topology();
+    let cpuid = model.cpuid(0);
+    let features = cpuid.iter().find(|leaf| leaf.function == 1).copied().unwrap_or_default();
+    let text = |function| {
+        let leaf = cpuid.iter().find(|leaf| leaf.function == function).copied().unwrap_or_default();
+        [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+    };
+    let [_, b, c, d] = text(0);
+    let brand = [text(0x8000_0002), text(0x8000_0003), text(0x8000_0004)];
+    Ok(SmbiosConfig {
+        system: SystemStrings {
+            manufacturer: platform.manufacturer.clone().unwrap_or(usual.manufacturer),
+            product: platform.product.clone().unwrap_or(usual.product),
+            version: platform.version.clone().unwrap_or_default(),
+            serial: platform.serial_number.clone().unwrap_or_default(),
+            sku: platform.sku.clone().unwrap_or_default(),
+            family: platform.family.clone().unwrap_or_default(),
+        },
+        uuid: platform.uuid.as_deref().map(str::parse).transpose()?,
+        oem_strings: platform.oem_strings.clone(),
+        processors: Processors {
+            packages: topology.packages() as u16,
+            cores: (topology.cores() * topology.dies()) as u16,
+            threads: topology.cpus_per_package() as u16,
+            signature: u64::from(features.edx) << 32 | u64::from(features.eax),
+            manufacturer: ascii(&[b, d, c]),
+            brand: ascii(brand.as_flattened()),
+        },
+        ram: layout.ram().to_vec(),
+    })
+}
+
+/// The text that CPUID registers spell.
+fn ascii(registers: &[u32]) -> String {
+    let bytes = registers.iter().flat_map(|register| register.to_le_bytes());
+    let text: String = bytes.take_while(|byte| *byte != 0).map(char::from).collect();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NumaDistance;
+
+    #[test]
+    fn a_distance_given_one_way_holds_both_ways() {
+        let node = |id, distances: &[(u32, u8)]| NumaConfig {
+            guest_numa_id: id,
+            distances: distances
+                .iter()
+                .map(|&(destination, distance)| NumaDistance { destination, distance })
+                .collect(),
+            ..NumaConfig::default()
+        };
+        let matrix = distances(&[node(0, &[(1, 15)]), node(1, &[]), node(2, &[(0, 30)])]);
+        assert_eq!(matrix, [[10, 15, 30], [15, 10, 20], [30, 20, 10]]);
+    }
+}

@@ -1,0 +1,370 @@
+//! The machine: built from a configuration, run by one thread that owns it.
+//!
+//! [`Machine`] has the CPUs, memory, buses and devices as its fields. Everything that is to change about it
+//! arrives as a [`Message`], see [`Machine::run`].
+
+mod firmware;
+mod pci_bus;
+mod platform;
+mod registry;
+mod workers;
+
+use crate::config::{ConfigError, VmConfig};
+use crate::console_thread::ConsoleThread;
+use crate::cpu::{self, CpuThread, Surroundings};
+use crate::memory::{self, GuestMemory};
+use crate::message::{CpuFailure, Mailbox, Message};
+use crate::seccomp::{self, ThreadKind};
+use anyhow::{Context, Result};
+use arch::x86_64::boot::EntryPoint;
+use arch::x86_64::cpu::{CpuModel, CpuOptions, Topology, Vendor, configure_vcpu, reset_vcpu};
+use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
+use firmware::BootFiles;
+use hypervisor::{Hypervisor, MemorySlot, Vm};
+use machine::bus::BusHandle;
+use machine::clock::{Clock, SystemClock};
+use machine::effect::{Effect, FunctionAddress};
+use machine::inspect::{Inspect, Value, json};
+use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
+use pci_bus::{Completion, PciBus};
+use platform::Platform;
+use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
+use std::sync::Arc;
+
+/// How a machine came to its end.
+#[derive(Debug)]
+pub enum Ended {
+    /// The guest powered off.
+    PoweredOff,
+    /// The process was asked to end.
+    Terminated,
+    /// A CPU cannot go on.
+    Failed(CpuFailure),
+}
+
+/// A machine.
+pub struct Machine {
+    // Fields are dropped in this order: first what runs, then what it runs on.
+    cpus: Vec<CpuThread>,
+    pci: PciBus,
+    consoles: ConsoleThread,
+    platform: Platform,
+    config: VmConfig,
+    files: BootFiles,
+    layout: MemoryLayout,
+    model: CpuModel,
+    messages: Receiver<Message>,
+    /// CPUs whose effect waits for a function's workers to stop.
+    waiting: BTreeMap<FunctionAddress, Vec<u32>>,
+    /// A reset waits for all workers to stop.
+    resetting: bool,
+    resets: u64,
+    vm: Arc<dyn Vm>,
+    memory: GuestMemory,
+}
+
+impl Machine {
+    /// Builds a machine up to its first instruction.
+    ///
+    /// # Errors
+    /// When something it is made of cannot be had, naming the option it comes from.
+    pub fn new(config: VmConfig, hypervisor: &dyn Hypervisor) -> Result<Self> {
+        config.validate()?;
+        check_cpu_limit(&config, hypervisor)?;
+        let mut files = BootFiles::open(&config)?;
+        let supported = hypervisor.supported_cpuid()?;
+        let model = cpu_model(&config, &supported)?;
+        let layout = memory_layout(&config, &model)?;
+        let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
+        let memory = memory::provide(&config.memory, &ranges)?;
+
+        let vm = hypervisor.create_vm()?;
+        map_memory(&*vm, &memory)?;
+        let (mailbox, messages) = Mailbox::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let (mmio, port) = (BusHandle::default(), BusHandle::default());
+        let mut pumps = Vec::new();
+        let platform = Platform::new(&config, &*vm, &mmio, &port, &clock, &mut pumps)?;
+        let mut pci = PciBus::new(
+            pci_bus::Surroundings {
+                vm: Arc::clone(&vm),
+                mmio: mmio.clone(),
+                port: port.clone(),
+                mailbox: mailbox.clone(),
+                memory: Arc::clone(&memory.ram),
+                pins: platform.pins.clone(),
+                wiring: platform::PCI_WIRING,
+                clock: Arc::clone(&clock),
+            },
+            layout.segments(),
+        )?;
+        registry::add_devices(&config, &clock, &mut pci)?;
+        pci.place_bars(layout.segments())?;
+
+        let entry = firmware::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
+        let pins = Arc::clone(&platform.pins);
+        let surroundings = Surroundings {
+            mmio,
+            port,
+            end_of_interrupt: Arc::new(move |vector| pins.end_of_interrupt(vector)),
+            mailbox: mailbox.clone(),
+        };
+        let cpus = start_cpus(&config, &*vm, &surroundings, &model, entry)?;
+        let consoles = ConsoleThread::start(pumps, mailbox, || seccomp::confine(ThreadKind::Console))?;
+        Ok(Self {
+            cpus,
+            pci,
+            consoles,
+            platform,
+            config,
+            files,
+            layout,
+            model,
+            messages,
+            waiting: BTreeMap::new(),
+            resetting: false,
+            resets: 0,
+            vm,
+            memory,
+        })
+    }
+
+    /// Runs the machine until it ends.
+    ///
+    /// # Errors
+    /// When the host fails the machine in a way it cannot go on after.
+    pub fn run(mut self) -> Result<Ended> {
+        for cpu in &self.cpus {
+            cpu.resume();
+        }
+        loop {
+            let message = self.messages.recv().context("every thread of the machine has ended")?;
+            if let Some(ended) = self.handle(message)? {
+                self.end();
+                return Ok(ended);
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
+        match message {
+            Message::Effect { cpu, generation, effect } => {
+                let current = self.cpus.get(cpu as usize).map(CpuThread::generation);
+                if current == Some(generation) {
+                    return self.apply(cpu, effect);
+                }
+            }
+            Message::TasksStopped { function, tasks } => {
+                if self.pci.stopped(function, tasks)? == Completion::Done {
+                    for cpu in self.waiting.remove(&function).unwrap_or_default() {
+                        self.effect_done(cpu);
+                    }
+                }
+                if self.resetting && !self.pci.stopping() {
+                    self.finish_reset()?;
+                }
+            }
+            Message::CpuFailed(failure) => return Ok(Some(Ended::Failed(failure))),
+            Message::Terminate => return Ok(Some(Ended::Terminated)),
+        }
+        Ok(None)
+    }
+
+    fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
+        match effect {
+            Effect::PowerOff => return Ok(Some(Ended::PoweredOff)),
+            Effect::Reset => {
+                self.begin_reset()?;
+                return Ok(None);
+            }
+            Effect::Panicked(events) => tracing::warn!(events, "the guest reports a panic"),
+            Effect::Eject { .. } => {}
+            Effect::Function(address, change) => {
+                if self.pci.apply(address, change)? == Completion::Later {
+                    self.waiting.entry(address).or_default().push(cpu);
+                    return Ok(None);
+                }
+            }
+        }
+        self.effect_done(cpu);
+        Ok(None)
+    }
+
+    fn effect_done(&self, cpu: u32) {
+        if let Some(cpu) = self.cpus.get(cpu as usize) {
+            cpu.effect_done();
+        }
+    }
+
+    /// Pauses all CPUs and has all workers stop.
+    fn begin_reset(&mut self) -> Result<()> {
+        if self.resetting {
+            return Ok(());
+        }
+        tracing::info!("the guest restarts the machine");
+        for cpu in &self.cpus {
+            cpu.pause();
+        }
+        for cpu in &self.cpus {
+            cpu.wait_parked();
+        }
+        self.resetting = true;
+        if self.pci.stop_all() {
+            return Ok(());
+        }
+        self.finish_reset()
+    }
+
+    /// Makes the machine what it was at power-on, and lets it run.
+    fn finish_reset(&mut self) -> Result<()> {
+        self.resetting = false;
+        self.resets += 1;
+        self.waiting.clear();
+        self.pci.reset()?;
+        self.pci.place_bars(self.layout.segments())?;
+        self.platform.reset();
+        let (ram, zones) = (&self.memory.ram, &self.memory.zones);
+        let entry = firmware::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
+        let pending: Vec<_> = (0u32..)
+            .zip(&self.cpus)
+            .map(|(index, cpu)| {
+                cpu.forget_effects();
+                let model = self.model.clone();
+                cpu.begin(move |vcpu| reset_vcpu(vcpu.x86_64(), &model, index, &entry))
+            })
+            .collect::<Result<_>>()?;
+        for reset in pending {
+            reset.wait()?.context("resetting a CPU")?;
+        }
+        for cpu in &self.cpus {
+            cpu.resume();
+        }
+        Ok(())
+    }
+
+    /// Ends what runs, so that requests in flight are complete and the last output is carried.
+    fn end(&mut self) {
+        for cpu in &self.cpus {
+            cpu.pause();
+        }
+        for cpu in &mut self.cpus {
+            cpu.end();
+        }
+        if self.pci.stop_all() {
+            while self.pci.stopping() {
+                let Ok(message) = self.messages.recv() else { break };
+                if let Message::TasksStopped { function, tasks } = message {
+                    // The machine ends: what a failure to remap would leave behind goes with it.
+                    let _ = self.pci.stopped(function, tasks);
+                }
+            }
+        }
+    }
+}
+
+impl Inspect for Machine {
+    fn inspect(&self) -> Value {
+        let cpus = self.cpus.iter().map(|cpu| cpu.exits().inspect()).collect::<Vec<_>>();
+        json!({
+            "cpus": cpus,
+            "resets": self.resets,
+            "platform": self.platform.inspect(),
+            "pci": self.pci.inspect(),
+        })
+    }
+}
+
+fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {
+    let (limit, possible) = (config.cpus.limit(), hypervisor.max_vcpus());
+    if limit > possible {
+        let option = if config.cpus.max_vcpus.is_some() { "max" } else { "boot" };
+        return Err(ConfigError {
+            option: format!("--cpus {option}={limit}"),
+            reason: format!("this host's hypervisor runs at most {possible} CPUs in a machine"),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+fn cpu_model(config: &VmConfig, supported: &[hypervisor::x86_64::CpuidEntry]) -> Result<CpuModel> {
+    let limit = config.cpus.limit();
+    let topology = match config.cpus.topology {
+        None => Topology::flat(limit),
+        Some(shape) => Topology::new(
+            shape.threads_per_core.into(),
+            shape.cores_per_die.into(),
+            shape.dies_per_package.into(),
+            shape.packages.into(),
+            limit,
+        )
+        .context("--cpus topology")?,
+    };
+    let options = CpuOptions {
+        max_phys_bits: config.cpus.max_phys_bits,
+        nested: config.cpus.nested,
+        ..CpuOptions::default()
+    };
+    Ok(CpuModel::new(supported, topology, &options))
+}
+
+fn memory_layout(config: &VmConfig, model: &CpuModel) -> Result<MemoryLayout> {
+    let zones = config.memory.zones.as_deref().unwrap_or_default();
+    let ram = match zones {
+        [] => config.memory.size.0,
+        zones => zones.iter().map(|zone| zone.size.0).sum(),
+    };
+    let request = LayoutRequest {
+        segments: config.platform.num_pci_segments,
+        amd: model.vendor() == Vendor::Amd,
+        ..LayoutRequest::new(ram, model.phys_bits())
+    };
+    MemoryLayout::new(&request).context("--memory")
+}
+
+fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
+    for (slot, region) in (0u32..).zip(memory.ram.iter()) {
+        let slot = MemorySlot {
+            slot,
+            guest_address: region.start_addr().0,
+            size: region.len(),
+            host_address: region.as_ptr(),
+            readonly: false,
+            log_dirty: false,
+        };
+        // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
+        unsafe { vm.map_memory(slot) }.context("giving memory to the guest")?;
+    }
+    Ok(())
+}
+
+fn start_cpus(
+    config: &VmConfig,
+    vm: &dyn Vm,
+    surroundings: &Surroundings,
+    model: &CpuModel,
+    entry: EntryPoint,
+) -> Result<Vec<CpuThread>> {
+    let (mut cpus, mut pending) = (Vec::new(), Vec::new());
+    for index in 0..config.cpus.boot_vcpus {
+        let vcpu = vm.create_vcpu(index).with_context(|| format!("making CPU {index}"))?;
+        let affinity = config.cpus.affinity.iter().find(|affinity| affinity.vcpu == index).cloned();
+        let confine = move || {
+            if let Some(affinity) = affinity
+                && let Err(error) = cpu::set_affinity(&affinity.host_cpus)
+            {
+                tracing::warn!("--cpus affinity: CPU {index} runs on any host CPU: {error}");
+            }
+            seccomp::confine(ThreadKind::Cpu);
+        };
+        let thread = CpuThread::start(index, vcpu, surroundings.clone(), confine)?;
+        let model = model.clone();
+        pending.push(thread.begin(move |vcpu| configure_vcpu(vcpu.x86_64(), &model, index, &entry))?);
+        cpus.push(thread);
+    }
+    for (index, configured) in pending.into_iter().enumerate() {
+        configured.wait()?.with_context(|| format!("setting up CPU {index}"))?;
+    }
+    Ok(cpus)
+}

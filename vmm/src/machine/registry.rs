@@ -1,0 +1,205 @@
+//! The devices of a machine: one line for each kind.
+
+use super::pci_bus::PciBus;
+use super::platform::serial_mode;
+use super::workers;
+use crate::config::disk::DiskEngine;
+use crate::config::{DiskConfig, NetConfig, RateLimiterConfig, TokenBucketConfig, VmConfig};
+use crate::seccomp::{self, ThreadKind};
+use anyhow::{Context, Result, bail};
+use block::engine::EngineKind;
+use block::image::{self, OpenOptions};
+use block::virtio_blk::{Block, BlockOptions};
+use devices::host_console::HostConsole;
+use devices::virtio::console::{Console, Port};
+use devices::virtio::rng::Rng;
+use machine::clock::Clock;
+use net::link::tap::{Ipv4Setting, Tap, TapConfig};
+use net::mac::MacAddress;
+use net::virtio_net::Net;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use virtio::pci_transport;
+use virtio::rate_limit::{Limit, RateLimiter};
+
+/// Adds the devices of one kind.
+type Add = fn(&Site<'_>, &mut PciBus) -> Result<()>;
+
+/// Every kind of device on PCI, in the order in which a guest finds them.
+const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng];
+
+/// What is known when devices are added.
+struct Site<'a> {
+    config: &'a VmConfig,
+    clock: &'a Arc<dyn Clock>,
+    groups: BTreeMap<&'a str, RateLimiter>,
+}
+
+/// Adds all devices that `config` asks for.
+///
+/// # Errors
+/// When one cannot be had, naming its option.
+pub fn add_devices(config: &VmConfig, clock: &Arc<dyn Clock>, pci: &mut PciBus) -> Result<()> {
+    let groups = config
+        .rate_limit_groups
+        .iter()
+        .map(|group| (group.id.as_str(), limiter(&group.rate_limiter_config, clock)))
+        .collect();
+    let site = Site { config, clock, groups };
+    REGISTRY.iter().try_for_each(|add| add(&site, pci))
+}
+
+/// How workers run that need nothing special.
+fn worker_options() -> workers::Options {
+    workers::Options {
+        poll: Duration::ZERO,
+        affinity: Vec::new(),
+        confine: || seccomp::confine(ThreadKind::Worker),
+    }
+}
+
+fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
+    let Some(mode) = serial_mode(&site.config.console) else { return Ok(()) };
+    let host = HostConsole::open(&mode).context("--console")?;
+    if let Some(path) = host.path() {
+        eprintln!("vivarium: --console is at {}", path.display());
+    }
+    let console = Console::new(vec![Port { name: "console".into(), console: true, host }]).context("--console")?;
+    pci.add_virtio("__console", 0, Box::new(console), pci_transport::Options::default(), worker_options())?;
+    Ok(())
+}
+
+fn add_rng(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
+    let source = &site.config.rng.src;
+    let rng = Rng::open(source).with_context(|| format!("--rng src={}", source.display()))?;
+    pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
+    Ok(())
+}
+
+fn add_disks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
+    for (number, disk) in site.config.disks.iter().enumerate() {
+        let id = disk.id.clone().unwrap_or_else(|| format!("_disk{number}"));
+        let path = disk.path.clone().unwrap_or_default();
+        let option = format!("--disk path={}", path.display());
+        let device = open_disk(site, disk, &id).with_context(|| option.clone())?;
+        let transport = pci_transport::Options { packed: disk.packed, ..pci_transport::Options::default() };
+        let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));
+        let workers = workers::Options {
+            poll: Duration::from_micros(disk.poll_us.into()),
+            affinity: affinity.collect(),
+            ..worker_options()
+        };
+        pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers).with_context(|| option.clone())?;
+    }
+    Ok(())
+}
+
+fn open_disk(site: &Site<'_>, disk: &DiskConfig, id: &str) -> Result<Block> {
+    let image = image::open(&OpenOptions {
+        path: disk.path.clone().unwrap_or_default(),
+        read_only: disk.readonly,
+        direct: disk.direct,
+        engine: match disk.engine {
+            DiskEngine::Auto => EngineKind::Auto,
+            DiskEngine::IoUring => EngineKind::IoUring,
+            DiskEngine::Threads => EngineKind::Threads,
+        },
+        thread_start: Some(Arc::new(|| seccomp::confine(ThreadKind::Worker))),
+        ..OpenOptions::default()
+    })?;
+    let own = disk.rate_limiter_config.as_ref().map(|limits| limiter(limits, site.clock));
+    let shared = disk.rate_limit_group.as_deref().and_then(|group| site.groups.get(group).cloned());
+    let options = BlockOptions {
+        name: id.to_owned(),
+        serial: disk.serial.clone().unwrap_or_default(),
+        queues: disk.num_queues,
+        queue_size: disk.queue_size,
+        write_back: disk.writeback,
+        limiter: own.or(shared),
+    };
+    Ok(Block::new(image, options)?)
+}
+
+fn add_networks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
+    for (number, net) in site.config.net.iter().enumerate() {
+        let id = net.id.clone().unwrap_or_else(|| format!("_net{number}"));
+        let option = match (&net.tap, &net.mac) {
+            (Some(tap), _) => format!("--net tap={tap}"),
+            (None, Some(mac)) => format!("--net mac={mac}"),
+            (None, None) => "--net".to_owned(),
+        };
+        let device = open_net(site, net).with_context(|| option.clone())?;
+        let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
+        let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
+        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option.clone())?;
+    }
+    Ok(())
+}
+
+fn open_net(site: &Site<'_>, config: &NetConfig) -> Result<Net> {
+    let mac = |text: &Option<String>| text.as_deref().map(str::parse::<MacAddress>).transpose();
+    let mask = |mask: Option<IpAddr>| match mask {
+        Some(IpAddr::V4(mask)) => Ok(mask),
+        None => Ok(Ipv4Addr::new(255, 255, 255, 0)),
+        Some(IpAddr::V6(_)) => bail!("mask: is an IPv6 address; give the mask of an IPv4 network"),
+    };
+    let address = match config.ip {
+        None => None,
+        Some(IpAddr::V4(address)) => Some(Ipv4Setting { address, mask: mask(config.mask)? }),
+        Some(IpAddr::V6(_)) => bail!("ip: is an IPv6 address; set it with `ip addr add` on the tap"),
+    };
+    let files = config.fds.iter().flatten().map(|fd| own_descriptor(*fd)).collect::<Result<_>>()?;
+    let tap = Tap::open(TapConfig {
+        name: config.tap.clone(),
+        files,
+        pairs: config.num_queues / 2,
+        mtu: config.mtu,
+        host_mac: mac(&config.host_mac)?,
+        address,
+    })?;
+    let mut random = [0; 6];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random))?;
+    let device = net::virtio_net::NetConfig {
+        mac: mac(&config.mac)?.unwrap_or_else(|| MacAddress::from_random(random)),
+        mtu: tap.mtu(),
+        queue_size: config.queue_size,
+        offload_csum: config.offload_csum,
+        offload_tso: config.offload_tso,
+        offload_ufo: config.offload_ufo,
+    };
+    let limit = || match &config.rate_limiter_config {
+        Some(limits) => limiter(limits, site.clock),
+        None => RateLimiter::unlimited(Arc::clone(site.clock)),
+    };
+    Ok(Net::new(device, tap.links(), limit(), limit())?)
+}
+
+/// A descriptor of our own for one that the user passed to the process.
+fn own_descriptor(fd: i32) -> Result<OwnedFd> {
+    if fd < 3 {
+        bail!("fd={fd}: is a standard stream; pass the tap as descriptor 3 or above");
+    }
+    // SAFETY: F_DUPFD_CLOEXEC only makes a new descriptor, and fails when `fd` is not open.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("fd={fd}: is not an open file descriptor of this process"));
+    }
+    // SAFETY: fcntl just gave this descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+fn limiter(limits: &RateLimiterConfig, clock: &Arc<dyn Clock>) -> RateLimiter {
+    let limit = |bucket: Option<TokenBucketConfig>| {
+        bucket.map(|bucket| Limit {
+            size: bucket.size,
+            refill_time: Duration::from_millis(bucket.refill_time),
+            one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        })
+    };
+    RateLimiter::new(limit(limits.bandwidth), limit(limits.ops), Arc::clone(clock))
+}

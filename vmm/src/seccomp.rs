@@ -1,0 +1,316 @@
+//! System call filters: what each kind of thread may ask of the host's kernel.
+//!
+//! A thread confines itself before it runs anything a guest can influence. A call that is not allowed ends the
+//! process with a message that names it, or is only reported by the kernel's audit log, as `--seccomp` says.
+
+use crate::cli::Seccomp;
+use anyhow::{Context, Result};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// The kinds of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// The machine thread: builds, changes and ends the machine.
+    Machine,
+    /// Runs a CPU.
+    Cpu,
+    /// Runs queues of a virtio device.
+    Worker,
+    /// Carries console bytes and hears signals.
+    Console,
+}
+
+/// A call that is allowed, with the ioctl requests if it is `ioctl`, and why.
+struct Allowed {
+    call: i64,
+    requests: &'static [u64],
+    #[expect(dead_code, reason = "for the reader")]
+    why: &'static str,
+}
+
+const fn call(call: i64, why: &'static str) -> Allowed {
+    Allowed { call, requests: &[], why }
+}
+
+const fn ioctl(requests: &'static [u64], why: &'static str) -> Allowed {
+    Allowed { call: libc::SYS_ioctl, requests, why }
+}
+
+/// The number of an ioctl of KVM without data, or with data of `size` bytes going in (1), out (2) or both (3).
+const fn kvm(direction: u64, number: u64, size: u64) -> u64 {
+    direction << 30 | size << 16 | 0xae << 8 | number
+}
+
+const KVM_RUN: u64 = kvm(0, 0x80, 0);
+const KVM_SET_GSI_ROUTING: u64 = kvm(1, 0x6a, 8);
+const KVM_IRQFD: u64 = kvm(1, 0x76, 32);
+
+/// What every thread needs.
+const COMMON: &[Allowed] = &[
+    call(libc::SYS_futex, "locks, and waiting for other threads"),
+    call(libc::SYS_mmap, "memory from the allocator; thread stacks"),
+    call(libc::SYS_munmap, "memory back from the allocator; thread stacks"),
+    call(libc::SYS_mprotect, "the allocator's arenas; guard pages of stacks"),
+    call(libc::SYS_mremap, "the allocator grows a large block"),
+    call(libc::SYS_madvise, "the allocator gives pages back"),
+    call(libc::SYS_brk, "the allocator's main arena"),
+    call(libc::SYS_read, "events, consoles"),
+    call(libc::SYS_write, "events, consoles, the log"),
+    call(libc::SYS_writev, "the log, panic messages"),
+    call(libc::SYS_close, "descriptors of devices that go"),
+    call(libc::SYS_clock_gettime, "time, where the vDSO does not have it"),
+    call(libc::SYS_clock_nanosleep, "backing off"),
+    call(libc::SYS_sched_yield, "backing off while spinning"),
+    call(libc::SYS_rt_sigreturn, "returning from signal handlers"),
+    call(libc::SYS_rt_sigprocmask, "panics and thread starts mask signals"),
+    call(libc::SYS_rt_sigaction, "the handler of a fatal signal takes itself away"),
+    call(libc::SYS_sigaltstack, "thread starts and ends"),
+    call(libc::SYS_gettid, "panic messages; a thread's own id"),
+    call(libc::SYS_getpid, "raising a fatal signal again"),
+    call(libc::SYS_tgkill, "kicking CPUs; raising a fatal signal again"),
+    call(libc::SYS_getrandom, "hash tables' seeds"),
+    call(libc::SYS_exit, "the thread ends"),
+    call(libc::SYS_exit_group, "the process ends"),
+    call(libc::SYS_restart_syscall, "a wait goes on after a stop by a debugger"),
+    call(libc::SYS_rseq, "thread starts"),
+    call(libc::SYS_set_robust_list, "thread starts"),
+    call(libc::SYS_prctl, "naming a thread; confining a thread"),
+    call(libc::SYS_seccomp, "confining a thread"),
+    call(libc::SYS_sched_getaffinity, "the number of CPUs, asked when a thread starts"),
+    call(libc::SYS_sched_setaffinity, "placing a thread"),
+    call(libc::SYS_membarrier, "publishing changes to threads"),
+    ioctl(&[libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF], "giving the terminal back"),
+];
+
+/// Starting and stopping what runs queues.
+const MACHINE: &[Allowed] = &[
+    call(libc::SYS_clone, "starting workers"),
+    call(libc::SYS_clone3, "starting workers"),
+    call(libc::SYS_epoll_create1, "workers' epolls"),
+    call(libc::SYS_epoll_ctl, "workers' epolls"),
+    call(libc::SYS_eventfd2, "workers' events"),
+    call(libc::SYS_timerfd_create, "workers' timers"),
+    call(libc::SYS_io_uring_setup, "disks' rings, made when the driver is ready"),
+    call(libc::SYS_io_uring_register, "disks' rings"),
+    call(libc::SYS_io_uring_enter, "disks' rings"),
+    call(libc::SYS_pread64, "the kernel is read again on a restart"),
+    call(libc::SYS_preadv, "the kernel is read again on a restart"),
+    call(libc::SYS_lseek, "the kernel is read again on a restart"),
+    call(libc::SYS_fstat, "sizes of files"),
+    call(libc::SYS_statx, "sizes of files"),
+    call(libc::SYS_fcntl, "locks of disk images; duplicating descriptors"),
+    call(libc::SYS_dup, "duplicating descriptors"),
+    call(libc::SYS_unlink, "sockets that consoles listened on"),
+    call(libc::SYS_fdatasync, "disks are made stable at the end"),
+    call(libc::SYS_fsync, "disks are made stable at the end"),
+    call(libc::SYS_getuid, "paths of the runtime"),
+    // A machine thread that is confined can still do what changing a machine takes: all of KVM and of taps.
+    Allowed { call: libc::SYS_ioctl, requests: &[], why: "KVM, taps, the terminal" },
+];
+
+const CPU: &[Allowed] = &[
+    ioctl(&[KVM_RUN], "running the guest"),
+    ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "the guest sets up an interrupt"),
+    call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
+    call(libc::SYS_lseek, "a console's file"),
+    Allowed { call: libc::SYS_ioctl, requests: &[], why: "a CPU's state, when the machine is restarted" },
+];
+
+const WORKER: &[Allowed] = &[
+    call(libc::SYS_epoll_wait, "waiting for doorbells"),
+    call(libc::SYS_epoll_pwait, "waiting for doorbells"),
+    call(libc::SYS_epoll_pwait2, "waiting for doorbells"),
+    call(libc::SYS_epoll_ctl, "what to wait for"),
+    call(libc::SYS_epoll_create1, "a console's events"),
+    call(libc::SYS_timerfd_settime, "rate limits"),
+    call(libc::SYS_poll, "waiting for one descriptor"),
+    call(libc::SYS_ppoll, "waiting for one descriptor"),
+    call(libc::SYS_readv, "packets; console input"),
+    call(libc::SYS_preadv, "disks, by threads"),
+    call(libc::SYS_preadv2, "disks, what is cached"),
+    call(libc::SYS_pwritev, "disks, by threads"),
+    call(libc::SYS_pwritev2, "disks, by threads"),
+    call(libc::SYS_pread64, "disks, unaligned ends"),
+    call(libc::SYS_pwrite64, "disks, unaligned ends"),
+    call(libc::SYS_fdatasync, "disks, flush"),
+    call(libc::SYS_fsync, "disks, flush"),
+    call(libc::SYS_fallocate, "disks, discard and write zeroes"),
+    call(libc::SYS_lseek, "disks, sizes"),
+    call(libc::SYS_ftruncate, "disks, growing images"),
+    call(libc::SYS_fstat, "disks, sizes"),
+    call(libc::SYS_statx, "disks, sizes"),
+    call(libc::SYS_fcntl, "descriptors of consoles' clients"),
+    call(libc::SYS_io_uring_setup, "disks' rings"),
+    call(libc::SYS_io_uring_register, "disks' rings"),
+    call(libc::SYS_io_uring_enter, "disks' rings"),
+    call(libc::SYS_clone, "disks' pool of threads"),
+    call(libc::SYS_clone3, "disks' pool of threads"),
+    call(libc::SYS_eventfd2, "disks' completion events"),
+    call(libc::SYS_accept4, "a console's socket"),
+    call(libc::SYS_recvfrom, "a console's socket"),
+    call(libc::SYS_recvmsg, "a console's socket"),
+    call(libc::SYS_sendto, "a console's socket"),
+    call(libc::SYS_sendmsg, "a console's socket"),
+    call(libc::SYS_shutdown, "a console's socket"),
+    call(libc::SYS_unlink, "a console's socket, at its end"),
+    ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
+    ioctl(TAP_REQUESTS, "the driver negotiates offloads"),
+    ioctl(BLOCK_REQUESTS, "discard and write zeroes on block devices"),
+    ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "an interrupt goes with its device"),
+];
+
+/// `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETQUEUE`.
+const TAP_REQUESTS: &[u64] = &[0x4004_54d0, 0x4004_54d8, 0x4004_54d9];
+/// `BLKDISCARD`, `BLKZEROOUT`, `BLKGETSIZE64`.
+const BLOCK_REQUESTS: &[u64] = &[0x1277, 0x127f, 0x8008_1272];
+
+const CONSOLE: &[Allowed] = &[
+    call(libc::SYS_epoll_wait, "waiting for consoles"),
+    call(libc::SYS_epoll_pwait, "waiting for consoles"),
+    call(libc::SYS_epoll_ctl, "what to wait for"),
+    call(libc::SYS_poll, "the last output, at the end"),
+    call(libc::SYS_ppoll, "the last output, at the end"),
+    call(libc::SYS_timerfd_settime, "gathering output"),
+    call(libc::SYS_fcntl, "descriptors of clients"),
+    call(libc::SYS_fstat, "kinds of descriptors"),
+    call(libc::SYS_statx, "kinds of descriptors"),
+    call(libc::SYS_accept4, "a client of a socket"),
+    call(libc::SYS_recvfrom, "a client of a socket"),
+    call(libc::SYS_recvmsg, "a client of a socket"),
+    call(libc::SYS_sendto, "a client of a socket"),
+    call(libc::SYS_sendmsg, "a client of a socket"),
+    call(libc::SYS_shutdown, "a client of a socket"),
+    call(libc::SYS_unlink, "a socket, a link to a pseudo-terminal, at its end"),
+    ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
+];
+
+static MODE: OnceLock<Seccomp> = OnceLock::new();
+
+/// Chooses what a forbidden call does, once, before threads are started.
+pub fn choose(mode: Seccomp) {
+    let _ = MODE.set(mode);
+    if mode == Seccomp::Enforce {
+        report_violations();
+    }
+}
+
+/// Confines the calling thread to what its kind needs. If that fails the process ends: it must not run unconfined.
+pub fn confine(kind: ThreadKind) {
+    let mode = MODE.get().copied().unwrap_or(Seccomp::Off);
+    if mode == Seccomp::Off {
+        return;
+    }
+    let applied = program(kind, mode)
+        .and_then(|program| seccompiler::apply_filter(program).context("applying the system call filter"));
+    if let Err(error) = applied {
+        devices::host_console::restore_terminal();
+        eprintln!("vivarium: {error:#}; --seccomp false runs without filters");
+        std::process::exit(1);
+    }
+}
+
+/// The filter of a kind of thread, made once.
+fn program(kind: ThreadKind, mode: Seccomp) -> Result<&'static BpfProgram> {
+    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
+    let slot = &PROGRAMS[kind as usize];
+    if let Some(program) = slot.get() {
+        return Ok(program);
+    }
+    let program = compile(kind, mode).context("making the system call filter")?;
+    Ok(slot.get_or_init(|| program))
+}
+
+fn compile(kind: ThreadKind, mode: Seccomp) -> Result<BpfProgram> {
+    let own = match kind {
+        ThreadKind::Machine => MACHINE,
+        ThreadKind::Cpu => CPU,
+        ThreadKind::Worker => WORKER,
+        ThreadKind::Console => CONSOLE,
+    };
+    let all = || COMMON.iter().chain(own);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for allowed in all() {
+        let conditions = rules.entry(allowed.call).or_default();
+        for request in allowed.requests {
+            let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)?;
+            conditions.push(SeccompRule::new(vec![condition])?);
+        }
+    }
+    // A call that is allowed once without conditions is allowed whatever the others say.
+    for allowed in all().filter(|allowed| allowed.requests.is_empty()) {
+        rules.insert(allowed.call, Vec::new());
+    }
+    let refusal = match mode {
+        Seccomp::Log => SeccompAction::Log,
+        _ => SeccompAction::Trap,
+    };
+    let filter = SeccompFilter::new(rules, refusal, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
+    Ok(filter.try_into()?)
+}
+
+/// Has a forbidden call named before the process ends.
+fn report_violations() {
+    extern "C" fn on_violation(
+        _signal: libc::c_int,
+        info: *mut libc::siginfo_t,
+        _context: *mut libc::c_void,
+    ) {
+        devices::host_console::restore_terminal();
+        // `siginfo_t` of SIGSYS: the address of the call, then its number.
+        const NUMBER_OFFSET: usize = 24;
+        // SAFETY: the kernel passes a siginfo_t, which is larger than the offset and the number.
+        let number = unsafe { info.cast::<u8>().add(NUMBER_OFFSET).cast::<i32>().read_unaligned() };
+        let mut digits = [b'0'; 10];
+        let (mut rest, mut at) = (number.unsigned_abs(), digits.len());
+        while at == digits.len() || rest > 0 {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        for part in [
+            b"vivarium: a thread made the forbidden system call ".as_slice(),
+            &digits[at..],
+            b"; please report this. --seccomp log lets it pass and reports it\n",
+        ] {
+            // SAFETY: writes initialized bytes; both calls are safe in signal handlers.
+            unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
+        }
+        // SAFETY: ends the process, as SIGSYS would have.
+        unsafe { libc::_exit(128 + libc::SIGSYS) };
+    }
+    // SAFETY: a zeroed sigaction is valid: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_violation as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler only makes calls that are safe in handlers.
+    unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_thread_has_a_filter_that_allows_its_work_and_no_more() {
+        for (kind, allowed, forbidden) in [
+            (ThreadKind::Cpu, libc::SYS_futex, libc::SYS_openat),
+            (ThreadKind::Worker, libc::SYS_io_uring_enter, libc::SYS_openat),
+            (ThreadKind::Console, libc::SYS_accept4, libc::SYS_execve),
+            (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_execve),
+        ] {
+            compile(kind, Seccomp::Enforce).unwrap();
+            let own = match kind {
+                ThreadKind::Machine => MACHINE,
+                ThreadKind::Cpu => CPU,
+                ThreadKind::Worker => WORKER,
+                ThreadKind::Console => CONSOLE,
+            };
+            let has = |call| COMMON.iter().chain(own).any(|allowed| allowed.call == call);
+            assert!(has(allowed) && !has(forbidden), "{kind:?}");
+        }
+    }
+}
