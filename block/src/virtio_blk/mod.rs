@@ -9,7 +9,7 @@ mod handler;
 mod request;
 
 use crate::image::{Image, ResizeError};
-use config::{FLUSH, MQ, Space};
+use config::{FLUSH, Space};
 use counters::Counters;
 use handler::BlockHandler;
 use machine::inspect::{Inspect, Value, json};
@@ -227,15 +227,9 @@ impl VirtioDevice for Block {
         if queues.first().is_none_or(|(index, _)| *index != 0) {
             return Err(ActivateError::QueueMissing(0));
         }
-        let queues_allowed = if features & MQ == 0 { 1 } else { self.queues };
         let mut tasks = Vec::with_capacity(queues.len());
         for (index, queue) in queues {
-            let Some(counters) = self.counters.get(usize::from(index)).filter(|_| index < queues_allowed)
-            else {
-                return Err(ActivateError::Unsupported(
-                    "the driver enabled several queues without VIRTIO_BLK_F_MQ",
-                ));
-            };
+            let Some(counters) = self.counters.get(usize::from(index)) else { continue };
             let stream = self.shared.image.stream(queue.size()).map_err(|error| ActivateError::Host {
                 what: "cannot start a queue of a disk",
                 source: io::Error::other(error),
