@@ -68,6 +68,9 @@ impl Features {
         .union(Self::GUEST_USO6);
 
     /// With any of these, received packets may be as large as IP allows.
-    pub const GUEST_LARGE: Self =
-        Self::GUEST_TSO4.union(Self::GUEST_TSO6).union(Self::GUEST_UFO).union(Self::GUEST_USO4).union(Self::GUEST_USO6);
+    pub const GUEST_LARGE: Self = Self::GUEST_TSO4
+        .union(Self::GUEST_TSO6)
+        .union(Self::GUEST_UFO)
+        .union(Self::GUEST_USO4)
+        .union(Self::GUEST_USO6);
 }

@@ -110,7 +110,14 @@ mod tests {
 
     #[test]
     fn what_is_no_stations_address_is_refused_with_a_hint() {
-        for text in ["", "52:54:00:ab:cd", "52:54:00:ab:cd:0f:1", "52:54:00:ab:cd:+1", "52-54-00-ab-cd-0f", "52:54:00:ab:cd:100"] {
+        for text in [
+            "",
+            "52:54:00:ab:cd",
+            "52:54:00:ab:cd:0f:1",
+            "52:54:00:ab:cd:+1",
+            "52-54-00-ab-cd-0f",
+            "52:54:00:ab:cd:100",
+        ] {
             let error = text.parse::<MacAddress>().unwrap_err();
             assert_eq!(error, MacError::Form(text.into()));
             assert!(error.to_string().contains("such as 52:54:00:12:34:56"));

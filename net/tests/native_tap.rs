@@ -1,7 +1,7 @@
 //! Taps of the host. Needs `/dev/net/tun` and the capability `CAP_NET_ADMIN`.
 
-use net::link::{Ipv4Setting, Link, Tap, TapConfig, TapError};
 use net::features::Features;
+use net::link::{Ipv4Setting, Link, Tap, TapConfig, TapError};
 use std::io::Read;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -91,7 +91,9 @@ fn an_existing_tap_is_opened_by_name_while_free_and_by_file() {
 
     // By a copy of its file, which is how a manager passes it.
     // SAFETY: a copy of an open descriptor, owned from here on.
-    let copy: OwnedFd = unsafe { std::os::fd::BorrowedFd::borrow_raw(single.links()[0].descriptor()) }.try_clone_to_owned().unwrap();
+    let copy: OwnedFd = unsafe { std::os::fd::BorrowedFd::borrow_raw(single.links()[0].descriptor()) }
+        .try_clone_to_owned()
+        .unwrap();
     drop(single);
     let adopted = open(TapConfig { files: vec![copy], ..TapConfig::default() });
     assert_eq!(adopted.name(), name);

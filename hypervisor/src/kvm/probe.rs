@@ -3,8 +3,8 @@
 //! KVM on the processor's virtualization (VMX, SVM) can. A backend made of software can be loaded in its
 //! place, and may run only guests made for it: a stock kernel would then hang or stop somewhere in its first
 //! instructions. It is told apart by trying: a machine of one page executes an SSE instruction at the
-//! highest privilege, which such a backend has to emulate and cannot. The trial takes well under a
-//! millisecond, and is made only where there is reason to suspect a software backend.
+//! highest privilege, which such a backend has to emulate and cannot. The trial takes about
+//! two milliseconds, and is made only where there is reason to suspect a software backend.
 
 use kvm_ioctls::Kvm;
 

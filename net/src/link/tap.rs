@@ -142,11 +142,8 @@ impl Tap {
     /// When the name is none, the tap is another's, of another kind or not permitted, or the host refuses a setting.
     pub fn open(config: TapConfig) -> Result<Self, TapError> {
         let TapConfig { name, files, pairs, mtu, host_mac, address } = config;
-        let (name, files, multi_queue) = if files.is_empty() {
-            open_by_name(name.as_deref(), pairs)?
-        } else {
-            adopt(files)?
-        };
+        let (name, files, multi_queue) =
+            if files.is_empty() { open_by_name(name.as_deref(), pairs)? } else { adopt(files)? };
         let host = |what| {
             let name = name.clone();
             move |source: io::Error| match source.raw_os_error() {
@@ -156,7 +153,8 @@ impl Tap {
         };
         for file in &files {
             let mut size = HEADER_SIZE;
-            control(file, libc::TUNSETVNETHDRSZ, &mut size).map_err(host("set the size of packets' headers"))?;
+            control(file, libc::TUNSETVNETHDRSZ, &mut size)
+                .map_err(host("set the size of packets' headers"))?;
         }
         let offloads = files.first().map_or(Features::empty(), supported_offloads);
         let interface = Interface::new(&name).map_err(host("open a socket to set it up"))?;
@@ -305,7 +303,10 @@ fn check_name(name: &str) -> Result<(), TapError> {
         "is empty: leave it out to have one chosen"
     } else if name.len() > MAX_NAME {
         "is too long: an interface's name has at most 15 bytes"
-    } else if name == "." || name == ".." || name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace()) {
+    } else if name == "."
+        || name == ".."
+        || name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace())
+    {
         "cannot be an interface's: it may not contain / : % or spaces, nor be . or .."
     } else if name.contains('\0') {
         "contains a zero byte"
@@ -328,7 +329,8 @@ fn existing(name: &str) -> Existing {
         return Existing::Nothing;
     }
     let flags = std::fs::read_to_string(directory.join("tun_flags")).unwrap_or_default();
-    let flags = flags.trim().strip_prefix("0x").and_then(|digits| libc::c_int::from_str_radix(digits, 16).ok());
+    let flags =
+        flags.trim().strip_prefix("0x").and_then(|digits| libc::c_int::from_str_radix(digits, 16).ok());
     match flags {
         Some(flags) if flags & libc::IFF_TAP != 0 => {
             Existing::Tap { multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 }
@@ -462,7 +464,11 @@ impl<'a> Interface<'a> {
         Ok(Self { name, socket: unsafe { OwnedFd::from_raw_fd(socket) } })
     }
 
-    fn request(&self, request: libc::Ioctl, set: impl FnOnce(&mut InterfaceRequest)) -> io::Result<InterfaceRequest> {
+    fn request(
+        &self,
+        request: libc::Ioctl,
+        set: impl FnOnce(&mut InterfaceRequest),
+    ) -> io::Result<InterfaceRequest> {
         let mut argument = InterfaceRequest::new(self.name, 0);
         set(&mut argument);
         control(&self.socket, request, &mut argument)?;

@@ -1,14 +1,14 @@
 //! The handler of the control queue (virtio 1.2, 5.1.6.5).
 
-use super::state::{Shared, count};
+use super::state::Shared;
 use crate::features::Features;
 use crate::link::Link;
 use crate::mac::MacAddress;
 use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use virtio::chain::Chain;
-use virtio::device::{ConfigChange, Progress, QueueHandler};
+use virtio::device::{Progress, QueueHandler};
 use virtio::queue::Queue;
 
 /// Commands dealt with before others have their turn.
@@ -50,9 +50,8 @@ pub(super) struct Control {
     features: Features,
     /// Queue pairs the driver enabled.
     pairs: u16,
-    config_changed: ConfigChange,
-    commands: AtomicU64,
-    refused: AtomicU64,
+    commands: u64,
+    refused: u64,
 }
 
 /// What a [`Control`] is made of.
@@ -62,12 +61,11 @@ pub(super) struct Parts {
     pub(super) links: Vec<Arc<dyn Link>>,
     pub(super) features: Features,
     pub(super) pairs: u16,
-    pub(super) config_changed: ConfigChange,
 }
 
 impl Control {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { queue, shared, links, features, pairs, config_changed } = parts;
+        let Parts { queue, shared, links, features, pairs } = parts;
         Self {
             queue,
             chain: Chain::new(),
@@ -75,9 +73,8 @@ impl Control {
             links,
             features,
             pairs,
-            config_changed,
-            commands: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            commands: 0,
+            refused: 0,
         }
     }
 
@@ -86,7 +83,8 @@ impl Control {
         let [class, command] = self.data(0)?;
         match (class, command) {
             (CLASS_RECEIVE_MODE, 0..=LAST_MODE) => {
-                let needed = if command < FIRST_EXTRA_MODE { Features::CTRL_RX } else { Features::CTRL_RX_EXTRA };
+                let needed =
+                    if command < FIRST_EXTRA_MODE { Features::CTRL_RX } else { Features::CTRL_RX_EXTRA };
                 self.need(needed)?;
                 let [on] = self.data(HEADER)?;
                 let bit = 1_u8.wrapping_shl(command.into());
@@ -107,7 +105,7 @@ impl Control {
             (CLASS_ANNOUNCE, ANNOUNCE_ACK) => {
                 self.need(Features::GUEST_ANNOUNCE)?;
                 if self.shared.announce.swap(false, Ordering::Relaxed) {
-                    self.config_changed.notify();
+                    self.shared.tell_driver();
                 }
                 Some(())
             }
@@ -189,10 +187,10 @@ impl QueueHandler for Control {
                 progress = Progress::Idle;
                 break;
             }
-            count(&self.commands, 1);
+            self.commands = self.commands.wrapping_add(1);
             let answer = if self.execute().is_some() { OK } else { ERROR };
             if answer != OK {
-                count(&self.refused, 1);
+                self.refused = self.refused.wrapping_add(1);
             }
             // A command without room for its answer goes without.
             let written = self.chain.write_at(0, &[answer]);
@@ -226,8 +224,8 @@ impl QueueHandler for Control {
 impl Inspect for Control {
     fn inspect(&self) -> Value {
         json!({
-            "commands": self.commands.load(Ordering::Relaxed),
-            "refused": self.refused.load(Ordering::Relaxed),
+            "commands": self.commands,
+            "refused": self.refused,
             "queue": self.queue.inspect(),
         })
     }

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use virtio::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
 use virtio::queue::Queue;
 use virtio::rate_limit::RateLimiter;
 
@@ -57,6 +57,36 @@ pub struct NetConfig {
     pub offload_ufo: bool,
 }
 
+/// The host's hand on a network device that is behind its transport. Clones are of the same device.
+#[derive(Clone)]
+pub struct NetHandle(Arc<Shared>);
+
+impl NetHandle {
+    /// Plugs the cable in or out. Without it, packets are lost both ways.
+    pub fn set_link_up(&self, up: bool) {
+        if self.0.link_up.swap(up, Ordering::Relaxed) != up {
+            self.0.tell_driver();
+        }
+    }
+
+    /// Whether the cable is plugged in.
+    pub fn is_link_up(&self) -> bool {
+        self.0.link_up.load(Ordering::Relaxed)
+    }
+
+    /// Asks the driver to announce the guest's addresses to the network, which is needed where it has moved to another
+    /// host. No effect with a driver that cannot.
+    pub fn announce(&self) {
+        self.0.announce.store(true, Ordering::Relaxed);
+        self.0.tell_driver();
+    }
+
+    /// The MAC address in force.
+    pub fn mac(&self) -> [u8; 6] {
+        self.0.mac()
+    }
+}
+
 /// The network device.
 pub struct Net {
     config: NetConfig,
@@ -66,7 +96,6 @@ pub struct Net {
     transmit_counters: Vec<Arc<Counters>>,
     receive_limit: RateLimiter,
     transmit_limit: RateLimiter,
-    config_changed: Option<ConfigChange>,
 }
 
 impl Net {
@@ -94,41 +123,15 @@ impl Net {
             links,
             receive_limit,
             transmit_limit,
-            config_changed: None,
         };
         // A driver that knows of one pair only must get all packets there.
         control::set_active_pairs(&device.shared, &device.links, 1)?;
         Ok(device)
     }
 
-    /// Plugs the cable in or out. Without it, packets are lost both ways.
-    pub fn set_link_up(&mut self, up: bool) {
-        if self.shared.link_up.swap(up, Ordering::Relaxed) != up {
-            self.tell_driver();
-        }
-    }
-
-    /// Whether the cable is plugged in.
-    pub fn is_link_up(&self) -> bool {
-        self.shared.link_up.load(Ordering::Relaxed)
-    }
-
-    /// Asks the driver to announce the guest's addresses to the network, which is needed where it has moved to another
-    /// host. No effect with a driver that cannot.
-    pub fn announce(&mut self) {
-        self.shared.announce.store(true, Ordering::Relaxed);
-        self.tell_driver();
-    }
-
-    /// The MAC address in force.
-    pub fn mac(&self) -> [u8; 6] {
-        self.shared.mac()
-    }
-
-    fn tell_driver(&self) {
-        if let Some(config_changed) = &self.config_changed {
-            config_changed.notify();
-        }
+    /// The host's hand on the device, wherever it is.
+    pub fn handle(&self) -> NetHandle {
+        NetHandle(Arc::clone(&self.shared))
     }
 
     fn pairs(&self) -> u16 {
@@ -160,7 +163,7 @@ impl Net {
     /// The configuration space (virtio 1.2, 5.1.4): MAC address, status, most queue pairs, MTU.
     fn config_space(&self) -> [u8; 12] {
         let mut status = 0;
-        if self.is_link_up() {
+        if self.shared.link_up.load(Ordering::Relaxed) {
             status |= STATUS_LINK_UP;
         }
         if self.shared.announce.load(Ordering::Relaxed) {
@@ -219,12 +222,16 @@ impl Net {
 
     /// What the driver set returns to its default.
     fn forget_driver(&mut self) {
-        self.config_changed = None;
         self.shared.set_mac(self.config.mac);
         self.shared.announce.store(false, Ordering::Relaxed);
         self.shared.receive_mode.store(0, Ordering::Relaxed);
         self.shared.set_offloads(None);
-        // Errors were reported; the queue pairs are set anew when the next driver is ready.
+        if self.shared.set_config_changed(None).is_none() {
+            // No driver got as far as to change the link.
+            self.shared.set_active_pairs(1);
+            return;
+        }
+        // Failures are reported there, and the queue pairs set again when the next driver is ready.
         let _ = control::set_active_pairs(&self.shared, &self.links, 1);
         if let Some(link) = self.links.first()
             && let Err(error) = link.set_offloads(Features::empty())
@@ -274,7 +281,7 @@ impl VirtioDevice for Net {
         let host = |what| move |source| ActivateError::Host { what, source };
         let features = Features::from_bits_retain(activation.features);
         let mut queues: BTreeMap<u16, Queue> = activation.queues.into_iter().collect();
-        self.config_changed = Some(activation.config_changed.clone());
+        self.shared.set_config_changed(Some(activation.config_changed));
 
         let negotiated = features & Features::GUEST_OFFLOADS;
         let offloads = self.shared.offloads().map_or(negotiated, |offloads| offloads & negotiated);
@@ -308,7 +315,6 @@ impl VirtioDevice for Net {
                 links: self.links.clone(),
                 features,
                 pairs: enabled,
-                config_changed: activation.config_changed,
             });
             tasks.push(task("ctrl".to_owned(), index, handler));
         }
@@ -326,12 +332,13 @@ impl VirtioDevice for Net {
 
 impl Inspect for Net {
     fn inspect(&self) -> Value {
-        let counters = |of: &[Arc<Counters>]| of.iter().map(|counters| counters.inspect()).collect::<Vec<_>>();
+        let counters =
+            |of: &[Arc<Counters>]| of.iter().map(|counters| counters.inspect()).collect::<Vec<_>>();
         let [a, b, c, d, e, f] = self.shared.mac();
         let mut tree = Map::new();
         tree.insert("mac".into(), format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}").into());
         tree.insert("mtu".into(), self.config.mtu.into());
-        tree.insert("link_up".into(), self.is_link_up().into());
+        tree.insert("link_up".into(), self.shared.link_up.load(Ordering::Relaxed).into());
         tree.insert("announce".into(), self.shared.announce.load(Ordering::Relaxed).into());
         tree.insert("pairs".into(), self.pairs().into());
         tree.insert("active_pairs".into(), self.shared.active_pairs().into());
@@ -348,7 +355,6 @@ impl Saved for Net {
     fn save(&self) -> Result<SavedState, StateError> {
         SavedState::of(&NetState {
             mac: MacAddress::new(self.shared.mac()).ok(),
-            link_up: self.is_link_up(),
             announce: self.shared.announce.load(Ordering::Relaxed),
             active_pairs: self.shared.active_pairs(),
             offloads: self.shared.offloads().map(|offloads| offloads.bits()),
@@ -358,7 +364,6 @@ impl Saved for Net {
 
     fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
         self.forget_driver();
-        self.shared.link_up.store(true, Ordering::Relaxed);
         let state: NetState = state.read()?;
         let value = |reason| StateError::Value { kind: NetState::KIND, reason };
         if state.active_pairs == 0 || state.active_pairs > self.pairs() {
@@ -366,7 +371,7 @@ impl Saved for Net {
             return Err(value(format!("it uses {saved} queue pairs, and this device has {here}")));
         }
         let offloads = state.offloads.map(Features::from_bits_retain);
-        if let Some(unknown) = offloads.map(|offloads| offloads - Features::GUEST_OFFLOADS)
+        if let Some(unknown) = offloads.map(|offloads| offloads.difference(Features::GUEST_OFFLOADS))
             && !unknown.is_empty()
         {
             return Err(value(format!("it has the unknown offloads {:#x}", unknown.bits())));
@@ -374,7 +379,6 @@ impl Saved for Net {
         if let Some(mac) = state.mac {
             self.shared.set_mac(mac);
         }
-        self.shared.link_up.store(state.link_up, Ordering::Relaxed);
         self.shared.announce.store(state.announce, Ordering::Relaxed);
         // The link follows when the device is activated.
         self.shared.set_active_pairs(state.active_pairs);

@@ -7,9 +7,10 @@ use machine::inspect::{Value, json};
 use machine::state::SavedFields;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use virtio::device::ConfigChange;
 
 /// What may change while the device runs. Each part is read by itself: nothing depends on two of them agreeing.
-#[derive(Debug)]
 pub(super) struct Shared {
     /// The MAC address, its first byte lowest.
     mac: AtomicU64,
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub(super) receive_mode: AtomicU8,
     /// For each queue pair, woken when whether it is in use changes.
     wake: Vec<Doorbell>,
+    /// Tells the driver, if one is ready. Locked for no longer than a look at it.
+    config_changed: Mutex<Option<ConfigChange>>,
 }
 
 impl Shared {
@@ -37,6 +40,7 @@ impl Shared {
             offloads: AtomicU64::new(NEGOTIATED),
             receive_mode: AtomicU8::new(0),
             wake: (0..pairs).map(|_| Doorbell::new()).collect::<std::io::Result<_>>()?,
+            config_changed: Mutex::new(None),
         };
         shared.set_mac(mac);
         Ok(shared)
@@ -70,6 +74,19 @@ impl Shared {
     /// What wakes a queue pair.
     pub(super) fn wake(&self, pair: usize) -> Option<Doorbell> {
         self.wake.get(pair).cloned()
+    }
+
+    /// Sets how to tell the driver that the configuration changed. Returns what was set before.
+    pub(super) fn set_config_changed(&self, notify: Option<ConfigChange>) -> Option<ConfigChange> {
+        std::mem::replace(&mut *self.config_changed.lock().unwrap_or_else(PoisonError::into_inner), notify)
+    }
+
+    /// Tells the driver that the configuration changed.
+    pub(super) fn tell_driver(&self) {
+        let config_changed = self.config_changed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(config_changed) = config_changed {
+            config_changed.notify();
+        }
     }
 
     /// What the driver last left on of its offloads; `None`: those negotiated.
@@ -118,14 +135,12 @@ impl Counters {
     }
 }
 
-/// The saved state of a network device.
+/// The saved state of a network device. Whether the cable is plugged in is not in it: that is a setting of the host's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetState {
     /// The MAC address in force.
     pub mac: Option<MacAddress>,
-    /// The link is up.
-    pub link_up: bool,
     /// The driver was asked to announce the guest, and has not yet acknowledged.
     pub announce: bool,
     /// Queue pairs in use.
