@@ -94,7 +94,9 @@ impl BootInfo {
         // SAFETY: the caller's promise.
         unsafe {
             self.rsdp = field(address + 0x70);
-            self.keep_line(u64::from(field::<u32>(address + 0x228)) | u64::from(field::<u32>(address + 0xc8)) << 32);
+            self.keep_line(
+                u64::from(field::<u32>(address + 0x228)) | u64::from(field::<u32>(address + 0xc8)) << 32,
+            );
             for index in 0..u64::from(field::<u8>(address + 0x1e8)) {
                 self.keep_region(address + 0x2d0 + 20 * index);
             }
@@ -120,7 +122,8 @@ impl BootInfo {
     /// Keeps an entry of either map: both begin with address, size and type.
     unsafe fn keep_region(&mut self, entry: u64) {
         // SAFETY: the caller's promise.
-        let (start, size, kind) = unsafe { (field::<u64>(entry), field::<u64>(entry + 8), field::<u32>(entry + 16)) };
+        let (start, size, kind) =
+            unsafe { (field::<u64>(entry), field::<u64>(entry + 8), field::<u32>(entry + 16)) };
         if kind == 1 && self.regions_count < REGIONS_MAXIMUM {
             self.regions[self.regions_count] = Region { start, end: start.saturating_add(size) };
             self.regions_count += 1;

@@ -35,7 +35,8 @@ pub fn source() -> &'static str {
 
 fn measure() -> u64 {
     let given = GIVEN_KHZ.load(Ordering::Relaxed);
-    let candidates = [(1, given), (2, paravirtual_khz()), (3, leaf_15_khz()), (4, leaf_40000010_khz()), (0, 1_000_000)];
+    let candidates =
+        [(1, given), (2, paravirtual_khz()), (3, leaf_15_khz()), (4, leaf_40000010_khz()), (0, 1_000_000)];
     let (source, khz) = candidates.into_iter().find(|&(_, khz)| khz != 0).unwrap_or((0, 1_000_000));
     SOURCE.store(source, Ordering::Relaxed);
     KHZ.store(khz, Ordering::Relaxed);

@@ -121,7 +121,9 @@ pub fn read_msr(index: u32) -> u64 {
 /// Writes a model-specific register.
 pub fn write_msr(index: u32, value: u64) {
     // SAFETY: the gate executes wrmsr and returns; callers write only the APIC's and the paravirtual clock's registers.
-    unsafe { asm!("int3", inout("esi") WRITE_MSR => _, in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32) };
+    unsafe {
+        asm!("int3", inout("esi") WRITE_MSR => _, in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32)
+    };
 }
 
 /// Ends the guest as `end=` says: `reset` (also without a value), `halt`, `spin`, `triple`, or
@@ -134,7 +136,8 @@ pub fn end(how: Option<&str>) -> ! {
         Some("halt") => halt_forever(),
         Some("triple") => triple_fault(),
         Some(text) if text.starts_with("s5:") => {
-            let mut parts = text.split(':').skip(1).map(|part| crate::command_line::number(part).unwrap_or(0));
+            let mut parts =
+                text.split(':').skip(1).map(|part| crate::command_line::number(part).unwrap_or(0));
             let (port, value) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
             out16(port as u16, value as u16);
             halt_forever()

@@ -108,11 +108,11 @@ fn map_gib(gib: u64) {
             return;
         }
         if has_gib_pages() {
-            entry.write_volatile(gib * GIB | 0x87);
+            entry.write_volatile((gib * GIB) | 0x87);
         } else {
             let directory = permanent(PAGE) as *mut u64;
             for index in 0..512 {
-                directory.add(index).write_volatile(gib * GIB | (index as u64) << 21 | 0x87);
+                directory.add(index).write_volatile((gib * GIB) | ((index as u64) << 21) | 0x87);
             }
             entry.write_volatile(directory as u64 | 7);
         }
@@ -134,7 +134,8 @@ pub fn acpi_table(rsdp: u64, signature: [u8; 4]) -> Option<(u64, u64)> {
     };
     let length = u64::from(cpu::read32(root + 4));
     (36..length).step_by(width).find_map(|offset| {
-        let table = if width == 4 { u64::from(cpu::read32(root + offset)) } else { cpu::read64(root + offset) };
+        let table =
+            if width == 4 { u64::from(cpu::read32(root + offset)) } else { cpu::read64(root + offset) };
         (cpu::read32(table).to_le_bytes() == signature).then(|| (table, u64::from(cpu::read32(table + 4))))
     })
 }

@@ -188,7 +188,13 @@ impl Function {
         }
         self.write16(COMMAND, command);
         let present = low_mask & if io { !3 } else { !15 } != 0 || wide && mask != 0;
-        present.then(|| Bar { address, size: (!mask).wrapping_add(1), io, wide, prefetchable: low_mask & 8 != 0 })
+        present.then(|| Bar {
+            address,
+            size: (!mask).wrapping_add(1),
+            io,
+            wide,
+            prefetchable: low_mask & 8 != 0,
+        })
     }
 
     /// Moves BAR `index`, whose shape is `bar`, to `address`. Decoding is off meanwhile.
@@ -259,7 +265,8 @@ fn choose_ecam() -> u64 {
     }
     let base = match wanted {
         // PCI Firmware 3.3, 4.1.2: the first allocation follows a header of 44 bytes.
-        0 | 1 => memory::acpi_table(RSDP.load(Ordering::Relaxed), *b"MCFG").map_or(0, |(table, _)| cpu::read64(table + 44)),
+        0 | 1 => memory::acpi_table(RSDP.load(Ordering::Relaxed), *b"MCFG")
+            .map_or(0, |(table, _)| cpu::read64(table + 44)),
         address => address,
     };
     memory::map(base, 1 << 28);

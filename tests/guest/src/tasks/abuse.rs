@@ -112,10 +112,11 @@ pub fn prove(device: &Device) -> Outcome {
     device.reset()
 }
 
-/// `ring-abuse case=NAME|all dev=0`.
+/// `ring-abuse case=NAME|all skip=NAME,NAME dev=0`.
 pub fn run(context: &Context, task: &Task) -> Outcome {
     let device = virtio::find(context.line, Kind::Block, task.number("dev", 0)?)?;
     let wanted = task.text("case").unwrap_or("all");
+    let skipped = |name: &str| task.text("skip").is_some_and(|list| list.split(',').any(|each| each == name));
     let mut other = None;
     virtio::devices(context.line, |each| {
         if !each.is(&device) && other.is_none() {
@@ -125,13 +126,18 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
     let ram_end = context.boot.regions().iter().map(|region| region.end).find(|&end| end > memory::limit());
     let (mut ran, mut failed) = (0u64, 0u64);
     for case in CASES.iter().filter(|case| wanted == "all" || case.name == wanted) {
+        if skipped(case.name) {
+            continue;
+        }
         ran += 1;
         let mark = memory::mark();
         let outcome = run_case(case, device, other, ram_end.unwrap_or(memory::limit()));
         match outcome {
             Ok(true) => {}
             Ok(false) => failed += 1,
-            Err(Failure::Unsupported(what)) => report!("ring-abuse case={} skipped=1 because=\"{what}\"", case.name),
+            Err(Failure::Unsupported(what)) => {
+                report!("ring-abuse case={} skipped=1 because=\"{what}\"", case.name)
+            }
             Err(failure) => {
                 report!("ring-abuse case={} error=\"{failure}\"", case.name);
                 failed += 1;
@@ -190,9 +196,9 @@ fn run_case(case: &Case, device: Device, other: Option<Device>, ram_end: u64) ->
     let after = device.status();
     let outcome = cpu::read8(stage.status);
     device.reset()?;
-    let intact = (0..PAGE)
-        .step_by(8)
-        .all(|offset| cpu::read64(canaries + offset) == CANARY && cpu::read64(canaries + 2 * PAGE + offset) == CANARY);
+    let intact = (0..PAGE).step_by(8).all(|offset| {
+        cpu::read64(canaries + offset) == CANARY && cpu::read64(canaries + 2 * PAGE + offset) == CANARY
+    });
     let recovered = prove(&device);
     let others = other.map(|each| prove(&each));
     let word = |outcome: &Outcome| if outcome.is_ok() { "1" } else { "0" };

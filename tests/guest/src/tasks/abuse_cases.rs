@@ -47,7 +47,9 @@ pub const CASES: &[Case] = &[
     }),
     case("next-oob", 0, |s| chain(s, &[(s.header, 16, NEXT, 0xffff)])),
     case("next-size", 0, |s| chain(s, &[(s.header, 16, NEXT, RING)])),
-    case("unknown-flags", 0, |s| chain(s, &[(s.header, 16, NEXT | 0xfff0, 1), (s.status, 1, WRITE | 0x8000, 0)])),
+    case("unknown-flags", 0, |s| {
+        chain(s, &[(s.header, 16, NEXT | 0xfff0, 1), (s.status, 1, WRITE | 0x8000, 0)])
+    }),
     case("indirect-not-agreed", 0, |s| chain(s, &[(s.table, 48, INDIRECT, 0)])),
     // Indirect tables.
     case("indirect-in-indirect", feature::INDIRECT, |s| {
@@ -98,9 +100,9 @@ pub const CASES: &[Case] = &[
     case("avail-jump-size", 0, |s| jump(s, RING + 1)),
     case("avail-back", 0, |s| jump(s, 0xffff)),
     // Where queues are.
-    case("queue-in-mmio", 0, |s| place_all(s, |s| own_registers(s))),
+    case("queue-in-mmio", 0, |s| place_all(s, own_registers)),
     case("queue-oob", 0, |s| place_all(s, |_| NOWHERE)),
-    case("queue-wrap", 0, |s| place_all(s, |_| u64::MAX & !0xfff)),
+    case("queue-wrap", 0, |s| place_all(s, |_| !0xfff)),
     case("queue-across-ram-end", 0, |s| place_all(s, |s| s.ram_end - 16)),
     case("queue-misaligned", 0, |s| place_all(s, |s| s.table + 1)),
     case("queue-size-zero", 0, |s| place_size(s, 0)),
@@ -213,7 +215,9 @@ pub const CASES: &[Case] = &[
     case("packed-id-oob", PACKED, |s| {
         put(s, 0xffff, &[(s.header, 16, NEXT), (s.buffer, 512, NEXT | WRITE), (s.status, 1, WRITE)])
     }),
-    case("packed-swapped-directions", PACKED, |s| put(s, 0, &[(s.header, 16, NEXT | WRITE), (s.status, 1, 0)])),
+    case("packed-swapped-directions", PACKED, |s| {
+        put(s, 0, &[(s.header, 16, NEXT | WRITE), (s.status, 1, 0)])
+    }),
     case("packed-indirect-in-indirect", PACKED_INDIRECT, |s| {
         packed_table_entry(s, 0, s.table, 48, INDIRECT);
         put(s, 0, &[(s.table, 48, INDIRECT)])
@@ -227,7 +231,8 @@ pub const CASES: &[Case] = &[
     }),
     case("packed-flags-garbage", PACKED, |s| {
         let mut random = Random::new(7);
-        let chain = [(); 8].map(|()| (s.buffer + random.below(2048), random.next() as u32, random.next() as u16));
+        let chain =
+            [(); 8].map(|()| (s.buffer + random.below(2048), random.next() as u32, random.next() as u16));
         put(s, random.next() as u16, &chain)
     }),
     case("packed-events-garbage", PACKED | feature::EVENT_IDX, |s| {
@@ -239,7 +244,7 @@ pub const CASES: &[Case] = &[
         }
         Ok(())
     }),
-    case("packed-queue-in-mmio", PACKED, |s| place_all(s, |s| own_registers(s))),
+    case("packed-queue-in-mmio", PACKED, |s| place_all(s, own_registers)),
     case("packed-queue-oob", PACKED, |s| place_all(s, |_| NOWHERE)),
     case("packed-queue-misaligned", PACKED, |s| place_all(s, |s| s.table + 1)),
     case("packed-queue-size-zero", PACKED, |s| place_size(s, 0)),
@@ -264,7 +269,10 @@ fn data(stage: &mut Stage, address: u64, length: u32) -> Outcome {
 /// A read whose header and status parts (address, length, flags) are as given.
 fn request(stage: &mut Stage, header: (u64, u32, u16), end: (u64, u32, u16)) -> Outcome {
     let buffer = stage.buffer;
-    chain(stage, &[(header.0, header.1, header.2 | NEXT, 1), (buffer, 512, NEXT | WRITE, 2), (end.0, end.1, end.2, 0)])
+    chain(
+        stage,
+        &[(header.0, header.1, header.2 | NEXT, 1), (buffer, 512, NEXT | WRITE, 2), (end.0, end.1, end.2, 0)],
+    )
 }
 
 fn typed(stage: &mut Stage, kind: u32, sector: u64) -> Outcome {
@@ -381,7 +389,7 @@ fn msix_garbage(stage: &mut Stage) -> Outcome {
     msix.enable(true);
     stage.device.set_queue_vector(0, 0);
     stage.ring.want_interrupt(true);
-    for (address, message) in [(stage.table, 1), (u64::MAX & !3, u32::MAX), (own, 0), (LOCAL_APIC | 0xff000, u32::MAX)] {
+    for (address, message) in [(stage.table, 1), (!3, u32::MAX), (own, 0), (LOCAL_APIC | 0xff000, u32::MAX)] {
         msix.set(0, address, message, false);
         stage.add_good(0);
         stage.kick();
@@ -413,7 +421,9 @@ fn reset_in_flight(stage: &mut Stage) -> Outcome {
 }
 
 fn status_out_of_order(stage: &mut Stage) -> Outcome {
-    for value in [status::DRIVER_OK, 0xff, status::FEATURES_OK, status::NEEDS_RESET, 0x30, status::DRIVER_OK | 0x80] {
+    for value in
+        [status::DRIVER_OK, 0xff, status::FEATURES_OK, status::NEEDS_RESET, 0x30, status::DRIVER_OK | 0x80]
+    {
         stage.device.reset()?;
         stage.device.set_status(value);
         stage.doorbell.ring();
@@ -444,7 +454,8 @@ fn config_access(stage: &mut Stage) -> Outcome {
     let mut random = Random::new(11);
     stage.device.reset()?;
     for area in stage.device.areas().iter().flatten() {
-        let reach = if stage.device.function().is_some() { area.size.min(96) + 16 } else { area.size.min(0x120) };
+        let reach =
+            if stage.device.function().is_some() { area.size.min(96) + 16 } else { area.size.min(0x120) };
         for address in area.address..area.address + reach {
             cpu::read8(address);
             cpu::read16(address);
@@ -512,7 +523,9 @@ fn config_window(stage: &mut Stage) -> Outcome {
     });
     let window = window.ok_or(Failure::Unsupported("device has no configuration window"))?;
     for bar in [0, 1, 4, 5, 6, 0xff] {
-        for (offset, length) in [(0, 4), (0xffff_fffc, 4), (0x7fff_ffff, 2), (1, 4), (0, 0), (0, 8), (0, 0xffff_ffff)] {
+        for (offset, length) in
+            [(0, 4), (0xffff_fffc, 4), (0x7fff_ffff, 2), (1, 4), (0, 0), (0, 8), (0, 0xffff_ffff)]
+        {
             function.write8(window + 4, bar);
             function.write32(window + 8, offset);
             function.write32(window + 12, length);

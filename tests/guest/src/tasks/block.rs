@@ -71,7 +71,14 @@ impl Load {
 }
 
 impl Queue {
-    fn make(device: &Device, index: u16, size: u16, features: u64, indirect: bool, load: &Load) -> Result<Queue, Failure> {
+    fn make(
+        device: &Device,
+        index: u16,
+        size: u16,
+        features: u64,
+        indirect: bool,
+        load: &Load,
+    ) -> Result<Queue, Failure> {
         let ring = device.make_queue(index, size, PARTS, features, indirect)?;
         if u64::from(ring.slots()) < load.depth {
             return Err(Failure::BadValue("qd"));
@@ -112,9 +119,11 @@ impl Queue {
     fn correct(&self, slot: u16, load: &Load) -> bool {
         let index = usize::from(slot);
         // SAFETY: the slot is below the depth, and the device is done with it.
-        let (status, sector) = unsafe { (self.statuses.add(index).read_volatile(), (*self.headers.add(index)).sector) };
+        let (status, sector) =
+            unsafe { (self.statuses.add(index).read_volatile(), (*self.headers.add(index)).sector) };
         let checked = load.check && !load.write;
-        status == result::OK && (!checked || check_pattern(self.buffer(slot, load), load.block, sector, load.salt).is_ok())
+        status == result::OK
+            && (!checked || check_pattern(self.buffer(slot, load), load.block, sector, load.salt).is_ok())
     }
 }
 
@@ -146,7 +155,7 @@ fn run_on(device: &Device, features: u64, queue_count: u16, task: &Task) -> Outc
         next: 0,
         random: Random::new(task.number("seed", 1)?),
     };
-    if load.block == 0 || load.block % SECTOR != 0 || load.block > 16 << 20 {
+    if load.block == 0 || !load.block.is_multiple_of(SECTOR) || load.block > 16 << 20 {
         return Err(Failure::BadValue("bs"));
     }
     let bytes = (device.config64(0) * SECTOR).min(task.number("size", u64::MAX)?);

@@ -28,7 +28,9 @@ pub fn fill_pattern(address: u64, length: u64, sector: u64, salt: u64) {
 /// # Errors
 /// The offset of the first word that differs.
 pub fn check_pattern(address: u64, length: u64, sector: u64, salt: u64) -> Result<(), u64> {
-    match (0..length / 8).find(|&word| cpu::read64(address + 8 * word) != pattern(sector + word / 64, word % 64, salt)) {
+    match (0..length / 8)
+        .find(|&word| cpu::read64(address + 8 * word) != pattern(sector + word / 64, word % 64, salt))
+    {
         Some(word) => Err(8 * word),
         None => Ok(()),
     }
@@ -44,7 +46,8 @@ impl Checksum {
     fn new() -> Checksum {
         let mut table = [0; 256];
         for (index, entry) in table.iter_mut().enumerate() {
-            *entry = (0..8).fold(index as u32, |value, _| value >> 1 ^ if value & 1 != 0 { 0xedb8_8320 } else { 0 });
+            *entry = (0..8)
+                .fold(index as u32, |value, _| value >> 1 ^ if value & 1 != 0 { 0xedb8_8320 } else { 0 });
         }
         Checksum { table, state: u32::MAX }
     }

@@ -88,7 +88,8 @@ fn msix(context: &Context, task: &Task, count: u64) -> Outcome {
     let buffer = memory::take(SECTOR, 512) as u64;
     let status = memory::take(1, 1) as u64;
     cpu::write32(header, request::READ);
-    let chain = [Buffer::readable(header, 16), Buffer::writable(buffer, SECTOR as u32), Buffer::writable(status, 1)];
+    let chain =
+        [Buffer::readable(header, 16), Buffer::writable(buffer, SECTOR as u32), Buffer::writable(status, 1)];
     ring.want_interrupt(true);
     let outcome = measure("msix", DEVICE_VECTOR, count, || {
         ring.add(0, &chain);
@@ -113,7 +114,12 @@ fn msix(context: &Context, task: &Task, count: u64) -> Outcome {
         let held = interrupts::count(DEVICE_VECTOR) == before;
         msix.set(entry, address, data, false);
         let delivered = Deadline::after(2000).wait(|| interrupts::count(DEVICE_VECTOR) != before);
-        report!("irq kind=msix-mask done={} held={} delivered={}", u8::from(done), u8::from(held), u8::from(delivered));
+        report!(
+            "irq kind=msix-mask done={} held={} delivered={}",
+            u8::from(done),
+            u8::from(held),
+            u8::from(delivered)
+        );
         if done && held && delivered { Ok(()) } else { Err(Failure::Checks(1)) }
     });
     device.reset()?;

@@ -70,7 +70,8 @@ pub fn virtio(context: &Context, _task: &Task) -> Outcome {
     let mut count = 0;
     virtio::devices(context.line, |device| {
         count += 1;
-        let queues = (0..u16::MAX).take_while(|&queue| queue < 512 && device.queue_maximum(queue) != 0).count();
+        let queues =
+            (0..u16::MAX).take_while(|&queue| queue < 512 && device.queue_maximum(queue) != 0).count();
         report!(
             "virtio kind={} transport={} features={:#x} queues={queues} queue_size={} status={:#x}",
             device.kind.name(),

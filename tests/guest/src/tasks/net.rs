@@ -181,10 +181,13 @@ fn poll(context: &Context, task: &Task, echo: bool) -> Outcome {
     let limit = task.number("n", u64::MAX)?;
     (0..net.slots).for_each(|slot| net.offer_room(slot));
     net.publish();
-    report!("{} ready=1 mac={:02x?}", task.name, net.mac);
+    let [a, b, c, d, e, f] = net.mac;
+    report!("{} ready=1 mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}", task.name);
     let begun = cpu::tsc();
     let (mut packets, mut bytes, mut first, mut last) = (0u64, 0u64, 0, begun);
-    while packets < limit && cpu::tsc() - begun < duration {
+    let mut sending = 0u64;
+    // What is on its way back when the count is reached is still waited for, within the time.
+    while (packets < limit || sending > 0) && cpu::tsc() - begun < duration {
         let mut moved = false;
         while let Some((slot, written)) = net.receive.take() {
             let length = u64::from(written);
@@ -200,6 +203,7 @@ fn poll(context: &Context, task: &Task, echo: bool) -> Outcome {
             moved = true;
             if echo {
                 send_back(&mut net, slot, length);
+                sending += 1;
             } else {
                 net.offer_room(slot);
             }
@@ -208,6 +212,7 @@ fn poll(context: &Context, task: &Task, echo: bool) -> Outcome {
             if slot >= net.slots {
                 return Err(Failure::Device("completed a chain that it was not given"));
             }
+            sending = sending.saturating_sub(1);
             net.offer_room(slot);
             moved = true;
         }

@@ -8,7 +8,12 @@ use crate::virtio::{self, Device, Doorbell, Kind};
 use crate::{cpu, memory, report};
 
 /// Gives a chain to an idle queue and waits for its completion; returns how many bytes the device says it wrote.
-fn exchange(ring: &mut Ring, doorbell: Doorbell, chain: &[Buffer], milliseconds: u64) -> Result<u32, Failure> {
+fn exchange(
+    ring: &mut Ring,
+    doorbell: Doorbell,
+    chain: &[Buffer],
+    milliseconds: u64,
+) -> Result<u32, Failure> {
     ring.add(0, chain);
     if ring.publish() {
         doorbell.ring();
@@ -70,12 +75,18 @@ pub fn console(context: &Context, task: &Task) -> Outcome {
         core::ptr::copy_nonoverlapping(text.as_ptr(), line, text.len());
         line.add(text.len()).write(b'\n');
     }
-    exchange(&mut transmit, device.doorbell(1), &[Buffer::readable(line as u64, text.len() as u32 + 1)], patience)?;
+    exchange(
+        &mut transmit,
+        device.doorbell(1),
+        &[Buffer::readable(line as u64, text.len() as u32 + 1)],
+        patience,
+    )?;
     let input = memory::take(256, 64);
     let buffer = memory::take(64, 64);
     let mut got = 0;
     while got < wanted {
-        let written = exchange(&mut receive, device.doorbell(0), &[Buffer::writable(buffer as u64, 64)], patience)?;
+        let written =
+            exchange(&mut receive, device.doorbell(0), &[Buffer::writable(buffer as u64, 64)], patience)?;
         let count = u64::from(written).min(64).min(256 - got);
         // SAFETY: both areas are this task's, and the count stays within them.
         unsafe { core::ptr::copy_nonoverlapping(buffer, input.add(got as usize), count as usize) };
@@ -84,6 +95,10 @@ pub fn console(context: &Context, task: &Task) -> Outcome {
     device.reset()?;
     // SAFETY: so many bytes were copied there.
     let bytes = unsafe { core::slice::from_raw_parts(input, got as usize) };
-    report!("console written={} read={got} text={:?}", text.len() + 1, core::str::from_utf8(bytes).unwrap_or("?"));
+    report!(
+        "console written={} read={got} text={:?}",
+        text.len() + 1,
+        core::str::from_utf8(bytes).unwrap_or("?")
+    );
     Ok(())
 }

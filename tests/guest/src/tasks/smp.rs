@@ -96,7 +96,9 @@ fn copy_trampoline() {
 fn start(id: u8) {
     let task_state = memory::permanent(TSS_SIZE);
     // SAFETY: the new area is as large as the first processor's TSS, whose bitmap serves as the model.
-    unsafe { core::ptr::copy_nonoverlapping((&raw const tss).cast(), task_state as *mut u8, TSS_SIZE as usize) };
+    unsafe {
+        core::ptr::copy_nonoverlapping((&raw const tss).cast(), task_state as *mut u8, TSS_SIZE as usize)
+    };
     let interrupt_stack = memory::permanent(STACK) + STACK;
     cpu::write64(task_state + 4, interrupt_stack);
     ap_interrupt_stack.store(interrupt_stack, Ordering::SeqCst);

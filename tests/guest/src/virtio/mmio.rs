@@ -21,7 +21,8 @@ impl MmioTransport {
         let transport = MmioTransport { base, size: number(size)? };
         memory::map(base, transport.size);
         let [magic, version, kind] = [0, 4, 8].map(|offset| cpu::read32(base + offset));
-        (magic == u32::from_le_bytes(*b"virt") && version == 2 && kind != 0).then_some((kind as u16, transport))
+        (magic == u32::from_le_bytes(*b"virt") && version == 2 && kind != 0)
+            .then_some((kind as u16, transport))
     }
 
     /// See [`super::Device::areas`].

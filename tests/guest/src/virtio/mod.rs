@@ -290,7 +290,14 @@ impl Device {
     ///
     /// # Errors
     /// The device has no such queue.
-    pub fn make_queue(&self, queue: u16, size: u16, stride: u16, features: u64, indirect: bool) -> Result<Ring, Failure> {
+    pub fn make_queue(
+        &self,
+        queue: u16,
+        size: u16,
+        stride: u16,
+        features: u64,
+        indirect: bool,
+    ) -> Result<Ring, Failure> {
         let maximum = self.queue_maximum(queue);
         if maximum == 0 {
             return Err(Failure::Unsupported("device lacks the queue"));

@@ -80,7 +80,8 @@ impl PackedRing {
                 let table = tables.wrapping_add(usize::from(slot) * usize::from(self.parts));
                 for (index, part) in chain.iter().enumerate() {
                     let flags = if part.writable { flag::WRITE } else { 0 };
-                    let entry = Descriptor { address: part.address, length: part.length, third: 0, fourth: flags };
+                    let entry =
+                        Descriptor { address: part.address, length: part.length, third: 0, fourth: flags };
                     // SAFETY: a chain has at most as many parts as a table has descriptors.
                     unsafe { table.add(index).write_volatile(entry) };
                 }
@@ -130,7 +131,9 @@ impl PackedRing {
             let turn = if head.1 { AVAILABLE } else { USED };
             fence(Ordering::Release);
             // SAFETY: the position is below the size.
-            unsafe { (&raw mut (*self.descriptors.add(usize::from(head.0))).fourth).write_volatile(flags | turn) };
+            unsafe {
+                (&raw mut (*self.descriptors.add(usize::from(head.0))).fourth).write_volatile(flags | turn)
+            };
         }
     }
 
@@ -143,7 +146,8 @@ impl PackedRing {
         // The descriptors must be seen before the device's wish is read (2.8.21.3.1).
         fence(Ordering::SeqCst);
         // SAFETY: the area has two fields.
-        let (position, flags) = unsafe { (self.device_events.read_volatile(), self.device_events.add(1).read_volatile()) };
+        let (position, flags) =
+            unsafe { (self.device_events.read_volatile(), self.device_events.add(1).read_volatile()) };
         match flags & 3 {
             EVENTS_DESCRIPTOR => {
                 let mut event = position & 0x7fff;
@@ -167,7 +171,8 @@ impl PackedRing {
         }
         fence(Ordering::Acquire);
         // SAFETY: as above.
-        let (id, length) = unsafe { ((&raw const (*at).third).read_volatile(), (&raw const (*at).length).read_volatile()) };
+        let (id, length) =
+            unsafe { ((&raw const (*at).third).read_volatile(), (&raw const (*at).length).read_volatile()) };
         // SAFETY: there is one count for each descriptor.
         let taken = if id < self.size { unsafe { self.taken.add(usize::from(id)).read() } } else { 1 };
         self.next_used += taken;

@@ -169,7 +169,8 @@ fn write_chain(to: *mut Descriptor, first: u16, chain: &[Buffer]) {
         let more = if index + 1 < chain.len() { flag::NEXT } else { 0 };
         let write = if part.writable { flag::WRITE } else { 0 };
         let next = if more != 0 { first + index as u16 + 1 } else { 0 };
-        let descriptor = Descriptor { address: part.address, length: part.length, third: more | write, fourth: next };
+        let descriptor =
+            Descriptor { address: part.address, length: part.length, third: more | write, fourth: next };
         // SAFETY: a chain has at most as many parts as a slot has descriptors.
         unsafe { to.add(index).write_volatile(descriptor) };
     }
