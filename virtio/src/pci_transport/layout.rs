@@ -172,7 +172,8 @@ fn add_all(
     config.add_vendor_specific(&capability(structure::DEVICE, bar, 0, DEVICE, DEVICE_SIZE, &[]), &[])?;
     let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
     let doorbells = u64::from(queues).saturating_mul(NOTIFY_MULTIPLIER.into());
-    config.add_vendor_specific(&capability(structure::NOTIFY, bar, 0, NOTIFY, doorbells, &multiplier), &[])?;
+    config
+        .add_vendor_specific(&capability(structure::NOTIFY, bar, 0, NOTIFY, doorbells, &multiplier), &[])?;
     // The driver chooses BAR, offset and length, and then accesses the last four bytes.
     let mut writable = [0xff; 18];
     if let Some(fixed) = writable.get_mut(..6) {

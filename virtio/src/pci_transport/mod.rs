@@ -517,3 +517,6 @@ impl Function for VirtioPci {
         self.config.reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,12 +93,16 @@ impl VirtioPci {
         }
         let missing = fields.driver_features & !self.offered_features();
         if missing != 0 && fields.status & status::FEATURES_OK != 0 {
-            return Err(refuse(format!("its driver uses the features {missing:#x}, which this device lacks")));
+            return Err(refuse(format!(
+                "its driver uses the features {missing:#x}, which this device lacks"
+            )));
         }
         for ((registers, saved), queue) in self.queues.iter_mut().zip(&fields.queues).zip(0_u16..) {
             if !(1..=registers.max_size).contains(&saved.size) {
                 let (size, max) = (saved.size, registers.max_size);
-                return Err(refuse(format!("queue {queue} has size {size}, and here 1 to {max} are possible")));
+                return Err(refuse(format!(
+                    "queue {queue} has size {size}, and here 1 to {max} are possible"
+                )));
             }
             *registers = QueueRegisters {
                 max_size: registers.max_size,

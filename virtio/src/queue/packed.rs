@@ -72,6 +72,8 @@ pub(super) struct Packed {
     device: Table,
     size: u16,
     event_idx: bool,
+    /// The driver was last asked to ring. Asking for what it does already would only cost it a cache miss.
+    notifications: bool,
     next_available: Position,
     next_used: Position,
     /// The first entry written since the last flush, and its flags: writing them shows it and all that follow.
@@ -100,6 +102,7 @@ impl Packed {
             device: part("device event suppression", state.device_area, 4, 4)?,
             size: state.size,
             event_idx,
+            notifications: true,
             next_available: Position::from_bits(state.next_available, state.size),
             next_used,
             withheld: None,
@@ -208,6 +211,7 @@ impl Packed {
     }
 
     pub(super) fn enable_notifications(&mut self) -> bool {
+        self.notifications = true;
         let event = if self.event_idx {
             EVENT_DESCRIPTOR << 16 | u32::from(self.next_available.to_bits())
         } else {
@@ -219,7 +223,9 @@ impl Packed {
     }
 
     pub(super) fn disable_notifications(&mut self) {
-        self.device.store_u32(0, EVENT_DISABLE << 16);
+        if std::mem::take(&mut self.notifications) {
+            self.device.store_u32(0, EVENT_DISABLE << 16);
+        }
     }
 
     #[inline]

@@ -22,6 +22,8 @@ pub(super) struct Split {
     used: Table,
     size: u16,
     event_idx: bool,
+    /// The driver was last asked to ring. Asking for what it does already would only cost it a cache miss.
+    notifications: bool,
     /// Free-running index of the next entry to pop.
     next_available: u16,
     /// The driver's index as read last; not before `next_available`.
@@ -50,10 +52,16 @@ impl Split {
         let lens = (entries.wrapping_mul(16), entries.wrapping_mul(2), entries.wrapping_mul(8));
         Ok(Self {
             descriptors: part("descriptor table", state.descriptor_area, lens.0, 16)?,
-            available: part("available ring", state.driver_area, lens.1.wrapping_add(4).wrapping_add(event), 2)?,
+            available: part(
+                "available ring",
+                state.driver_area,
+                lens.1.wrapping_add(4).wrapping_add(event),
+                2,
+            )?,
             used: part("used ring", state.device_area, lens.2.wrapping_add(4).wrapping_add(event), 4)?,
             size,
             event_idx,
+            notifications: true,
             next_available: state.next_available,
             available_index: state.next_available,
             next_used: state.next_used,
@@ -169,6 +177,7 @@ impl Split {
     }
 
     pub(super) fn enable_notifications(&mut self) -> bool {
+        self.notifications = true;
         if self.event_idx {
             self.used.store_u16(self.available_event(), self.next_available, Ordering::Relaxed);
         } else {
@@ -180,8 +189,11 @@ impl Split {
     }
 
     pub(super) fn disable_notifications(&mut self) {
+        if !std::mem::take(&mut self.notifications) {
+            return;
+        }
         if self.event_idx {
-            // The entry just behind: the driver's index is a whole turn of 65536 away from passing it.
+            // The entry just behind: the driver passes it, and rings, once in 65536 entries.
             let behind = self.next_available.wrapping_sub(1);
             self.used.store_u16(self.available_event(), behind, Ordering::Relaxed);
         } else {

@@ -82,7 +82,10 @@ fn layouts() -> [Features; 4] {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Add { buffers: Vec<(u32, bool)>, indirect: bool },
+    Add {
+        buffers: Vec<(u32, bool)>,
+        indirect: bool,
+    },
     Pop,
     Unpop,
     /// Gives back the chain at this place among those popped, with this length.
@@ -166,7 +169,9 @@ fn run_steps(size: u16, features: Features, steps: Vec<Step>) {
             }
             Step::Unpop => {
                 let next = pair.device.state().next_available;
-                if model.newest_popped && let Some((token, id, buffers)) = model.popped.pop() {
+                if model.newest_popped
+                    && let Some((token, id, buffers)) = model.popped.pop()
+                {
                     pair.device.unpop(token);
                     assert!(pair.pop().unwrap());
                     assert_eq!(pair.buffers(), buffers);
@@ -337,9 +342,10 @@ fn a_polling_device_with_event_indices_is_not_kicked() {
     for features in [features(false, true), features(true, true)] {
         let mut pair = Pair::new(64, features);
         pair.device.disable_notifications();
-        let mut kicks = 0;
-        for i in 0..10_000 {
+        let (mut kicks, mut requests) = (0, 0);
+        for i in 0..50_000 {
             for _ in 0..1 + i % 3 {
+                requests += 1;
                 pair.driver.add(&[readable(DATA, 1)]).unwrap();
                 kicks += u32::from(pair.driver.take_kick());
             }
@@ -350,7 +356,7 @@ fn a_polling_device_with_event_indices_is_not_kicked() {
             pair.device.notify();
             while pair.driver.take_used().is_some() {}
         }
-        assert_eq!(kicks, 0);
+        assert!(kicks <= requests / 65536, "{kicks} kicks for {requests} requests");
     }
 }
 
@@ -391,10 +397,13 @@ fn a_buffer_may_run_on_into_the_next_region() {
     assert!(matches!(device.pop(&mut chain), Err(QueueError::Buffer { .. })));
 }
 
+/// A name, the descriptors, and whether an error is the one they cause.
+type Case = (&'static str, &'static [(u64, u32, u16)], fn(QueueError) -> bool);
+
 #[test]
 fn malformed_chains_break_the_queue() {
     for layout in layouts() {
-        let cases: &[(&str, &[(u64, u32, u16)], fn(QueueError) -> bool)] = &[
+        let cases: &[Case] = &[
             ("past RAM", &[(RAM as u64, 1, 0)], |e| matches!(e, QueueError::Buffer { .. })),
             ("end past RAM", &[(RAM as u64 - 1, 2, WRITE)], |e| matches!(e, QueueError::Buffer { .. })),
             ("wrapping", &[(u64::MAX - 1, 16, 0)], |e| matches!(e, QueueError::Buffer { .. })),
@@ -413,7 +422,8 @@ fn malformed_chains_break_the_queue() {
         }
         // A table in a table.
         let mut pair = Pair::new(8, layout);
-        let table: [u64; 2] = [TABLES, if layout.contains(Features::RING_PACKED) { 4 << 48 } else { 4 << 32 } | 16];
+        let table: [u64; 2] =
+            [TABLES, if layout.contains(Features::RING_PACKED) { 4 << 48 } else { 4 << 32 } | 16];
         pair.memory.write_obj(table, GuestAddress(TABLES)).unwrap();
         assert_eq!(pair.pop_raw(&[(TABLES, 16, INDIRECT)]), QueueError::Indirect);
         // A table without the feature.
@@ -565,7 +575,8 @@ fn neither_side_misses_the_other_across_threads() {
         let blocking = {
             let event = kick.event().try_clone().unwrap();
             move || {
-                let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&event), events: 1, revents: 0 };
+                let mut poll =
+                    libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&event), events: 1, revents: 0 };
                 // SAFETY: one valid descriptor.
                 unsafe { libc::poll(&mut poll, 1, -1) };
                 event.read().unwrap();
@@ -601,7 +612,9 @@ fn neither_side_misses_the_other_across_threads() {
             }
             // What was used before the wish to be interrupted was written is seen by looking once more.
             driver.set_interrupts(true);
-            if received < sent && let Some(used) = driver.take_used() {
+            if received < sent
+                && let Some(used) = driver.take_used()
+            {
                 assert_eq!(used.written, received);
                 received += 1;
                 continue;

@@ -20,7 +20,7 @@ impl Generator {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -29,7 +29,7 @@ impl Generator {
 
     /// The next number, less than `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.number() % end
     }
 }
 
@@ -129,7 +129,7 @@ fn spoil(value: &mut serde_json::Value, generator: &mut Generator) {
                 spoil(&mut values[at], generator);
             }
         }
-        Value::Number(_) => *value = (generator.next() >> generator.below(64)).into(),
+        Value::Number(_) => *value = (generator.number() >> generator.below(64)).into(),
         Value::Bool(flag) => *flag = !*flag,
         other => *other = if generator.below(2) == 0 { Value::Null } else { "?".into() },
     }
@@ -146,7 +146,7 @@ pub fn hostile_registers_are_harmless(make: &dyn Fn() -> Box<dyn VirtioDevice>) 
         for _ in 0..40 {
             if generator.below(2) == 0 {
                 let layout = Layout::all().nth(generator.below(8) as usize).expect("there are eight");
-                driver.initialize(layout, generator.next());
+                driver.initialize(layout, generator.number());
                 scribble(&driver, &mut generator);
             }
             for _ in 0..50 {
@@ -164,7 +164,7 @@ pub fn hostile_registers_are_harmless(make: &dyn Fn() -> Box<dyn VirtioDevice>) 
 /// Random bytes where the rings are, with indices that make some of them available.
 fn scribble(driver: &Driver, generator: &mut Generator) {
     for page in 0..16_u64 {
-        let bytes: Vec<u8> = (0..64).map(|_| (generator.next() >> generator.below(64)) as u8).collect();
+        let bytes: Vec<u8> = (0..64).map(|_| (generator.number() >> generator.below(64)) as u8).collect();
         let at = 0x1000 + page * 0x1000 + generator.below(60) * 64;
         driver.memory.write_slice(&bytes, GuestAddress(at)).expect("the rings lie in memory");
     }
@@ -180,7 +180,7 @@ fn access(driver: &mut Driver, generator: &mut Generator) {
         _ => generator.below(BAR_SIZE),
     };
     let offset = if generator.below(4) > 0 { place & !(size - 1) } else { place };
-    let value = (generator.next() >> generator.below(64)).to_le_bytes();
+    let value = (generator.number() >> generator.below(64)).to_le_bytes();
     let data = &value[..size as usize];
     match generator.below(8) {
         0 => driver.read(offset, &mut [0; 8][..size as usize]),

@@ -15,14 +15,18 @@ const BUDGET: u32 = 16;
 #[derive(Debug)]
 pub struct Echo {
     increment: u8,
-    /// How many handlers it makes: one for each queue, or one for both.
-    pub single_handler: bool,
+    single_handler: bool,
 }
 
 impl Echo {
     /// A device that changes nothing until the driver configures it.
     pub fn new() -> Self {
         Self { increment: 0, single_handler: false }
+    }
+
+    /// A device with one handler for both queues, instead of one each.
+    pub fn with_single_handler() -> Self {
+        Self { single_handler: true, ..Self::new() }
     }
 }
 
@@ -142,7 +146,11 @@ impl QueueHandler for EchoQueue {
 
     fn arm(&mut self) -> bool {
         // All of them, whatever the first says.
-        self.queues.iter_mut().fold(false, |work, queue| queue.enable_notifications() || work)
+        let mut work = false;
+        for queue in &mut self.queues {
+            work |= queue.enable_notifications();
+        }
+        work
     }
 
     fn has_work(&self) -> bool {
