@@ -171,10 +171,11 @@ impl PciBus {
             | DeviceChange::StopQueue(_)
             | DeviceChange::Reset => {
                 let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-                if function.workers.stop(change == DeviceChange::Reset) {
+                let reset = change == DeviceChange::Reset;
+                if function.workers.stop(reset) {
                     return Ok(Completion::Later);
                 }
-                self.stopped(address, Vec::new())
+                self.at_rest(address, reset, Vec::new()).map(|()| Completion::Done)
             }
         }
     }
@@ -202,6 +203,12 @@ impl PciBus {
     pub fn stopped(&mut self, address: FunctionAddress, tasks: Vec<QueueTask>) -> Result<Completion> {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
         let Some((reset, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
+        self.at_rest(address, reset, tasks).map(|()| Completion::Done)
+    }
+
+    /// Nothing runs for a function any more: completes what was asked for.
+    fn at_rest(&mut self, address: FunctionAddress, reset: bool, tasks: Vec<QueueTask>) -> Result<()> {
+        let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
         let mut transport = lock(&function.transport);
         let again = transport.stopped(tasks);
         if reset {
@@ -209,18 +216,19 @@ impl PciBus {
         }
         drop(transport);
         if reset {
-            self.remap(address)?;
+            self.remap(address)
         } else if again {
-            self.start(address)?;
+            self.start(address)
+        } else {
+            Ok(())
         }
-        Ok(Completion::Done)
     }
 
     /// Stops all workers, for a reset of the machine. `true`: some are still to stop.
     pub fn stop_all(&mut self) -> bool {
         let mut waiting = false;
         for function in self.virtio.values_mut() {
-            waiting |= function.workers.stop(true) || function.workers.stopping();
+            waiting |= function.workers.stop(true);
         }
         waiting
     }

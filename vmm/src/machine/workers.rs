@@ -76,23 +76,26 @@ impl FunctionWorkers {
     }
 
     /// Begins to stop all workers. `reset`: the whole function is reset when they have. `false`: none runs, so
-    /// there is nothing to wait for but what was begun before.
+    /// there is nothing to wait for.
     pub fn stop(&mut self, reset: bool) -> bool {
         if let Some(stopping) = &mut self.stopping {
             stopping.reset |= reset;
             return true;
+        }
+        if self.running.is_empty() {
+            return false;
         }
         self.stopping = Some(Stopping { reset, workers: self.running.len(), tasks: Vec::new() });
         for worker in &self.running {
             let (mailbox, function) = (self.mailbox.clone(), self.address);
             worker.stop_all(move |tasks| mailbox.post(Message::TasksStopped { function, tasks }));
         }
-        !self.running.is_empty()
+        true
     }
 
     /// Whether a stop is under way.
     pub fn stopping(&self) -> bool {
-        self.stopping.as_ref().is_some_and(|stopping| stopping.workers > 0)
+        self.stopping.is_some()
     }
 
     /// A worker gave back `tasks`. When it was the last one: all that was given back, and whether the function is to be
