@@ -1,8 +1,9 @@
 //! What is particular to x86_64: CPUID, and the state of a CPU.
 //!
-//! To save a CPU, read its state in this order; to restore it, write it in this order: CPUID, TSC
-//! frequency, registers and system registers, XCRs, XSAVE area (or FPU), MSRs, local APIC, events, debug
-//! registers, MP state last (a CPU that is not runnable ignores nothing of what came before).
+//! The order matters when a CPU is saved and restored. Read the MP state first: KVM takes pending INIT and start-up
+//! messages into account then, which changes the registers. Write in this order: CPUID (it decides what may be set), TSC
+//! frequency, MP state, general and system registers (which hold the base of the local APIC), XSAVE area, XCRs, debug
+//! registers, local APIC, MSRs (the TSC deadline arms only a local APIC that is in that mode), pending events.
 
 pub use kvm_bindings::{
     kvm_debugregs as DebugRegs, kvm_dtable as DescriptorTable, kvm_fpu as Fpu, kvm_lapic_state as LapicState,

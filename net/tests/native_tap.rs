@@ -1,11 +1,16 @@
 //! Taps of the host. Needs `/dev/net/tun` and the capability `CAP_NET_ADMIN`.
 
+use machine::clock::ManualClock;
 use net::features::Features;
 use net::link::{Ipv4Setting, Link, Tap, TapConfig, TapError};
+use net::virtio_net::{Net, NetConfig};
 use std::io::Read;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use virtio::chain::Segment;
+use virtio::rate_limit::RateLimiter;
+use virtio::testing::driver::{Driver, Layout};
 
 fn sys(tap: &Tap, file: &str) -> String {
     let path = format!("/sys/class/net/{}/{file}", tap.name());
@@ -109,4 +114,70 @@ fn an_existing_tap_is_opened_by_name_while_free_and_by_file() {
     }
     // A queue pair more, of a tap that is open for several.
     drop(open(named(1)));
+}
+
+/// A device on a tap of two queue pairs, one of which the driver takes into use and out again: the kernel disconnects
+/// an unused pair, on which nothing may be waited for then.
+#[test]
+fn a_device_uses_the_queue_pairs_its_driver_asks_for() {
+    let address = Ipv4Addr::new(10, 231, 78, 1);
+    let mask = Ipv4Addr::new(255, 255, 255, 0);
+    let tap =
+        open(TapConfig { pairs: 2, address: Some(Ipv4Setting { address, mask }), ..TapConfig::default() });
+    let config = NetConfig {
+        mac: "52:54:00:78:78:78".parse().unwrap(),
+        mtu: tap.mtu(),
+        queue_size: 64,
+        offload_csum: true,
+        offload_tso: true,
+        offload_ufo: true,
+    };
+    let unlimited = RateLimiter::unlimited(Arc::new(ManualClock::default()));
+    let net = Net::new(config, tap.links(), unlimited.clone(), unlimited).unwrap();
+    let handle = net.handle();
+    let mut driver = Driver::new(Box::new(net), Layout::PACKED);
+    for queue in [0, 2] {
+        for _ in 0..60 {
+            driver.request(queue, &[], &[2048]).unwrap();
+        }
+        driver.kick(queue);
+    }
+    let socket = UdpSocket::bind((address, 0)).unwrap();
+    for pairs in [2, 1, 2, 1] {
+        assert_eq!(driver.call(4, &[&[4, 0, pairs, 0]], &[1]).data, [0]);
+        socket.send_to(b"hello", (Ipv4Addr::new(10, 231, 78, 2), 9)).unwrap();
+        driver.run();
+        for task in &driver.tasks {
+            let failed = &task.handler.inspect()["link_failed"];
+            assert!(failed.is_null() || failed == false, "{}", task.handler.inspect());
+        }
+    }
+    // At least the host's question for the other's address (ARP) came, by either pair.
+    let mut received = 0;
+    loop {
+        for queue in [0, 2] {
+            while let Some(completion) = driver.completion(queue) {
+                assert!(completion.written >= 12 + 14);
+                received += 1;
+            }
+        }
+        if received > 0 {
+            break;
+        }
+        driver.wait();
+    }
+    // The guest's own packets go out, and those that ask for the impossible are refused by one of the two.
+    let mut packet = vec![0; 12 + 60];
+    packet[12..24].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0x78, 0x78, 0x78]);
+    driver.call(1, &[&packet], &[]);
+    (packet[0], packet[6], packet[8]) = (1, 0xff, 0xff);
+    driver.call(1, &[&packet], &[]);
+    let counters = driver.function.device().inspect()["transmit"][0].clone();
+    assert_eq!(
+        (counters["packets"].as_u64(), counters["link_errors"].as_u64()),
+        (Some(1), Some(1)),
+        "{counters}"
+    );
+    assert!(handle.is_link_up());
+    driver.reset();
 }

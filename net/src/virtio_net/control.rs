@@ -66,16 +66,7 @@ pub(super) struct Parts {
 impl Control {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { queue, shared, links, features, pairs } = parts;
-        Self {
-            queue,
-            chain: Chain::new(),
-            shared,
-            links,
-            features,
-            pairs,
-            commands: 0,
-            refused: 0,
-        }
+        Self { queue, chain: Chain::new(), shared, links, features, pairs, commands: 0, refused: 0 }
     }
 
     /// Carries out the command in `chain`; `None`: it is none, or is refused.
