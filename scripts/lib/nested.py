@@ -48,12 +48,13 @@ def main():
     return run(command, standard_input=0, seconds=options.timeout)
 
 
-def run(argv, standard_input, seconds=None):
-    """Runs `argv` in the nested host on this process's plain streams; returns its exit status."""
+def run(argv, standard_input, seconds=None, disks=None):
+    """Runs `argv` in the nested host on this process's plain streams; returns its exit status. `disks`: see
+    `nested_host.execute`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
     try:
-        return nested_host.execute(argv, os.getcwd(), standard_input=standard_input, seconds=seconds)
+        return nested_host.execute(argv, os.getcwd(), standard_input=standard_input, seconds=seconds, disks=disks)
     except BrokenPipeError:
         return 141
     except TimedOut as failure:
@@ -61,13 +62,13 @@ def run(argv, standard_input, seconds=None):
         return 124
 
 
-def interactive(argv):
+def interactive(argv, disks=None):
     """Runs `argv` on this terminal; without one, on the plain streams."""
     nested_host.snapshot()
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return run(argv, standard_input=0)
+        return run(argv, standard_input=0, disks=disks)
     with Terminal() as terminal:
-        return nested_host.execute(argv, os.getcwd(), standard_input=0, terminal=terminal)
+        return nested_host.execute(argv, os.getcwd(), standard_input=0, terminal=terminal, disks=disks)
 
 
 def _interrupted(number, _):

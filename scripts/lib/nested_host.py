@@ -78,7 +78,7 @@ def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disk
             machine.attach_disk(path, name)
         return machine.run(
             job(argv, folder, disks or {}),
-            saved.kernel.modules,
+            saved.kernel.modules.parent,
             standard_input=standard_input,
             terminal=terminal,
             seconds=seconds,

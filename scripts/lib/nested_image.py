@@ -19,7 +19,7 @@ MODULE_OPTIONS = {"brd": "rd_nr=1 rd_size=4194304"}
 
 LOAD_MODULE = """#!/bin/sh
 # The kernel asks for a module by running this in the first root.
-[ -x /newroot/sbin/modprobe ] && exec chroot /newroot /sbin/modprobe "$@"
+[ -d /newroot/share ] && exec chroot /newroot /sbin/modprobe "$@"
 """
 
 

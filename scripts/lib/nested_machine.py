@@ -105,7 +105,7 @@ class Machine:
         own, and returns its exit status.
 
         `standard_input`: a file descriptor to pass on; None gives end of file at once. `terminal`: a `Terminal` that
-        takes the place of the three streams. `modules`: where the nested host's kernel modules are."""
+        takes the place of the three streams. `modules`: the folder that is to be /lib/modules."""
         (self.share / "job").write_text(job)
         (self.share / "modules").write_text(f"{modules}\n")
         mode, size = ("tty", terminal.size()) if terminal else ("pipe", (0, 0))

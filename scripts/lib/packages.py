@@ -87,7 +87,7 @@ def ensure_suite(suite):
     """Makes `suite` known to apt, from this machine's own mirror, pinned low."""
     if any(suite in entry["suites"] for entry in sources()):
         return
-    entry = _main_source()
+    entry = main_source()
     options = f"Signed-By: {entry['signed-by']}\n" if entry["signed-by"] else ""
     text = f"Types: deb\nURIs: {entry['uri']}\nSuites: {suite}\nComponents: main\n{options}"
     pin = f"Package: *\nPin: release n={suite}\nPin-Priority: {PIN}\n"
@@ -184,7 +184,7 @@ def _deb822_sources(text):
     return entries
 
 
-def _main_source():
+def main_source():
     """The entry that the release itself comes from."""
     for entry in sources():
         if codename() in entry["suites"] and "main" in entry["components"]:

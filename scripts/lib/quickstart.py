@@ -1,0 +1,192 @@
+"""scripts/quickstart: from a bare machine to the shell of a Linux guest, on this terminal."""
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import disks
+import ground
+import guests
+import nested
+import nested_host
+import packages
+import rust
+from places import CACHE, PROJECT, VIVARIUM
+from report import Failure, command_line, note, run, step
+
+DESCRIPTION = """Installs what is missing, builds Vivarium, makes a guest from the distribution's own packages and boots it on
+this terminal: a stock cloud kernel, a busybox initramfs, an ext4 data disk on /data and a network."""
+
+NETWORK = PROJECT / "scripts" / "lib" / "guest-network"
+TAPS = 10
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/quickstart", description=DESCRIPTION)
+    parser.add_argument("--debian", action="store_true", help="boot a Debian root disk with systemd, to a login")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="processors of the guest (2)")
+    parser.add_argument("--memory", default=None, metavar="SIZE", help="memory of the guest (512M; 1G with --debian)")
+    options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    os.chdir(PROJECT)
+
+    _check()
+    where = ground.ground()
+    rust.ensure()
+    packages.ensure(["iproute2", "nftables"])
+    _build()
+    series = guests.ensure(tools=False)[-1]
+    disk = disks.debian() if options.debian else disks.data()
+    guest = Guest(series, disk, options)
+    if where == ground.NESTED:
+        note("This machine's KVM cannot run a stock kernel: the guest runs in an emulated host with KVM, ten times slower.")
+        nested_host.snapshot()
+        return _run_nested(guest)
+    return _run_here(guest)
+
+
+class Guest:
+    """What is booted, and how it is said to Vivarium."""
+
+    def __init__(self, series, disk, options):
+        self.series = series
+        self.disk = disk
+        self.debian = options.debian
+        self.cpus = options.cpus
+        self.memory = options.memory or ("1G" if options.debian else "512M")
+
+    def command(self, disk, tap=None, number=0, dns=""):
+        """Vivarium's command line; `disk` is where the image is, `tap` an interface made by `guest-network`."""
+        words = ["console=hvc0", "quiet", "viv.marks=no"]
+        words.append("viv.root=/dev/vda" if self.debian else "viv.mount=/dev/vda:/data")
+        if tap:
+            words.append(f"viv.net=192.168.{126 + number}.2/24,192.168.{126 + number}.1,{dns}")
+        command = [str(VIVARIUM), "--kernel", str(CACHE / f"vmlinuz-{self.series}")]
+        command += ["--initramfs", str(CACHE / f"initramfs-{self.series}.cpio"), "--cmdline", " ".join(words)]
+        command += ["--cpus", f"boot={self.cpus}", "--memory", f"size={self.memory}", "--disk", f"path={disk}"]
+        command += ["--net", f"tap={tap}"] if tap else []
+        return command + ["--rng", "src=/dev/urandom", "--console", "tty", "--serial", "off"]
+
+    def greet(self):
+        """Says what is about to appear, and how to leave it."""
+        if self.debian:
+            note("Booting Debian; log in as root, without a password. `poweroff` ends it.")
+        else:
+            note("Booting; the data disk is on /data and keeps its files. `poweroff -f`, or leaving the shell, ends it.")
+
+
+def _check():
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise Failure(f"this needs Linux on x86_64; here is {platform.system()} on {platform.machine()}")
+    if os.path.exists("/dev/kvm") and not ground.kvm_usable():
+        note("/dev/kvm is there but not yours to open: join the group kvm (`sudo adduser $USER kvm`, then log in again).")
+    free = shutil.disk_usage(PROJECT).free
+    if free < 4 << 30:
+        raise Failure(f"this needs 4 GiB of disk space for builds and images; {PROJECT} has {free >> 20} MiB left")
+
+
+def _build():
+    command = ["cargo", "build", "--release", "--bin", "vivarium"]
+    if VIVARIUM.exists():
+        # A second run: cargo only looks whether anything changed.
+        run(command, "building Vivarium", cwd=PROJECT)
+        return
+    note("building Vivarium, which takes a few minutes the first time")
+    if subprocess.run(command, cwd=PROJECT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+        raise Failure("building Vivarium failed: the compiler's messages are above")
+
+
+def _run_here(guest):
+    """Boots on this machine. Vivarium has the terminal; this process waits, and clears up the network."""
+    tap = number = None
+    if os.path.exists("/dev/net/tun") and (os.geteuid() == 0 or _quiet(["sudo", "-n", "true"])):
+        tap, number = _make_tap()
+    if tap is None:
+        note("no network: making a tap takes root (or sudo without a password) and /dev/net/tun")
+    try:
+        guest.greet()
+        # Ctrl-C is for the guest; and whoever ends this process ends the machine, which restores the terminal.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        command = guest.command(guest.disk, tap, number or 0, _name_server())
+        if not sys.stdin.isatty():
+            command = ["sh", "-c", _piped(shlex.join(command))]
+        machine = subprocess.Popen(command)
+        for caught in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(caught, lambda *_: machine.terminate())
+        return machine.wait()
+    finally:
+        if tap:
+            _network("down", tap, number)
+
+
+def _run_nested(guest):
+    """Boots in the nested host, with this terminal passed through both ways."""
+    with_network = shlex.join(guest.command("@DISK@", "vivtap0", 0, "10.0.2.3")).replace("@DISK@", "$1")
+    without_network = shlex.join(guest.command("@DISK@")).replace("@DISK@", "$1")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        with_network, without_network = _piped(with_network), _piped(without_network)
+    # The machine is new and all its own: no name can be taken, nothing needs to be undone.
+    script = f"""if {shlex.quote(str(NETWORK))} up vivtap0 0 0 >/run/network.log 2>&1; then
+    {with_network}
+    exit
+fi
+echo "no network: $(tail -n 1 /run/network.log)"
+{without_network}
+"""
+    guest.greet()
+    return nested.interactive(["sh", "-c", script, "quickstart", "{root}"], disks={"root": guest.disk})
+
+
+def _piped(command):
+    """What comes by a pipe ends, and a console has no end of file: leaving the shell is what ends the guest."""
+    return f"{{ cat; printf '\\nexit\\n'; }} | {command}"
+
+
+def _make_tap():
+    """A tap with a network behind it: its name and number; None where that is not possible."""
+    for number in range(TAPS):
+        tap = f"vivtap{number}"
+        if not Path("/sys/class/net", tap).exists():
+            with step(f"making the network interface {tap}"):
+                if _network("up", tap, number):
+                    return tap, number
+                _network("down", tap, number)
+            return None, None
+    return None, None
+
+
+def _network(action, tap, number):
+    return _quiet(packages.as_root([str(NETWORK), action, tap, str(number), str(os.getuid())]))
+
+
+def _name_server():
+    """The first of this machine's name servers that a guest can reach."""
+    for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["nameserver"] and len(words) > 1 and ":" not in words[1] and not words[1].startswith("127."):
+                return words[1]
+    return ""
+
+
+def _quiet(command):
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _interrupted(number, _):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    command_line(main)
