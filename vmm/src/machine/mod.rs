@@ -20,7 +20,7 @@ use arch::x86_64::boot::EntryPoint;
 use arch::x86_64::cpu::{CpuModel, CpuOptions, Topology, Vendor, configure_vcpu, reset_vcpu};
 use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
 use firmware::BootFiles;
-use hypervisor::{Hypervisor, MemorySlot, Vm};
+use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
 use machine::effect::{Effect, FunctionAddress};
@@ -73,13 +73,24 @@ impl Machine {
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
         let mut files = BootFiles::open(&config)?;
-        let supported = hypervisor.supported_cpuid()?;
-        let model = cpu_model(&config, &supported)?;
+        let topology = cpu_topology(&config)?;
+        let vm = hypervisor.create_vm()?;
+        let mut vcpus = (0..config.cpus.boot_vcpus)
+            .map(|index| {
+                vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
+        let options = CpuOptions {
+            max_phys_bits: config.cpus.max_phys_bits,
+            nested: config.cpus.nested,
+            tsc_khz,
+            ..CpuOptions::default()
+        };
+        let model = CpuModel::new(&hypervisor.supported_cpuid()?, topology, &options);
         let layout = memory_layout(&config, &model)?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
         let memory = memory::provide(&config.memory, &ranges)?;
-
-        let vm = hypervisor.create_vm()?;
         map_memory(&*vm, &memory)?;
         let (mailbox, messages) = Mailbox::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -110,7 +121,7 @@ impl Machine {
             end_of_interrupt: Arc::new(move |vector| pins.end_of_interrupt(vector)),
             mailbox: mailbox.clone(),
         };
-        let cpus = start_cpus(&config, &*vm, &surroundings, &model, entry)?;
+        let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
         let consoles = ConsoleThread::start(pumps, mailbox, || seccomp::confine(ThreadKind::Console))?;
         Ok(Self {
             cpus,
@@ -288,25 +299,12 @@ fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()>
     Ok(())
 }
 
-fn cpu_model(config: &VmConfig, supported: &[hypervisor::x86_64::CpuidEntry]) -> Result<CpuModel> {
+fn cpu_topology(config: &VmConfig) -> Result<Topology> {
     let limit = config.cpus.limit();
-    let topology = match config.cpus.topology {
-        None => Topology::flat(limit),
-        Some(shape) => Topology::new(
-            shape.threads_per_core.into(),
-            shape.cores_per_die.into(),
-            shape.dies_per_package.into(),
-            shape.packages.into(),
-            limit,
-        )
-        .context("--cpus topology")?,
-    };
-    let options = CpuOptions {
-        max_phys_bits: config.cpus.max_phys_bits,
-        nested: config.cpus.nested,
-        ..CpuOptions::default()
-    };
-    Ok(CpuModel::new(supported, topology, &options))
+    let Some(shape) = config.cpus.topology else { return Ok(Topology::flat(limit)) };
+    let (threads, cores) = (shape.threads_per_core.into(), shape.cores_per_die.into());
+    let (dies, packages) = (shape.dies_per_package.into(), shape.packages.into());
+    Topology::new(threads, cores, dies, packages, limit).context("--cpus topology")
 }
 
 fn memory_layout(config: &VmConfig, model: &CpuModel) -> Result<MemoryLayout> {
@@ -341,14 +339,13 @@ fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
 
 fn start_cpus(
     config: &VmConfig,
-    vm: &dyn Vm,
+    vcpus: Vec<Box<dyn Vcpu>>,
     surroundings: &Surroundings,
     model: &CpuModel,
     entry: EntryPoint,
 ) -> Result<Vec<CpuThread>> {
     let (mut cpus, mut pending) = (Vec::new(), Vec::new());
-    for index in 0..config.cpus.boot_vcpus {
-        let vcpu = vm.create_vcpu(index).with_context(|| format!("making CPU {index}"))?;
+    for (index, vcpu) in (0u32..).zip(vcpus) {
         let affinity = config.cpus.affinity.iter().find(|affinity| affinity.vcpu == index).cloned();
         let confine = move || {
             if let Some(affinity) = affinity
