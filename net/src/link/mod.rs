@@ -4,6 +4,7 @@
 //! be done.
 
 mod interest;
+mod interface;
 mod socket;
 pub mod tap;
 

@@ -3,21 +3,20 @@
 //! A tap is made, or is given by name or as open files, one for each queue pair. Packets cross with a 12-byte virtio header, so
 //! that checksums and segmentation are left to whoever does them cheapest.
 
+use super::interface::{Interface, InterfaceRequest, MAX_NAME, control};
 use super::{Link, read, write};
 use crate::features::Features;
 use crate::mac::MacAddress;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use thiserror::Error;
 use virtio::chain::Segment;
 
 const DEVICE: &str = "/dev/net/tun";
-/// The longest name of an interface, in bytes.
-const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 /// The most queue pairs of a tap.
 const MAX_PAIRS: u16 = 256;
 /// What a tap is called that is given no name; the kernel puts a number in.
@@ -153,7 +152,8 @@ impl Tap {
         };
         for file in &files {
             let mut size = HEADER_SIZE;
-            control(file, libc::TUNSETVNETHDRSZ, &mut size)
+            // SAFETY: it takes an `int`.
+            unsafe { control(file, libc::TUNSETVNETHDRSZ, &mut size) }
                 .map_err(host("set the size of packets' headers"))?;
         }
         let offloads = files.first().map_or(Features::empty(), supported_offloads);
@@ -220,7 +220,8 @@ impl Link for TapQueue {
         }
         let flags = if enabled { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         let mut request = InterfaceRequest::new("", flags as u16);
-        match control(&self.file, libc::TUNSETQUEUE, &mut request) {
+        // SAFETY: it takes a `struct ifreq`.
+        match unsafe { control(&self.file, libc::TUNSETQUEUE, &mut request) } {
             // It is already so.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             result => result,
@@ -254,7 +255,9 @@ fn open_by_name(name: Option<&str>, pairs: u16) -> Result<(String, Vec<OwnedFd>,
     for _ in 0..pairs {
         let file = open_device(&name)?;
         let mut request = InterfaceRequest::new(&name, flags as u16);
-        control(&file, libc::TUNSETIFF, &mut request).map_err(|source| match source.raw_os_error() {
+        // SAFETY: it takes a `struct ifreq`.
+        let opened = unsafe { control(&file, libc::TUNSETIFF, &mut request) };
+        opened.map_err(|source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => TapError::NotPermitted { name: name.clone() },
             Some(libc::EBUSY) => TapError::Busy { name: name.clone() },
             _ => TapError::Host { name: name.clone(), what: "open it", source },
@@ -273,7 +276,8 @@ fn adopt(files: Vec<OwnedFd>) -> Result<(String, Vec<OwnedFd>, bool), TapError> 
     for file in &files {
         let mut request = InterfaceRequest::new("", 0);
         let not_a_tap = TapError::NotATapFile(file.as_raw_fd());
-        if control(file, libc::TUNGETIFF, &mut request).is_err() {
+        // SAFETY: it takes a `struct ifreq`.
+        if unsafe { control(file, libc::TUNGETIFF, &mut request) }.is_err() {
             return Err(not_a_tap);
         }
         let flags = libc::c_int::from(request.flags());
@@ -401,113 +405,6 @@ fn set_nonblocking(file: &OwnedFd) -> io::Result<()> {
         }
     };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// `struct ifreq`: an interface's name and, by the request, one of many things (`netdevice(7)`).
-#[repr(C)]
-struct InterfaceRequest {
-    name: [u8; libc::IFNAMSIZ],
-    value: [u8; 24],
-}
-
-impl InterfaceRequest {
-    fn new(name: &str, flags: u16) -> Self {
-        let mut request = Self { name: [0; libc::IFNAMSIZ], value: [0; 24] };
-        request.name.iter_mut().take(MAX_NAME).zip(name.bytes()).for_each(|(to, from)| *to = from);
-        request.set(0, &flags.to_ne_bytes());
-        request
-    }
-
-    fn set(&mut self, offset: usize, bytes: &[u8]) {
-        self.value.iter_mut().skip(offset).zip(bytes).for_each(|(to, from)| *to = *from);
-    }
-
-    fn flags(&self) -> u16 {
-        let [a, b, ..] = self.value;
-        u16::from_ne_bytes([a, b])
-    }
-
-    fn number(&self) -> i32 {
-        let [a, b, c, d, ..] = self.value;
-        i32::from_ne_bytes([a, b, c, d])
-    }
-
-    fn name(&self) -> String {
-        let bytes: Vec<u8> = self.name.iter().copied().take_while(|byte| *byte != 0).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-/// Makes a request whose argument is a pointer to `argument`: an `int` or a `struct ifreq`, as the request wants.
-fn control<T>(file: &impl AsRawFd, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-    // SAFETY: all callers are in this file, and give what their request wants.
-    match unsafe { libc::ioctl(file.as_raw_fd(), request, std::ptr::from_mut(argument)) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// An interface of the host, to be set up.
-struct Interface<'a> {
-    name: &'a str,
-    socket: OwnedFd,
-}
-
-impl<'a> Interface<'a> {
-    fn new(name: &'a str) -> io::Result<Self> {
-        // SAFETY: opens a socket.
-        let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-        if socket < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just opened, and nobody else has it.
-        Ok(Self { name, socket: unsafe { OwnedFd::from_raw_fd(socket) } })
-    }
-
-    fn request(
-        &self,
-        request: libc::Ioctl,
-        set: impl FnOnce(&mut InterfaceRequest),
-    ) -> io::Result<InterfaceRequest> {
-        let mut argument = InterfaceRequest::new(self.name, 0);
-        set(&mut argument);
-        control(&self.socket, request, &mut argument)?;
-        Ok(argument)
-    }
-
-    fn mtu(&self) -> io::Result<u16> {
-        Ok(u16::try_from(self.request(libc::SIOCGIFMTU, |_| ())?.number()).unwrap_or(u16::MAX))
-    }
-
-    fn set_mtu(&self, mtu: u16) -> io::Result<()> {
-        self.request(libc::SIOCSIFMTU, |request| request.set(0, &i32::from(mtu).to_ne_bytes())).map(drop)
-    }
-
-    fn set_mac(&self, mac: MacAddress) -> io::Result<()> {
-        self.request(libc::SIOCSIFHWADDR, |request| {
-            request.set(0, &libc::ARPHRD_ETHER.to_ne_bytes());
-            request.set(2, &mac.bytes());
-        })
-        .map(drop)
-    }
-
-    fn set_address(&self, what: libc::Ioctl, address: Ipv4Addr) -> io::Result<()> {
-        self.request(what, |request| {
-            request.set(0, &(libc::AF_INET as u16).to_ne_bytes());
-            request.set(4, &address.octets());
-        })
-        .map(drop)
-    }
-
-    /// Brings it up, unless it is: that much is also allowed to those who may not.
-    fn bring_up(&self) -> io::Result<()> {
-        let flags = self.request(libc::SIOCGIFFLAGS, |_| ())?.flags();
-        let up = libc::IFF_UP as u16;
-        if flags & up != 0 {
-            return Ok(());
-        }
-        self.request(libc::SIOCSIFFLAGS, |request| request.set(0, &(flags | up).to_ne_bytes())).map(drop)
-    }
 }
 
 #[cfg(test)]
