@@ -4,7 +4,7 @@ use super::{Context, Failure, Outcome};
 use crate::clock::Deadline;
 use crate::command_line::Task;
 use crate::virtio::block::{Block, SECTOR, request};
-use crate::virtio::ring::Buffer;
+use crate::virtio::ring::{Buffer, Ring, RingKind};
 use crate::virtio::{self, Kind, feature};
 use crate::{clock, cpu, interrupts, memory, report};
 
@@ -13,7 +13,7 @@ const TIMER_VECTOR: u8 = 0x41;
 const DEVICE_VECTOR: u8 = 0x42;
 const TO_SELF: u32 = 1 << 18 | 1 << 14;
 
-/// `irq n=100 dev=0 kind=all|self|timer|msix|halt`.
+/// `irq n=100 dev=0 kind=all|self|timer|msix|halt packed=0`.
 pub fn run(context: &Context, task: &Task) -> Outcome {
     let kind = task.text("kind").unwrap_or("all");
     let count = task.number("n", 100)?;
@@ -77,11 +77,15 @@ fn msix(context: &Context, task: &Task, count: u64) -> Outcome {
     (0..msix.entries).for_each(|each| msix.set(each, 0, 0, true));
     msix.enable(true);
     msix.set(entry, address, data, false);
-    let features = device.negotiate(0, feature::EVENT_IDX)?;
-    let mut ring = device.make_queue(0, 16, 4, features, false)?;
+    let required = if task.switch("packed", false)? { feature::PACKED } else { 0 };
+    let features = device.negotiate(required, feature::EVENT_IDX)?;
+    let kind = if features & feature::PACKED != 0 { RingKind::Packed } else { RingKind::Split };
+    let mut ring = Ring::new(kind, 16, 4, features & feature::EVENT_IDX != 0, false);
+    device.place_queue(0, &ring.layout());
     if device.set_queue_vector(0, entry) != entry {
         return Err(Failure::Device("does not take an MSI-X vector that it has"));
     }
+    device.enable_queue(0);
     device.start();
     let doorbell = device.doorbell(0);
     let header = memory::take(16, 16) as u64;
@@ -91,25 +95,29 @@ fn msix(context: &Context, task: &Task, count: u64) -> Outcome {
     let chain =
         [Buffer::readable(header, 16), Buffer::writable(buffer, SECTOR as u32), Buffer::writable(status, 1)];
     ring.want_interrupt(true);
-    let outcome = measure("msix", DEVICE_VECTOR, count, || {
+    let submit = |ring: &mut Ring| {
         ring.add(0, &chain);
         if ring.publish() {
             doorbell.ring();
         }
-        match Deadline::after(2000).wait(|| ring.take().is_some()) {
-            true => Ok(()),
-            false => Err(Failure::Timeout("completion of a block request")),
+    };
+    // A completion is taken only after its interrupt: taking it tells the device that none is needed any more.
+    let mut first = true;
+    let outcome = measure("msix", DEVICE_VECTOR, count, || {
+        if !first && ring.take().is_none() {
+            return Err(Failure::Device("interrupt without a completion"));
         }
+        first = false;
+        submit(&mut ring);
+        Ok(())
     });
     // A masked entry holds its interrupt back until it is unmasked (PCIe 6.0, 7.7.2.7).
     let masked = outcome.and_then(|()| {
         msix.set(entry, address, data, true);
         let before = interrupts::count(DEVICE_VECTOR);
-        ring.add(0, &chain);
-        if ring.publish() {
-            doorbell.ring();
-        }
-        let done = Deadline::after(2000).wait(|| ring.take().is_some());
+        ring.take();
+        submit(&mut ring);
+        let done = Deadline::after(2000).wait(|| ring.has_completion());
         Deadline::after(20).wait(|| false);
         let held = interrupts::count(DEVICE_VECTOR) == before;
         msix.set(entry, address, data, false);

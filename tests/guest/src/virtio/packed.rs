@@ -161,12 +161,18 @@ impl PackedRing {
         }
     }
 
-    /// See [`super::ring::Ring::take`].
-    pub fn take(&mut self) -> Option<(u16, u32)> {
+    /// See [`super::ring::Ring::has_completion`].
+    pub fn has_completion(&self) -> bool {
         let at = self.descriptors.wrapping_add(usize::from(self.next_used));
         // SAFETY: the position is below the size.
         let flags = unsafe { (&raw const (*at).fourth).read_volatile() };
-        if (flags & AVAILABLE != 0) != self.used_wrap || (flags & USED != 0) != self.used_wrap {
+        (flags & AVAILABLE != 0) == self.used_wrap && (flags & USED != 0) == self.used_wrap
+    }
+
+    /// See [`super::ring::Ring::take`].
+    pub fn take(&mut self) -> Option<(u16, u32)> {
+        let at = self.descriptors.wrapping_add(usize::from(self.next_used));
+        if !self.has_completion() {
             return None;
         }
         fence(Ordering::Acquire);

@@ -121,6 +121,11 @@ impl Ring {
         either!(self, ring => ring.publish())
     }
 
+    /// Whether a chain has been completed that [`Ring::take`] has not returned.
+    pub fn has_completion(&self) -> bool {
+        either!(self, ring => ring.has_completion())
+    }
+
     /// The next completed chain: its slot and the number of bytes the device says it wrote. A slot that is none of
     /// this ring's comes back as it is.
     pub fn take(&mut self) -> Option<(u16, u32)> {

@@ -123,10 +123,15 @@ impl SplitRing {
         }
     }
 
+    /// See [`super::ring::Ring::has_completion`].
+    pub fn has_completion(&self) -> bool {
+        // SAFETY: index 1 is the used ring's index field.
+        unsafe { self.used.add(1).read_volatile() != self.next_used }
+    }
+
     /// See [`super::ring::Ring::take`].
     pub fn take(&mut self) -> Option<(u16, u32)> {
-        // SAFETY: index 1 is the used ring's index field.
-        if unsafe { self.used.add(1).read_volatile() } == self.next_used {
+        if !self.has_completion() {
             return None;
         }
         fence(Ordering::Acquire);
