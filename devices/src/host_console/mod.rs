@@ -24,11 +24,13 @@ pub use pump::{ConsoleInput, ConsolePump, PumpEvents, connect};
 pub use ring::{RING_SIZE, RingReader, RingWriter, output_ring};
 pub use terminal::restore_terminal;
 
+use machine::doorbell::Doorbell;
 use machine::inspect::{Inspect, Value, json};
-use replay::Replay;
+use replay::{REPLAY_SIZE, Replay};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -59,7 +61,7 @@ pub enum Mode {
     Null,
     /// This process's standard input and output. A terminal is put into raw mode and given back at the end,
     /// also after a panic or a fatal signal. Pressing Ctrl-] three times in a row is the escape to the
-    /// monitor, see [`Events::escape`].
+    /// monitor, see [`HostConsole::on_escape`]; the guest gets those keys too.
     Tty,
     /// A new pseudo-terminal, to which a symbolic link is made if a path is given.
     Pty(Option<PathBuf>),
@@ -197,6 +199,7 @@ pub struct HostConsole {
     watch: Watch,
     peer: Box<dyn Peer>,
     replay: Replay,
+    escape: Option<Doorbell>,
     input_wanted: bool,
     interest: Interest,
     size: Option<WindowSize>,
@@ -224,6 +227,7 @@ impl HostConsole {
             size: peer.size(),
             peer,
             replay: Replay::new(),
+            escape: None,
             input_wanted: true,
             interest: Interest::default(),
             bytes_read: 0,
@@ -239,6 +243,11 @@ impl HostConsole {
         self.watch.0.as_raw_fd()
     }
 
+    /// Rings `doorbell` when the user presses the escape: the way out for who has no other terminal.
+    pub fn on_escape(&mut self, doorbell: Doorbell) {
+        self.escape = Some(doorbell);
+    }
+
     /// Takes notice of what happened: peers that come and go, room for output, a resized window.
     pub fn service(&mut self) -> Events {
         let mut joined = false;
@@ -247,6 +256,9 @@ impl HostConsole {
             self.replay.rewind();
             // The new peer's descriptor is not watched yet.
             self.interest = Interest::default();
+        }
+        if let Some(doorbell) = self.escape.as_ref().filter(|_| events.escape) {
+            doorbell.ring();
         }
         self.flush();
         let size = self.peer.size();
@@ -301,6 +313,22 @@ impl HostConsole {
         self.size.filter(|size| size.columns != 0 && size.rows != 0)
     }
 
+    /// Writes what waits for a slow peer, for as long as it takes some of it every 100 ms. For when the console is
+    /// not going to be serviced any more; done when it is dropped.
+    fn finish(&mut self) {
+        self.want_input(false);
+        for _ in 0..REPLAY_SIZE {
+            let before = self.backlog();
+            if before == 0 || !system::wait_readable(self.fd(), Duration::from_millis(100)) {
+                break;
+            }
+            self.service();
+            if self.backlog() == before {
+                break;
+            }
+        }
+    }
+
     fn flush(&mut self) {
         while self.peer.present() {
             let pending = self.replay.pending();
@@ -328,6 +356,12 @@ impl HostConsole {
             self.interest = interest;
             self.peer.watch(&self.watch, interest);
         }
+    }
+}
+
+impl Drop for HostConsole {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

@@ -138,6 +138,8 @@ impl Peer for PseudoTerminal {
             if watch.ready(fd).contains(EventSet::HANG_UP) {
                 self.detach(watch);
             } else {
+                // An earlier user may have left some unread.
+                system::discard_unread(fd);
                 self.attached = true;
                 *joined = true;
             }

@@ -1,15 +1,14 @@
 //! Carries bytes between a device on CPU threads and its console on the host.
 
 use super::{
-    ConsoleOutput, FileOutput, HostConsole, Mode, NullOutput, OpenError, RingReader, Watch, output_ring,
-    system,
+    ConsoleOutput, FileOutput, HostConsole, Mode, NullOutput, OpenError, RING_SIZE, RingReader, Watch,
+    output_ring,
 };
 use machine::doorbell::Doorbell;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use vmm_sys_util::epoll::EventSet;
 
 /// A device that takes input, such as a serial port.
@@ -112,17 +111,17 @@ impl ConsolePump {
         PumpEvents { escape: events.escape }
     }
 
-    /// Before the process ends: carries the last output, waiting up to a second for a slow peer.
+    /// Carries the last output of a device that has stopped, for when there are no further calls of
+    /// [`ConsolePump::ready`]. A slow peer is waited for as long as it takes some of it every 100 ms.
     pub fn finish(&mut self) {
-        while self.carry_output() {}
-        for _ in 0..10 {
-            self.console.service();
-            if self.console.backlog() == 0 {
+        // The ring holds no more than this many pieces.
+        for _ in 0..RING_SIZE / PIECE {
+            if !self.carry_output() {
                 break;
             }
-            self.console.want_input(false);
-            system::wait_readable(self.console.fd(), Duration::from_millis(100));
+            self.console.finish();
         }
+        self.console.finish();
     }
 
     fn carry_output(&mut self) -> bool {

@@ -111,6 +111,20 @@ pub(super) fn unlock_pseudo_terminal(master: RawFd) -> io::Result<u32> {
     Ok(number)
 }
 
+/// Discards what was written to a pseudo-terminal's master and not read at its other end.
+pub(super) fn discard_unread(master: RawFd) {
+    // SAFETY: the request takes open flags and returns a descriptor. Without one there is nothing to discard.
+    let peer =
+        unsafe { libc::ioctl(master, libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    if check(peer).is_err() {
+        return;
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let peer = unsafe { OwnedFd::from_raw_fd(peer) };
+    // SAFETY: takes no pointers. It does not fail for a terminal.
+    let _ = unsafe { libc::tcflush(peer.as_raw_fd(), libc::TCIFLUSH) };
+}
+
 /// A descriptor that is readable, with events to be read, after each opening of `path`.
 pub(super) fn watch_openings(path: &Path) -> io::Result<OwnedFd> {
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;

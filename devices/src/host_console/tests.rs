@@ -213,6 +213,22 @@ fn a_pseudo_terminal_is_linked_attached_and_left() {
 }
 
 #[test]
+fn the_next_user_does_not_get_what_the_last_one_left_unread() {
+    let place = place("pty-unread");
+    let mut console = HostConsole::open(&Mode::Pty(Some(place.0.clone()))).unwrap();
+    console.write(b"once");
+    let user = open_terminal(&place.0);
+    drive(&mut console, |console| console.has_peer());
+    assert!(wait_readable(user.as_raw_fd(), LONG));
+    drop(user);
+    drive(&mut console, |console| !console.has_peer());
+    let user = open_terminal(&place.0);
+    drive(&mut console, |console| console.has_peer());
+    console.write(b", twice");
+    assert_eq!(take(&user, 11), b"once, twice");
+}
+
+#[test]
 fn what_a_user_typed_before_leaving_is_kept() {
     let place = place("pty-leave");
     let mut console = HostConsole::open(&Mode::Pty(Some(place.0.clone()))).unwrap();
@@ -333,13 +349,14 @@ mod terminal {
         match what.as_str() {
             "drop" => {}
             "panic" => panic!("on purpose"),
-            "escape" => loop {
-                if console.service().escape {
-                    break;
-                }
-                console.read(&mut [0; 100]);
-                assert!(wait_readable(console.fd(), LONG));
-            },
+            "escape" => {
+                let bell = machine::doorbell::Doorbell::new().unwrap();
+                console.on_escape(bell.clone());
+                drive(&mut console, |console| {
+                    console.read(&mut [0; 100]);
+                    bell.take()
+                });
+            }
             "echo" => {
                 let typed = input(&mut console, 3);
                 assert_eq!(typed, b"a\x03\r", "raw: neither signals nor translation");
