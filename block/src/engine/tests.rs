@@ -236,3 +236,64 @@ fn each_thread_that_is_started_says_so_first() {
     }
     assert_eq!(started.load(Ordering::SeqCst), 16, "the number of threads is limited");
 }
+
+/// Lets this thread, and those it starts, no longer make a system call: it fails as not permitted.
+fn forbid(call: libc::c_long) {
+    // From linux/filter.h and linux/seccomp.h: load the call's number; if it is the one, fail; else allow.
+    let statement = |code: u16, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
+        statement((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, call as u32),
+        statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the program is valid while it is passed.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+    }
+}
+
+#[test]
+fn threads_take_over_where_io_uring_is_not_allowed() {
+    let restricted = std::thread::spawn(|| {
+        forbid(libc::SYS_io_uring_setup);
+        let error = Engines::new(EngineKind::IoUring, false, None).err().expect("io_uring is not to be had");
+        assert!(
+            error.to_string().starts_with("io_uring cannot be used here: Operation not permitted"),
+            "{error}"
+        );
+        let rig = rig(EngineKind::Auto, &pattern(512));
+        let mut engine = rig.engine(1);
+        assert_eq!(engine.name(), "threads");
+        // SAFETY: no memory is involved.
+        unsafe { engine.submit(0, FILE, Operation::Sync) };
+        wait(engine.as_mut()).result.unwrap();
+    });
+    restricted.join().unwrap();
+}
+
+#[test]
+fn a_ring_that_stops_working_fails_its_operations_and_does_not_hang() {
+    let rig = rig(EngineKind::IoUring, &[]);
+    let mut engine = rig.engine(4);
+    let restricted = std::thread::spawn(move || {
+        forbid(libc::SYS_io_uring_enter);
+        for _ in 0..2 {
+            for tag in 0..4 {
+                // SAFETY: no memory is involved.
+                unsafe { engine.submit(tag, FILE, Operation::Sync) };
+            }
+            let ended: BTreeSet<_> = (0..4)
+                .map(|_| {
+                    let completion = wait(engine.as_mut());
+                    assert_eq!(completion.result.unwrap_err().raw_os_error(), Some(libc::EPERM));
+                    completion.tag
+                })
+                .collect();
+            assert_eq!(ended.len(), 4);
+        }
+    });
+    restricted.join().unwrap();
+}
