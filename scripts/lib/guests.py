@@ -28,7 +28,7 @@ INIT = PROJECT / "scripts" / "lib" / "guest-init"
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button",
-    "pvpanic_mmio?", "pvpanic_pci?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
+    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
 ]  # fmt: skip
 
 # Programs of the larger variant, and the packages that hold them.

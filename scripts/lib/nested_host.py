@@ -130,15 +130,30 @@ def _ram_file(folder):
     except OSError:
         room = 0
     if room >= RAM_FILE_BYTES and os.access(shared, os.W_OK):
-        return shared / f"vivarium-{os.getuid()}-{fingerprint(str(folder))}.ram"
+        return shared / f"{_shared_name()}{fingerprint(str(folder))}.ram"
     return folder / "ram"
 
 
+def _shared_name():
+    return f"vivarium-{os.getuid()}-"
+
+
+def _owner(ram):
+    """The file that says whose a file in shared memory is: its project may be deleted without it."""
+    return ram.with_suffix(".owner")
+
+
 def _remove_old():
+    for ram in Path("/dev/shm").glob(f"{_shared_name()}*.ram"):
+        if not (_owner(ram).is_file() and Path(_owner(ram).read_text()).is_dir()):
+            ram.unlink(missing_ok=True)
+            _owner(ram).unlink(missing_ok=True)
     for folder in cache("nested").iterdir():
         if folder.is_dir():
             try:
-                Path(json.loads((folder / "snapshot.json").read_text())["ram"]).unlink(missing_ok=True)
+                ram = Path(json.loads((folder / "snapshot.json").read_text())["ram"])
+                ram.unlink(missing_ok=True)
+                _owner(ram).unlink(missing_ok=True)
             except (OSError, ValueError):
                 pass
             shutil.rmtree(folder)
@@ -147,6 +162,9 @@ def _remove_old():
 def _build(folder, kernel, initramfs):
     ram = _ram_file(folder)
     ram.unlink(missing_ok=True)
+    _owner(ram).write_text(str(folder))
+    # Others on this machine have no business in it.
+    os.close(os.open(ram, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         with Machine(kernel, initramfs, ram) as machine:
             machine.wait_for("ready", 180)
@@ -161,6 +179,7 @@ def _build(folder, kernel, initramfs):
             machine.qmp("quit")
     except BaseException:
         ram.unlink(missing_ok=True)
+        _owner(ram).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     replace(folder / "snapshot.json", json.dumps({"ram": str(ram), "initramfs": str(initramfs)}))

@@ -15,8 +15,8 @@ from report import Failure, note, run, step
 # Versions of what is built from source when missing. Any version already installed will do.
 TOOLS = {"cargo-nextest": "0.9.143", "cargo-deny": "0.20.2", "cargo-fuzz": "0.13.2"}
 
-# What the workspace needs besides Rust: a linker and, for a few build scripts, a compiler.
-COMPILER = ["gcc", "libc6-dev", "binutils"]
+# What the workspace needs besides Rust: a linker, and certificates to fetch crates.
+COMPILER = ["gcc", "libc6-dev", "binutils", "ca-certificates"]
 
 # Where the distribution keeps a Rust as new as its browsers need.
 DISTRIBUTION_RUST = {"bookworm": ["rustc-web", "cargo-web", "rust-web-clippy", "rustfmt-web"]}

@@ -115,7 +115,9 @@ def scripts(run):
         return
     run.command("script tests", [sys.executable, "-B", "-m", "unittest", "-q", "selftest"], folder=library)
     if run.set_up("shell scripts", packages.ensure, ["shellcheck"]):
-        run.command("shell scripts", ["shellcheck", "-x", "-S", "warning", *map(str, _shell_files())])
+        for dialect in ("bash", "sh"):
+            files = [str(file) for file in _shell_files(dialect)]
+            run.command(f"{dialect} scripts", ["shellcheck", "-x", "-S", "warning", "-s", dialect, *files])
 
 
 def unit(run):
@@ -333,11 +335,12 @@ def _binaries(prefix, name_filter=None):
     return f"({' | '.join(terms)})" if terms else "none()"
 
 
-def _shell_files():
+def _shell_files(dialect):
+    """The project's scripts for that shell, by their first lines; a script without one is there to be sourced."""
     for file in sorted([*(PROJECT / "scripts").rglob("*"), PROJECT / ".ci" / "run", PROJECT / "tests" / "guest" / "build"]):
         if file.is_file() and file.suffix not in (".py", ".md"):
-            first = file.read_bytes()[:64].split(b"\n")[0]
-            if b"bash" in first or file.suffix == ".sh":
+            words = file.read_bytes()[:64].split(b"\n")[0].replace(b"/", b" ").split()
+            if (words[-1:] or [b""])[0] == dialect.encode() or (file.suffix == ".sh" and dialect == "bash"):
                 yield file
 
 
