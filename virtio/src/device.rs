@@ -137,7 +137,9 @@ pub trait QueueHandler: Send + Inspect {
     fn has_work(&self) -> bool;
 
     /// Other descriptors that wake the worker when readable (a tap, an engine's completion event).
-    /// The set is fixed for the handler's life. Level-triggered: the handler must consume what it is woken for.
+    /// The set is fixed for the handler's life, and no two handlers have the same one. Level-triggered: the handler must
+    /// consume what it is woken for, including an end (a closed socket is readable for ever); an `epoll` descriptor with
+    /// changing contents is a way to have a changing set.
     fn event_sources(&self) -> Vec<RawFd> {
         Vec::new()
     }

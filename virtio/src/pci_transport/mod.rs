@@ -1,9 +1,15 @@
 //! Virtio over PCI (virtio 1.2, 4.1), modern devices only.
 //!
-//! [`VirtioPci`] makes a PCI function of a [`VirtioDevice`]. It runs nothing: when the driver is ready, a register
-//! write returns [`DeviceChange::Start`], and whoever owns the function takes the queue handlers from
-//! [`VirtioPci::start`] to run them, and brings them back to [`VirtioPci::stopped`] when [`DeviceChange::Stop`] is asked
-//! for. Where things lie in the BARs is told in [`layout`].
+//! [`VirtioPci`] makes a PCI function of a [`VirtioDevice`]. It runs nothing, and asks its owner for what is to be done:
+//!
+//! - [`DeviceChange::Start`]: take the queue handlers from [`VirtioPci::start`] and run them.
+//! - [`DeviceChange::Stop`]: bring the handlers to rest and give them to [`VirtioPci::stopped`]. The reset is then done.
+//! - [`DeviceChange::StartQueue`] and [`DeviceChange::StopQueue`]: stop as above (with no handlers, if none are out); then, as
+//!   `stopped` says, start again. The handlers of other queues go on where they were.
+//! - [`DeviceChange::Reset`]: stop as above, then [`Function::reset`].
+//!
+//! To pause, save, or give the device other memory, stop and later start it in the same way. Where things lie in the BARs
+//! is told in [`layout`].
 
 pub mod common;
 mod interrupts;

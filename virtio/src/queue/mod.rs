@@ -1,4 +1,4 @@
-//! A virtqueue as its device sees it (virtio 1.2, 2.6): split ([`split`]) or packed ([`packed`]) rings behind one type.
+//! A virtqueue as its device sees it (virtio 1.2, 2.6): split (`split`) or packed (`packed`) rings behind one type.
 //!
 //! Everything in a ring is the guest's to change at any time. Each descriptor is read once, and what was read is checked
 //! before it is used. A ring that makes no sense breaks its queue until the driver resets it.

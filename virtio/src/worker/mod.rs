@@ -1,7 +1,7 @@
 //! The worker: a thread that owns queue handlers by value and runs them.
 //!
 //! Handlers are run when their doorbell rings or an event source is ready, in turns, each up to its own budget. Before it
-//! sleeps the worker looks for more work for a while (see [`polling`]), and only then asks the drivers to ring again. Nothing
+//! sleeps the worker looks for more work for a while (see `polling.rs`), and only then asks the drivers to ring again. Nothing
 //! a caller asks of a worker waits for it: handlers come back through a function that is called when they are quiescent.
 //!
 //! [`run_until_idle`] does the same without a thread, for tests and fuzzing.
