@@ -117,6 +117,7 @@ const CPU: &[Allowed] = &[
     ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "the guest sets up an interrupt"),
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
     call(libc::SYS_lseek, "a console's file"),
+    call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
     Allowed { call: libc::SYS_ioctl, requests: &[], why: "a CPU's state, when the machine is restarted" },
 ];
 
@@ -158,6 +159,7 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_shutdown, "a console's socket"),
     call(libc::SYS_unlink, "a console's socket, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
+    ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
     ioctl(TAP_REQUESTS, "the driver negotiates offloads"),
     ioctl(BLOCK_REQUESTS, "discard and write zeroes on block devices"),
     ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "an interrupt goes with its device"),
@@ -186,6 +188,7 @@ const CONSOLE: &[Allowed] = &[
     call(libc::SYS_shutdown, "a client of a socket"),
     call(libc::SYS_unlink, "a socket, a link to a pseudo-terminal, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
+    ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
 ];
 
 static MODE: OnceLock<Seccomp> = OnceLock::new();
