@@ -119,10 +119,16 @@ pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
 }
 
-/// Locks the whole file for as long as it is open (`fcntl(2)`, open file description locks): for this file alone, or
-/// shared with other readers. `Ok(false)`: somebody else holds a lock against it.
-pub(crate) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    let lock = whole_file(exclusive);
+/// The bytes of a file that a lock is for: from the first number on, as many as the second; 0 for all that follow.
+pub(crate) type LockRange = (u32, u32);
+
+/// All bytes, of which there need not be any.
+pub(crate) const WHOLE_FILE: LockRange = (0, 0);
+
+/// Locks a part of a file for as long as it is open (`fcntl(2)`, open file description locks): for this open file alone, or
+/// shared. `Ok(false)`: somebody else holds a lock against it.
+pub(crate) fn try_lock(file: &File, exclusive: bool, range: LockRange) -> io::Result<bool> {
+    let lock = lock_of(if exclusive { libc::F_WRLCK } else { libc::F_RDLCK }, range);
     // SAFETY: the command reads one `struct flock`.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     match check(result) {
@@ -132,32 +138,32 @@ pub(crate) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     }
 }
 
-/// Gives up the lock on a file.
+/// Gives up all locks on a file.
 pub(crate) fn unlock(file: &File) {
-    let mut lock = whole_file(false);
-    lock.l_type = libc::F_UNLCK as i16;
+    let lock = lock_of(libc::F_UNLCK, WHOLE_FILE);
     // SAFETY: the command reads one `struct flock`. It does not fail on a file that could be locked.
     let _ = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
 }
 
-/// A lock that stands against locking `file`, if there is one.
-pub(crate) fn lock_holder(file: &File, exclusive: bool) -> Option<Holder> {
-    let mut lock = whole_file(exclusive);
+/// A lock that stands against having a part of a file alone, if there is one.
+pub(crate) fn lock_holder(file: &File, range: LockRange) -> Option<Holder> {
+    let mut lock = lock_of(libc::F_WRLCK, range);
     // SAFETY: the command reads and writes one `struct flock`.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }).ok()?;
-    let kind = i32::from(lock.l_type);
-    (kind != i32::from(libc::F_UNLCK as i16)).then(|| Holder {
-        exclusive: kind == i32::from(libc::F_WRLCK as i16),
+    let kind = libc::c_int::from(lock.l_type);
+    (kind != libc::F_UNLCK as libc::c_int).then(|| Holder {
+        exclusive: kind == libc::F_WRLCK as libc::c_int,
         pid: u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0),
     })
 }
 
-fn whole_file(exclusive: bool) -> libc::flock64 {
-    // SAFETY: the structure is plain numbers, of which zero is valid. A length of 0 reaches to the end of all files, and
-    // these commands want the process to be 0.
+fn lock_of(kind: libc::c_int, (start, length): LockRange) -> libc::flock64 {
+    // SAFETY: the structure is plain numbers, of which zero is valid. These commands want the process to be 0.
     let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
-    lock.l_type = if exclusive { libc::F_WRLCK as i16 } else { libc::F_RDLCK as i16 };
-    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = libc::off64_t::from(start);
+    lock.l_len = libc::off64_t::from(length);
     lock
 }
 

@@ -1,16 +1,24 @@
 //! Keeps two writers, or a writer and readers, from using one image at once.
 //!
-//! Open file description locks on the whole file: they belong to the open file, so that they also hold between two
-//! disks of one process, are dropped by the kernel whatever way the process ends, and are respected by other monitors that
-//! lock bytes of their images. Such a lock names no process; who has it is found in `/proc`, as far as that shows it.
+//! Open file description locks: they belong to the open file, so that they also hold between two disks of one process, and
+//! are dropped by the kernel whatever way the process ends. A writer locks the whole file. A reader locks the two bytes
+//! by which QEMU's tools tell each other that they read an image and bear no writer, so that a reader and a writer of
+//! either kind exclude each other, and readers do not.
+//!
+//! Such a lock names no process; who has it is found in `/proc`, as far as that shows it.
 
 use super::open::OpenError;
-use crate::host;
+use crate::host::{self, LockRange, WHOLE_FILE};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// Bytes that are locked, shared: by who reads, by who writes, and by who bears no writer.
+const READS: LockRange = (100, 1);
+const WRITES: LockRange = (101, 1);
+const BEARS_NO_WRITER: LockRange = (201, 1);
 
 /// How much of `/proc` is looked at: finding the holder is a courtesy.
 const PROCESSES_MAX: usize = 10_000;
@@ -28,14 +36,21 @@ pub(super) struct LockedFile {
 impl LockedFile {
     /// Locks an image: for writing, against everybody; for reading, against writers.
     pub(super) fn new(file: File, write: bool) -> Result<Self, OpenError> {
-        match host::try_lock(&file, write) {
-            Ok(true) => return Ok(Self { file, locked: true }),
-            Ok(false) => {}
-            Err(source) => return Err(OpenError::Lock(source)),
+        // From here on an early return unlocks.
+        let file = Self { file, locked: true };
+        let try_lock = |range| host::try_lock(&file, write, range).map_err(OpenError::Lock);
+        let locked = if write {
+            try_lock(WHOLE_FILE)?
+        } else {
+            // In this order: a writer that comes meanwhile is seen here, or sees the lock.
+            try_lock(READS)? && try_lock(BEARS_NO_WRITER)? && host::lock_holder(&file, WRITES).is_none()
+        };
+        if locked {
+            return Ok(file);
         }
-        let holder = host::lock_holder(&file, write);
+        let holder = host::lock_holder(&file, if write { WHOLE_FILE } else { WRITES });
         let pid = holder.and_then(|holder| holder.pid).or_else(|| find_holder(&file));
-        let writing = holder.is_none_or(|holder| holder.exclusive);
+        let writing = host::lock_holder(&file, WRITES).is_some();
         Err(OpenError::Locked(Locked { pid, writing }))
     }
 
@@ -91,9 +106,10 @@ impl std::fmt::Display for Locked {
     }
 }
 
-/// Finds a process that has the file open with a lock on it. `file` itself, which has none, is not taken for it.
+/// Finds a process that has the file open with a lock on it, other than by `file`.
 fn find_holder(file: &File) -> Option<u32> {
     let image = file.metadata().ok()?;
+    let own = file.as_raw_fd().to_string();
     let mut descriptors = 0_usize;
     for process in fs::read_dir("/proc").ok()?.flatten().take(PROCESSES_MAX) {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -103,6 +119,9 @@ fn find_holder(file: &File) -> Option<u32> {
             descriptors = descriptors.saturating_add(1);
             if descriptors > DESCRIPTORS_MAX {
                 return None;
+            }
+            if pid == std::process::id() && descriptor.file_name().to_str() == Some(own.as_str()) {
+                continue;
             }
             let Ok(found) = fs::metadata(descriptor.path()) else { continue };
             if (found.dev(), found.ino()) == (image.dev(), image.ino())

@@ -95,7 +95,7 @@ pub enum OpenError {
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn Image>, OpenError> {
     let write = !options.read_only;
     let metadata = fs::metadata(&options.path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => OpenError::Missing,
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OpenError::Missing,
         io::ErrorKind::PermissionDenied => OpenError::NotPermitted { write },
         _ => OpenError::Host { what: "find", source: error },
     })?;

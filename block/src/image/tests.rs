@@ -4,7 +4,7 @@ use super::stream::Layout;
 use super::testing::{Fault, Memory, ScriptedEngine, TempFile};
 use super::*;
 use crate::engine::EngineKind;
-use crate::host::DirectAlignment;
+use crate::host::{self, DirectAlignment};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -26,6 +26,7 @@ fn error(options: &OpenOptions) -> String {
 #[test]
 fn each_wrong_path_has_its_own_error() {
     assert!(error(&options(Path::new("/nonexistent/a.raw"))).starts_with("no such file"));
+    assert!(error(&options(Path::new("/dev/null/a.raw"))).starts_with("no such file"));
     assert!(error(&options(Path::new("/"))).contains("is a directory"));
     assert!(error(&options(Path::new("/dev/null"))).contains("a character device"));
 
@@ -72,6 +73,32 @@ fn two_disks_of_one_process_cannot_write_one_image() {
     let _readers = (open(&reading).unwrap(), open(&reading).unwrap());
     assert!(error(&options(file.path())).contains("open for reading"));
     assert!(open(&OpenOptions { no_lock: true, ..options(file.path()) }).is_ok());
+}
+
+#[test]
+fn locks_of_qemu_are_understood() {
+    let file = TempFile::new(4096);
+    let reading = OpenOptions { read_only: true, ..options(file.path()) };
+    // What it locks, from its documentation: byte 100 to read, 101 to write, 201 not to bear a writer.
+    let qemu = File::options().read(true).write(true).open(file.path()).unwrap();
+    assert!(
+        host::try_lock(&qemu, false, (100, 1)).unwrap() && host::try_lock(&qemu, false, (201, 1)).unwrap()
+    );
+    assert!(open(&reading).is_ok());
+    assert!(error(&options(file.path())).contains("open for reading"));
+    assert!(host::try_lock(&qemu, false, (101, 1)).unwrap());
+    assert!(error(&reading).contains("open for writing"));
+    assert!(error(&options(file.path())).contains("open for writing"));
+    drop(qemu);
+
+    // It looks for a lock that stands against each of these before it reads or writes.
+    let qemu = File::options().read(true).write(true).open(file.path()).unwrap();
+    let reader = open(&reading).unwrap();
+    assert_eq!(host::lock_holder(&qemu, (200, 1)), None, "it may read");
+    assert!(host::lock_holder(&qemu, (201, 1)).is_some(), "it may not write");
+    drop(reader);
+    let _writer = open(&options(file.path())).unwrap();
+    assert!(!host::try_lock(&qemu, false, (100, 1)).unwrap());
 }
 
 #[test]
