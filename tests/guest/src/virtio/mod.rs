@@ -241,13 +241,16 @@ impl Device {
     /// Reads a 64-bit field as two halves (4.2.2.2), read again if the configuration changed meanwhile.
     pub fn config64(&self, offset: u64) -> u64 {
         let generation = || either!(self, transport => transport.config_generation());
-        loop {
+        let mut value = 0;
+        // A device whose generation never stands still is not to hold the guest up for ever.
+        for _ in 0..100 {
             let before = generation();
-            let value = u64::from(self.config32(offset)) | u64::from(self.config32(offset + 4)) << 32;
+            value = u64::from(self.config32(offset)) | (u64::from(self.config32(offset + 4)) << 32);
             if generation() == before {
-                return value;
+                break;
             }
         }
+        value
     }
 
     /// Resets the device and waits until it has done so (2.4).
