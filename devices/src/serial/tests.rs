@@ -1,6 +1,7 @@
 use super::*;
 use crate::host_console::testing::Recorder;
 use machine::interrupt::recording::Pins;
+use proptest::prelude::*;
 use std::sync::Arc;
 
 struct Bench {
@@ -216,4 +217,60 @@ fn a_state_that_overfills_the_fifo_is_refused() {
     let mut state = bench.port.save().unwrap();
     state.fields["received"] = json!(vec![0; 17]);
     assert!(matches!(bench.port.restore(&state), Err(StateError::Value { .. })));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read(u64),
+    Write(u64, u8),
+    Receive(usize),
+    Break,
+    SaveAndRestore,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Values that matter are more likely than others.
+    let value = prop_oneof![any::<u8>(), (0..8_u32).prop_map(|bit| 1 << bit), Just(0xc1), Just(0x0b)];
+    prop_oneof![
+        4 => (0..8_u64).prop_map(Step::Read),
+        4 => (0..8_u64, value).prop_map(|(offset, value)| Step::Write(offset, value)),
+        2 => (0..40_usize).prop_map(Step::Receive),
+        1 => Just(Step::Break),
+        1 => Just(Step::SaveAndRestore),
+    ]
+}
+
+proptest! {
+    /// Whatever is done: the line is held exactly while the IIR says that an interrupt is pending, no more is in the FIFO
+    /// than fits, and a host that was refused is told when there is room.
+    #[test]
+    fn line_fifo_and_doorbell_agree_with_the_registers(steps in proptest::collection::vec(step(), 1..80)) {
+        let mut bench = bench();
+        let mut waiting = false;
+        for step in steps {
+            match step {
+                Step::Read(offset) => {
+                    bench.read(offset);
+                }
+                Step::Write(offset, value) => bench.write(offset, value),
+                Step::Receive(count) => waiting = bench.port.receive(&vec![b'i'; count]) < count,
+                Step::Break => {
+                    bench.port.receive_break();
+                }
+                Step::SaveAndRestore => {
+                    let state = bench.port.save().unwrap();
+                    bench.port.restore(&state).unwrap();
+                }
+            }
+            let registers = &bench.port.registers;
+            prop_assert!(registers.received.len() <= registers.capacity());
+            prop_assert_eq!(bench.interrupt(), registers.pending() & 1 == 0);
+            if bench.room.take() {
+                prop_assert!(waiting && registers.room() > 0);
+                waiting = false;
+            }
+            let could = registers.received.is_empty() && registers.room() > 0;
+            prop_assert!(!(waiting && could), "the host waits for ever");
+        }
+    }
 }

@@ -211,9 +211,9 @@ fn a_reset_gives_the_ports_back_and_forgets_the_driver() {
 fn nonsense_on_the_control_queue_is_counted_and_bounded() {
     let mut driver = start(null_ports(MAX_PORTS));
     for round in 0..2000_usize {
-        let header = Message::new(round * 7 % 64, (round % 10) as u16, (round % 2) as u16).header();
+        let header = Message::new(round * 7 % 64, (round % 10) as u16, (round / 10 % 2) as u16).header();
         // Refused once the ring is full of what the device leaves alone.
-        let _ = driver.request(CONTROL_TRANSMIT, &[&header[..round % 8 + 1]], &[]);
+        let _ = driver.request(CONTROL_TRANSMIT, &[&header[..8 - round / 20 % 3]], &[]);
         settle(&mut driver);
         while driver.completion(CONTROL_TRANSMIT).is_some() {}
     }
