@@ -90,8 +90,10 @@ impl ConsoleThread {
                             break 'serve;
                         }
                         if event.data() == signals.as_raw_fd() as u64 {
-                            take_signal(&signals);
-                            mailbox.post(Message::Terminate);
+                            mailbox.post(match take_signal(&signals) {
+                                Some(libc::SIGINT) => Message::Terminate,
+                                _ => Message::ShutDown,
+                            });
                         }
                         let pump = pumps.iter_mut().find(|pump| pump.fd() as u64 == event.data());
                         if pump.is_some_and(|pump| pump.ready().escape) {
@@ -118,9 +120,11 @@ impl Drop for ConsoleThread {
     }
 }
 
-/// Reads one pending signal, so that the descriptor is no longer readable.
-fn take_signal(signals: &OwnedFd) {
+/// Takes the pending signal.
+fn take_signal(signals: &OwnedFd) -> Option<libc::c_int> {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
     // SAFETY: the buffer has the size of what is read.
-    unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+    let read = unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+    let number = info.first_chunk::<4>().filter(|_| read.cast_unsigned() == info.len())?;
+    Some(i32::from_ne_bytes(*number))
 }

@@ -42,7 +42,7 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
             &single
         }
     };
-    let mut free = ranges.to_vec().into_iter();
+    let mut free = ranges.iter().copied();
     let mut current = free.next();
     let (mut regions, mut extents) = (Vec::new(), Vec::new());
     for zone in zones {

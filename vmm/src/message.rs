@@ -35,7 +35,9 @@ pub enum Message {
         /// Its handlers.
         tasks: Vec<QueueTask>,
     },
-    /// The process is asked to end (a signal).
+    /// The process is asked to end (SIGTERM, SIGHUP): the guest is to power off. Asked again, the machine ends.
+    ShutDown,
+    /// The process is to end at once (SIGINT, the terminal's escape).
     Terminate,
 }
 

@@ -62,6 +62,7 @@ const COMMON: &[Allowed] = &[
     call(libc::SYS_write, "events, consoles, the log"),
     call(libc::SYS_writev, "the log, panic messages"),
     call(libc::SYS_close, "descriptors of devices that go"),
+    call(libc::SYS_fcntl, "debug builds check a descriptor before they close it"),
     call(libc::SYS_clock_gettime, "time, where the vDSO does not have it"),
     call(libc::SYS_clock_nanosleep, "backing off"),
     call(libc::SYS_sched_yield, "backing off while spinning"),

@@ -246,7 +246,7 @@ pub struct ByteSize(pub u64);
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let suffixes = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-        let suffix = suffixes.iter().find(|(shift, _)| self.0 != 0 && self.0 % (1 << shift) == 0);
+        let suffix = suffixes.iter().find(|(shift, _)| self.0 != 0 && self.0.is_multiple_of(1 << shift));
         match suffix {
             Some((shift, suffix)) => write!(f, "{}{suffix}", self.0 >> shift),
             None => write!(f, "{}", self.0),

@@ -319,7 +319,7 @@ fn check_memory_size(
         }
     }
     let unit = if hugepages { hugepage_size.unwrap_or(ByteSize(2 << 20)) } else { ByteSize(4096) };
-    if size.0 % unit.0 != 0 {
+    if !size.0.is_multiple_of(unit.0) {
         return error(option, format!("is not a multiple of {unit}"));
     }
     Ok(())

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
     self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers,
 };
-use arch::x86_64::boot::{self, EntryPoint};
+use arch::x86_64::boot::{self, EntryPoint, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
 use arch::x86_64::smbios::{self, Processors, SmbiosConfig, SystemStrings};
@@ -18,6 +18,7 @@ use devices::serial::Serial;
 use machine::bus::Range;
 use machine::memory::Memory;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// The files a guest is booted from, open.
 pub struct BootFiles {
@@ -45,6 +46,45 @@ impl BootFiles {
         let initramfs = payload.initramfs.as_ref().map(|path| open("--initramfs", path)).transpose()?;
         Ok(Self { kernel: open("--kernel", kernel)?, initramfs })
     }
+
+    /// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything; Linux has
+    /// its banner in it, and is never small.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn is_linux(&self, entry: EntryPoint) -> Result<bool> {
+        const BANNER: &[u8] = b"Linux version ";
+        const SMALL: u64 = 1 << 20;
+        const PIECE: usize = 1 << 20;
+        if entry.protocol == Protocol::Linux64 {
+            return Ok(true);
+        }
+        let size = self.kernel.metadata()?.len();
+        if size < SMALL {
+            return Ok(false);
+        }
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        while at < size {
+            let read = self.kernel.read_at(&mut piece, at)?;
+            let found = piece.get(..read).is_some_and(|piece| memmem(piece, BANNER));
+            if found || read < BANNER.len() {
+                return Ok(found);
+            }
+            // Pieces overlap, so that one that is split is found too.
+            at += (read - BANNER.len() + 1) as u64;
+        }
+        Ok(false)
+    }
+}
+
+/// Whether `needle` is in `haystack`.
+fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
+    // SAFETY: both pointers are valid for the lengths given with them.
+    let found = unsafe {
+        libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len())
+    };
+    !found.is_null()
 }
 
 /// Writes into guest memory what the boot CPU starts with.

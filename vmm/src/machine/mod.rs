@@ -48,7 +48,6 @@ pub struct Machine {
     // Fields are dropped in this order: first what runs, then what it runs on.
     cpus: Vec<CpuThread>,
     pci: PciBus,
-    consoles: ConsoleThread,
     platform: Platform,
     config: VmConfig,
     files: BootFiles,
@@ -59,8 +58,11 @@ pub struct Machine {
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
     /// A reset waits for all workers to stop.
     resetting: bool,
+    /// The power button was pressed because the process is to end.
+    shutting_down: bool,
     resets: u64,
-    vm: Arc<dyn Vm>,
+    _consoles: ConsoleThread,
+    _vm: Arc<dyn Vm>,
     memory: GuestMemory,
 }
 
@@ -114,6 +116,9 @@ impl Machine {
         pci.place_bars(layout.segments())?;
 
         let entry = firmware::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
+        if files.is_linux(entry)? {
+            refuse_linux_where_it_cannot_run(&config, hypervisor)?;
+        }
         let pins = Arc::clone(&platform.pins);
         let surroundings = Surroundings {
             mmio,
@@ -126,7 +131,6 @@ impl Machine {
         Ok(Self {
             cpus,
             pci,
-            consoles,
             platform,
             config,
             files,
@@ -135,8 +139,10 @@ impl Machine {
             messages,
             waiting: BTreeMap::new(),
             resetting: false,
+            shutting_down: false,
             resets: 0,
-            vm,
+            _consoles: consoles,
+            _vm: vm,
             memory,
         })
     }
@@ -177,7 +183,12 @@ impl Machine {
                 }
             }
             Message::CpuFailed(failure) => return Ok(Some(Ended::Failed(failure))),
-            Message::Terminate => return Ok(Some(Ended::Terminated)),
+            Message::ShutDown if !self.shutting_down => {
+                tracing::info!("pressing the power button; a second signal ends the machine at once");
+                self.shutting_down = true;
+                self.platform.press_power_button();
+            }
+            Message::ShutDown | Message::Terminate => return Ok(Some(Ended::Terminated)),
         }
         Ok(None)
     }
@@ -297,6 +308,13 @@ fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()>
         .into());
     }
     Ok(())
+}
+
+/// A backend made of software would leave a stock kernel hanging without a word.
+fn refuse_linux_where_it_cannot_run(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {
+    let Some(reason) = hypervisor.cannot_run_linux() else { return Ok(()) };
+    let kernel = config.payload.kernel.as_deref().unwrap_or_else(|| std::path::Path::new(""));
+    anyhow::bail!("--kernel {}: {reason}", kernel.display())
 }
 
 fn cpu_topology(config: &VmConfig) -> Result<Topology> {
