@@ -28,6 +28,10 @@ pub const ID_BYTES: usize = 20;
 /// Most queues of one disk.
 pub const QUEUES_MAX: u16 = 256;
 
+/// Largest queue of a disk. A driver may make as many requests of as many segments each, which are kept track of: the
+/// square of this bounds the memory that a queue can take (32 MiB).
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
 /// What a disk looks like to the guest, beyond its image.
 #[derive(Clone)]
 pub struct BlockOptions {
@@ -37,7 +41,7 @@ pub struct BlockOptions {
     pub serial: String,
     /// Number of queues, 1 to 256.
     pub queues: u16,
-    /// Entries in each queue, a power of two from 4 to 32768.
+    /// Entries in each queue, a power of two from 4 to 1024.
     pub queue_size: u16,
     /// Whether writes may stay in the host's cache until flushed, until the driver says otherwise.
     pub write_back: bool,
@@ -64,8 +68,8 @@ pub enum BlockError {
     /// Too many queues, or none.
     #[error("num_queues={0}: a disk has 1 to 256 queues")]
     Queues(u16),
-    /// A queue size that virtio does not have.
-    #[error("queue_size={0}: a queue's size is a power of two from 4 to 32768")]
+    /// A queue size out of range.
+    #[error("queue_size={0}: a disk's queue size is a power of two from 4 to 1024")]
     QueueSize(u16),
     /// A serial number that does not fit.
     #[error("serial={0}: a serial number has at most 20 bytes")]
@@ -116,7 +120,7 @@ impl Block {
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(BlockError::Queues(queues));
         }
-        if !queue_size.is_power_of_two() || queue_size < 4 {
+        if !queue_size.is_power_of_two() || !(4..=QUEUE_SIZE_MAX).contains(&queue_size) {
             return Err(BlockError::QueueSize(queue_size));
         }
         let mut id = [0; ID_BYTES];

@@ -427,12 +427,12 @@ fn options_out_of_range_are_refused() {
     let error = |options| Block::new(Arc::new(HeldImage::new(4096)), options).err();
     assert_eq!(error(BlockOptions { queues: 0, ..options() }), Some(BlockError::Queues(0)));
     assert_eq!(error(BlockOptions { queues: 257, ..options() }), Some(BlockError::Queues(257)));
-    for queue_size in [0, 2, 100, u16::MAX] {
+    for queue_size in [0, 2, 100, 2048, u16::MAX] {
         assert_eq!(error(BlockOptions { queue_size, ..options() }), Some(BlockError::QueueSize(queue_size)));
     }
     let serial = "123456789012345678901".to_owned();
     assert_eq!(error(BlockOptions { serial: serial.clone(), ..options() }), Some(BlockError::Serial(serial)));
-    assert_eq!(error(BlockOptions { queues: 256, queue_size: 1 << 15, ..options() }), None);
+    assert_eq!(error(BlockOptions { queues: 256, queue_size: 1024, ..options() }), None);
 }
 
 #[test]
