@@ -73,8 +73,12 @@ long_mode:
     push offset ring_3
     iretq
 
-# From here on everything is native.
+# From here on everything is native. The first thing is to note the time, for task `entered`.
 ring_3:
+    rdtsc
+    shl rdx, 32
+    or rdx, rax
+    mov r13, rdx
     mov r12d, edi
     mov ebx, esi
     mov eax, USER_DATA
@@ -88,6 +92,7 @@ ring_3:
     rep stosq
     mov rdi, r12
     mov esi, ebx
+    mov rdx, r13
     call guest_main
     ud2
 

@@ -26,9 +26,10 @@ use command_line::CommandLine;
 core::arch::global_asm!(include_str!("boot.s"), options(raw));
 
 /// Where the assembler arrives in ring 3, with .bss cleared: `information` is the address of the `hvm_start_info`
-/// (PVH, `entry` 0) or of the `boot_params` (Linux, `entry` 1).
+/// (PVH, `entry` 0) or of the `boot_params` (Linux, `entry` 1). `entered` is the time-stamp counter at the first
+/// instruction there.
 #[unsafe(no_mangle)]
-extern "C" fn guest_main(information: u64, entry: u32) -> ! {
+extern "C" fn guest_main(information: u64, entry: u32, entered: u64) -> ! {
     let entry = if entry == 0 { Entry::Pvh } else { Entry::Linux };
     // SAFETY: the monitor left the structure of this entry's protocol there, and nothing has overwritten it.
     let boot = unsafe { BootInfo::read(information, entry) };
@@ -38,7 +39,7 @@ extern "C" fn guest_main(information: u64, entry: u32) -> ! {
     memory::install(&boot);
     pci::install(line.global_number("ecam"), boot.rsdp);
     clock::install(line.global_number("tsc_khz"));
-    let failures = tasks::run_all(&line, &boot);
+    let failures = tasks::run_all(&line, &boot, entered);
     report!("done rc={}", if failures == 0 { 0 } else { 1 });
     cpu::end(line.global("end"))
 }

@@ -10,6 +10,13 @@ pub fn hello(_context: &Context, _task: &Task) -> Outcome {
     Ok(())
 }
 
+/// `entered`: how long ago the guest came to ring 3. After `hello`, that is the time from there to the end of its line.
+pub fn entered(context: &Context, _task: &Task) -> Outcome {
+    let cycles = cpu::tsc().wrapping_sub(context.entered);
+    report!("entered ns={} cycles={cycles} source={}", clock::nanoseconds(cycles), clock::source());
+    Ok(())
+}
+
 /// `boot`: what the monitor passed: usable memory, entry (`pvh` or `linux`), RSDP, command line.
 pub fn boot_task(context: &Context, _task: &Task) -> Outcome {
     for region in context.boot.regions() {

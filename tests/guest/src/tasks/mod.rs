@@ -58,6 +58,8 @@ pub struct Context<'a> {
     pub line: &'a CommandLine<'a>,
     /// What the monitor passed.
     pub boot: &'a BootInfo,
+    /// The time-stamp counter when the guest came to ring 3.
+    pub entered: u64,
 }
 
 type Run = fn(&Context, &Task) -> Outcome;
@@ -65,6 +67,7 @@ type Run = fn(&Context, &Task) -> Outcome;
 /// Every task by its name. Adding one is a line here.
 const TASKS: &[(&str, Run)] = &[
     ("hello", basic::hello),
+    ("entered", basic::entered),
     ("boot", basic::boot_task),
     ("clock", basic::clock_task),
     ("exits", basic::exits),
@@ -91,8 +94,8 @@ const TASKS: &[(&str, Run)] = &[
 ];
 
 /// Runs the tasks of `line` one after the other; returns how many failed.
-pub fn run_all(line: &CommandLine, boot: &BootInfo) -> u64 {
-    let context = Context { line, boot };
+pub fn run_all(line: &CommandLine, boot: &BootInfo, entered: u64) -> u64 {
+    let context = Context { line, boot, entered };
     let mut failures = 0;
     for task in line.tasks() {
         let mark = memory::mark();
