@@ -66,9 +66,6 @@ impl Descriptor {
         let limit = INDIRECT_LIMIT.max(queue_size.into());
         let table = ram.borrowed_table(self.address, self.len.into()).ok_or(malformed)?;
         let entries = self.len >> 4;
-        if packed && entries > limit {
-            return Err(QueueError::ChainTooLong);
-        }
         let mut index = 0_u32;
         for _ in 0..limit {
             let at = (index as usize).saturating_mul(SIZE);

@@ -91,6 +91,8 @@ pub fn save_and_restore_is_identity(make: &dyn Fn() -> Box<dyn VirtioDevice>) {
 pub fn foreign_states_are_refused(make: &dyn Fn() -> Box<dyn VirtioDevice>) {
     let mut driver = Driver::attach(make());
     let power_on = saved(&driver);
+    driver.initialize(Layout::SPLIT, u64::MAX);
+    driver.stop();
     let good = driver.function.save().expect("the state can be saved");
     let mut generator = Generator::new(1);
     let foreign = SavedState { kind: "lamp".into(), ..good.clone() };

@@ -212,6 +212,12 @@ fn a_handler_that_waits_for_a_time_does_not_spin() {
     worker.add(scripted("waiting", waiting), vec![bell.clone()]);
     assert_eq!(ran.recv().unwrap(), 1);
     assert_eq!(ran.recv().unwrap(), 2, "once more, in case");
+    // Each answer is given by another turn of the worker's loop.
+    for _ in 0..20 {
+        let (sender, receiver) = mpsc::channel();
+        worker.inspect_tasks(move |value| sender.send(value).unwrap());
+        assert_eq!(receiver.recv().unwrap()["tasks"][0]["runs"], 2);
+    }
     bell.ring();
     assert_eq!(ran.recv().unwrap(), 3, "and then only when something happens");
     assert_eq!(stop_all(&worker).len(), 1);

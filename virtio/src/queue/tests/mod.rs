@@ -47,6 +47,18 @@ impl Pair {
         self.device.pop(&mut self.chain)
     }
 
+    /// Serves a batch of requests of one buffer; returns how many interrupts came of it.
+    fn serve(&mut self, count: u16) -> u64 {
+        for _ in 0..count {
+            self.driver.add(&[readable(DATA, 1)]).unwrap();
+            assert!(self.pop().unwrap());
+            self.device.push(self.chain.token(), 0);
+        }
+        let before = self.events.interrupts();
+        self.device.notify();
+        self.events.interrupts() - before
+    }
+
     /// Adds a chain of raw descriptors and says how popping it fails.
     fn pop_raw(&mut self, descriptors: &[(u64, u32, u16)]) -> QueueError {
         self.driver.add_raw(descriptors).expect("room");
@@ -435,5 +447,67 @@ fn neither_side_misses_the_other_across_threads() {
         }
         let device = worker.join().unwrap();
         assert_eq!(device.in_flight(), 0);
+    }
+}
+
+#[test]
+fn an_interrupt_comes_for_the_entry_that_was_asked_for_and_no_other() {
+    const SIZE: u16 = 8;
+    for packed in [false, true] {
+        // Entries are counted from the beginning; batches of all lengths begin at each place of several turns.
+        for wanted in 0..3 * SIZE {
+            for first in 0..2 * SIZE {
+                for count in 1..=SIZE {
+                    let mut pair = Pair::new(SIZE, features(packed, true));
+                    for _ in 0..first {
+                        pair.serve(1);
+                        pair.driver.take_used().unwrap();
+                    }
+                    let area = GuestAddress(pair.driver.state().driver_area);
+                    if packed {
+                        let wrap = u32::from((wanted / SIZE).is_multiple_of(2)) << 15;
+                        let event = 2 << 16 | wrap | u32::from(wanted % SIZE);
+                        pair.memory.write_obj(event, area).unwrap();
+                    } else {
+                        let at = area.0 + 4 + u64::from(SIZE) * 2;
+                        pair.memory.write_obj(wanted, GuestAddress(at)).unwrap();
+                    }
+                    // A packed ring's event is a place in this turn or the next.
+                    let (wanted, turns) =
+                        if packed { (wanted % (2 * SIZE), 2 * SIZE) } else { (wanted, u16::MAX) };
+                    let expected = (first..first + count).any(|entry| entry % turns == wanted % turns);
+                    assert_eq!(
+                        pair.serve(count) == 1,
+                        expected,
+                        "packed {packed}: {wanted} in {first}+{count}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_ring_is_marked_as_the_specification_says() {
+    let mut pair = Pair::new(2, features(true, false));
+    let flags_of = |pair: &Pair, slot: u64| -> u16 {
+        pair.memory.read_obj(GuestAddress(pair.driver.state().descriptor_area + slot * 16 + 14)).unwrap()
+    };
+    // Used: both bits as the wrap counter, and whether bytes were written.
+    for (request, (written, expected)) in
+        [(1, 0x8082), (0, 0x8080), (0, 0), (9, WRITE)].into_iter().enumerate()
+    {
+        pair.driver.add(&[writable(DATA, 16)]).unwrap();
+        assert!(pair.pop().unwrap());
+        pair.device.push(pair.chain.token(), written);
+        pair.device.notify();
+        assert_eq!(flags_of(&pair, request as u64 % 2), expected);
+        pair.driver.take_used().unwrap();
+    }
+    // What is marked as used is not available, even if the driver did not make it so.
+    let at = GuestAddress(pair.driver.state().descriptor_area + 14);
+    for (flags, available) in [(0_u16, false), (0x8000, false), (0x8080, false), (0x80, true)] {
+        pair.memory.write_obj(flags, at).unwrap();
+        assert_eq!(pair.device.has_available(), available, "{flags:#x}");
     }
 }
