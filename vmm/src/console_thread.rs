@@ -58,12 +58,14 @@ fn signal_descriptor() -> io::Result<OwnedFd> {
 }
 
 impl ConsoleThread {
-    /// Starts the thread. `confine` is called on it first.
+    /// Starts the thread. It also waits for `escape`, by which a console that is not among `pumps` tells that the user
+    /// wants out. `confine` is called on the thread first.
     ///
     /// # Errors
     /// When the host is out of resources.
     pub fn start(
         mut pumps: Vec<ConsolePump>,
+        escape: Doorbell,
         mailbox: Mailbox,
         confine: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
@@ -73,6 +75,7 @@ impl ConsoleThread {
         let watch = |fd: RawFd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64));
         watch(stop.as_raw_fd()).context("watching for the end")?;
         watch(signals.as_raw_fd()).context("watching for signals")?;
+        watch(escape.as_raw_fd()).context("watching for the escape")?;
         for pump in &pumps {
             watch(pump.fd()).context("watching a console")?;
         }
@@ -94,6 +97,9 @@ impl ConsoleThread {
                                 Some(libc::SIGINT) => Message::Terminate,
                                 _ => Message::ShutDown,
                             });
+                        }
+                        if event.data() == escape.as_raw_fd() as u64 && escape.take() {
+                            mailbox.post(Message::Terminate);
                         }
                         let pump = pumps.iter_mut().find(|pump| pump.fd() as u64 == event.data());
                         if pump.is_some_and(|pump| pump.ready().escape) {

@@ -163,7 +163,7 @@ fn acpi_config(
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: platform::SERIAL_GSI })
             .into_iter()
             .collect(),
-        rtc: Some(IsaDevice { port: Rtc::PORTS.start as u16, gsi: platform::RTC_GSI }),
+        rtc: Some(Rtc::PORTS.start as u16),
         pvpanic: config.pvpanic.then_some(Pvpanic::PORTS.start as u16),
     }
 }

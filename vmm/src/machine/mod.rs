@@ -23,6 +23,7 @@ use firmware::BootFiles;
 use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
+use machine::doorbell::Doorbell;
 use machine::effect::{Effect, FunctionAddress};
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -112,7 +113,8 @@ impl Machine {
             },
             layout.segments(),
         )?;
-        registry::add_devices(&config, &clock, &mut pci)?;
+        let escape = Doorbell::new().context("making an event")?;
+        registry::add_devices(&config, &clock, &escape, &mut pci)?;
         pci.place_bars(layout.segments())?;
 
         let entry = firmware::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
@@ -127,7 +129,7 @@ impl Machine {
             mailbox: mailbox.clone(),
         };
         let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
-        let consoles = ConsoleThread::start(pumps, mailbox, || seccomp::confine(ThreadKind::Console))?;
+        let consoles = ConsoleThread::start(pumps, escape, mailbox, || seccomp::confine(ThreadKind::Console))?;
         Ok(Self {
             cpus,
             pci,

@@ -26,8 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt of the ACPI event device.
 pub const EVENT_GSI: u32 = 5;
-/// Interrupt of the CMOS clock.
-pub const RTC_GSI: u32 = 8;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 16, count: 8 };
 

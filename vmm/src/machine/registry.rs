@@ -14,6 +14,7 @@ use devices::host_console::HostConsole;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
 use machine::clock::Clock;
+use machine::doorbell::Doorbell;
 use net::link::tap::{Ipv4Setting, Tap, TapConfig};
 use net::mac::MacAddress;
 use net::virtio_net::Net;
@@ -36,20 +37,26 @@ const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng];
 struct Site<'a> {
     config: &'a VmConfig,
     clock: &'a Arc<dyn Clock>,
+    escape: &'a Doorbell,
     groups: BTreeMap<&'a str, RateLimiter>,
 }
 
-/// Adds all devices that `config` asks for.
+/// Adds all devices that `config` asks for. `escape` rings when the user wants out of a console on the terminal.
 ///
 /// # Errors
 /// When one cannot be had, naming its option.
-pub fn add_devices(config: &VmConfig, clock: &Arc<dyn Clock>, pci: &mut PciBus) -> Result<()> {
+pub fn add_devices(
+    config: &VmConfig,
+    clock: &Arc<dyn Clock>,
+    escape: &Doorbell,
+    pci: &mut PciBus,
+) -> Result<()> {
     let groups = config
         .rate_limit_groups
         .iter()
         .map(|group| (group.id.as_str(), limiter(&group.rate_limiter_config, clock)))
         .collect();
-    let site = Site { config, clock, groups };
+    let site = Site { config, clock, escape, groups };
     REGISTRY.iter().try_for_each(|add| add(&site, pci))
 }
 
@@ -64,7 +71,8 @@ fn worker_options() -> workers::Options {
 
 fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     let Some(mode) = serial_mode(&site.config.console) else { return Ok(()) };
-    let host = HostConsole::open(&mode).context("--console")?;
+    let mut host = HostConsole::open(&mode).context("--console")?;
+    host.on_escape(site.escape.clone());
     if let Some(path) = host.path() {
         eprintln!("vivarium: --console is at {}", path.display());
     }

@@ -40,7 +40,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         serial(*port, number, &mut devices);
     }
     if let Some(rtc) = config.rtc {
-        isa_device("RTC0", "PNP0B00", rtc, 2, &mut devices);
+        clock(rtc, &mut devices);
     }
     if let Some(port) = config.pvpanic {
         pvpanic(port, &mut devices);
@@ -241,14 +241,13 @@ fn serial(port: IsaDevice, number: u8, out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
-fn isa_device(name: &str, id: &str, device: IsaDevice, ports: u8, out: &mut Vec<u8>) {
-    let interrupt = Interrupt::new(true, true, false, false, device.gsi);
-    let ports = IO::new(device.port, device.port, 1, ports);
+/// The CMOS clock.
+fn clock(port: u16, out: &mut Vec<u8>) {
     Device::new(
-        Path::new(name),
+        "RTC0".into(),
         vec![
-            &Name::new("_HID".into(), &EISAName::new(id)),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 2)])),
         ],
     )
     .to_aml_bytes(out);

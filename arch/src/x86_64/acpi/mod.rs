@@ -40,8 +40,8 @@ pub struct AcpiConfig {
     pub events: EventDevice,
     /// The 16550A serial ports.
     pub serial: Vec<IsaDevice>,
-    /// The CMOS clock, which has a century register at `0x32`.
-    pub rtc: Option<IsaDevice>,
+    /// The first of the CMOS clock's two ports. It has a century register at `0x32`, and no interrupt.
+    pub rtc: Option<u16>,
     /// The pvpanic device's port.
     pub pvpanic: Option<u16>,
 }

@@ -36,7 +36,7 @@ fn config() -> AcpiConfig {
         },
         events: EventDevice { port: 0x604, gsi: 5 },
         serial: vec![IsaDevice { port: 0x3f8, gsi: 4 }],
-        rtc: Some(IsaDevice { port: 0x70, gsi: 8 }),
+        rtc: Some(0x70),
         pvpanic: Some(0x505),
     }
 }
