@@ -18,7 +18,13 @@ pub fn start(path: Option<&Path>, verbosity: u8) -> Result<()> {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let format = tracing_subscriber::fmt().with_max_level(level).with_timer(uptime()).with_ansi(false);
+    // A log that cannot be written is lost. The default is to say so on standard error, which panics if that is what
+    // cannot be written: no guest may end the machine by having something logged.
+    let format = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_timer(uptime())
+        .with_ansi(false)
+        .log_internal_errors(false);
     match path {
         Some(path) => {
             let file = File::options().create(true).append(true).open(path);
