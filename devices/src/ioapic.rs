@@ -108,8 +108,9 @@ impl Entry {
 struct Pin {
     source: Arc<dyn MsiSource>,
     entry: Entry,
-    /// How many lines hold the pin active.
-    holders: u32,
+    /// How many lines hold the pin active. Negative for a moment when a line's two changes, made by two threads, come
+    /// here in the wrong order.
+    holders: i32,
     /// What `source` delivers. Kept while the pin is masked, since the hypervisor must still report the end of
     /// an interrupt that is in service then.
     routed: Option<MsiMessage>,

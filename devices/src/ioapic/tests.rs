@@ -73,6 +73,20 @@ fn an_edge_is_sent_once_and_lost_while_masked() {
     assert!(!remote_irr(&mut ioapic, 4));
 }
 
+/// A device's worker raises its line while a CPU lowers it: the line's own flag changes in one order, and what it tells
+/// may arrive in the other.
+#[test]
+fn a_lines_changes_that_arrive_in_the_wrong_order_leave_the_pin_free() {
+    let (mut ioapic, sources) = ioapic();
+    let pins = ioapic.pins();
+    set_entry(&mut ioapic, 16, LEVEL_VECTOR_0X31);
+    pins.set_level(16, false);
+    pins.set_level(16, true);
+    assert_eq!(source(&sources, 16).fired(), 0, "nothing holds the pin");
+    pins.set_level(16, true);
+    assert_eq!(source(&sources, 16).fired(), 1);
+}
+
 #[test]
 fn a_level_is_sent_again_after_each_end_of_interrupt_while_held() {
     let (mut ioapic, sources) = ioapic();
