@@ -29,7 +29,7 @@ struct Shared {
 #[derive(Default)]
 struct Jobs {
     queue: VecDeque<Job>,
-    /// Depths of the engines ever made: room that is kept in the queue, so that submitting does not allocate.
+    /// Depths of the engines there are: room that is kept in the queue, so that submitting does not allocate.
     depth: usize,
     closed: bool,
 }
@@ -127,6 +127,7 @@ pub struct PoolEngine {
     files: Arc<[EngineFile]>,
     results: Arc<Results>,
     staged: Vec<Job>,
+    depth: usize,
     in_flight: usize,
     armed: bool,
 }
@@ -171,6 +172,7 @@ impl PoolEngine {
             files,
             results: Arc::new(results),
             staged: Vec::with_capacity(depth),
+            depth,
             in_flight: 0,
             armed: false,
         })
@@ -242,6 +244,10 @@ impl Drop for PoolEngine {
         while list.len() < self.in_flight {
             list = self.results.added.wait(list).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(list);
+        // The room is not given back to the allocator: the next engine takes it.
+        let mut jobs = lock(&self.pool.shared.jobs);
+        jobs.depth = jobs.depth.saturating_sub(self.depth);
     }
 }
 
@@ -287,4 +293,25 @@ unsafe fn perform(file: RawFd, operation: Operation) -> io::Result<u32> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest makes new engines with each reset of its disk.
+    #[test]
+    fn engines_that_come_and_go_take_no_more_room_than_those_that_stay() {
+        let pool = Pool::new(None);
+        let mut engine = PoolEngine::new(&pool, Arc::new([]), 64).unwrap();
+        let room = || lock(&pool.shared.jobs).queue.capacity();
+        let before = room();
+        for _ in 0..100 {
+            drop(engine);
+            engine = PoolEngine::new(&pool, Arc::new([]), 64).unwrap();
+        }
+        assert_eq!(room(), before);
+        let _second = PoolEngine::new(&pool, Arc::new([]), 64).unwrap();
+        assert!(room() >= 128, "there is room for both");
+    }
 }
