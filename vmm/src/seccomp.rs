@@ -237,13 +237,15 @@ fn program(kind: ThreadKind, mode: Seccomp) -> Result<&'static BpfProgram> {
 }
 
 fn compile(kind: ThreadKind, mode: Seccomp) -> Result<BpfProgram> {
-    let own = match kind {
-        ThreadKind::Machine => MACHINE,
-        ThreadKind::Cpu => CPU,
-        ThreadKind::Worker => WORKER,
-        ThreadKind::Console => CONSOLE,
+    // A thread inherits the filter of the one that starts it, and only what both allow is allowed: the machine thread
+    // starts workers, so it is allowed what they are.
+    let (own, inherited): (_, &[Allowed]) = match kind {
+        ThreadKind::Machine => (MACHINE, WORKER),
+        ThreadKind::Cpu => (CPU, &[]),
+        ThreadKind::Worker => (WORKER, &[]),
+        ThreadKind::Console => (CONSOLE, &[]),
     };
-    let all = || COMMON.iter().chain(own);
+    let all = || COMMON.iter().chain(own).chain(inherited);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for allowed in all() {
         let conditions = rules.entry(allowed.call).or_default();
@@ -283,8 +285,14 @@ fn report_violations() {
             digits[at] = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
+        let mut name = [0u8; 16];
+        // SAFETY: the buffer has the 16 bytes that this writes.
+        unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+        let name_end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         for part in [
-            b"vivarium: a thread made the forbidden system call ".as_slice(),
+            b"vivarium: thread ".as_slice(),
+            &name[..name_end],
+            b" made the forbidden system call ",
             &digits[at..],
             b"; please report this. --seccomp log lets it pass and reports it\n",
         ] {
