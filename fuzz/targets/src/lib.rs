@@ -1,0 +1,33 @@
+//! What is fuzzed. Each target is a function that makes a device as it is at power-on, does with it what the input
+//! says, and returns: in one thread, without sleeping, the same each time.
+//!
+//! Devices are the real ones, behind their real transports. What is around them on the host (disks, networks) is
+//! made of memory, and checks that the device keeps to its side of the contract. A target panics when the code
+//! under test does, when such a contract is broken, or when a device does not work after its driver abused
+//! and then reset it.
+//!
+//! `fuzz/fuzz_targets` runs these under cargo-fuzz; `tests/corpus.rs` runs the committed corpora through them.
+
+mod disk;
+mod input;
+mod kernel_loader;
+mod link;
+mod options;
+mod pci_config;
+mod platform;
+mod program;
+mod serial;
+mod virtio_blk;
+mod virtio_console;
+mod virtio_net;
+mod virtio_pci;
+
+pub use kernel_loader::kernel_loader;
+pub use options::options;
+pub use pci_config::pci_config;
+pub use platform::platform;
+pub use serial::serial;
+pub use virtio_blk::{blk_packed, blk_split};
+pub use virtio_console::virtio_console;
+pub use virtio_net::{net_control, net_rx, net_tx};
+pub use virtio_pci::virtio_pci;
