@@ -15,6 +15,9 @@ from report import Failure, note, run, step
 # Versions of what is built from source when missing. Any version already installed will do.
 TOOLS = {"cargo-nextest": "0.9.143", "cargo-deny": "0.20.2", "cargo-fuzz": "0.13.2"}
 
+# Without what only serves to update themselves: most of the build.
+FEATURES = {"cargo-nextest": ["--no-default-features", "--features", "default-no-update"]}
+
 # What the workspace needs besides Rust: a linker, and certificates to fetch crates.
 COMPILER = ["gcc", "libc6-dev", "binutils", "ca-certificates"]
 
@@ -42,8 +45,8 @@ def ensure_tool(name):
     """Makes sure that `cargo NAME` works."""
     if shutil.which(name):
         return
-    with step(f"building {name} {TOOLS[name]}"):
-        command = ["cargo", "install", "--locked", "--debug", "--version", TOOLS[name], name]
+    with step(f"building {name} {TOOLS[name]}, which takes minutes, once"):
+        command = ["cargo", "install", "--locked", "--debug", "--version", TOOLS[name], *FEATURES.get(name, []), name]
         run(command, f"installing {name}", env=QUICK_BUILD, cwd="/")
     if not shutil.which(name):
         raise Failure(f"{name} was installed, yet is not on PATH")
