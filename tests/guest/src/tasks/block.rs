@@ -136,7 +136,8 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
         return Err(Failure::BadValue("queues"));
     }
     let many = if queues > 1 { feature::QUEUES } else { 0 };
-    let features = device.negotiate(required | many, wanted)?;
+    // Without FLUSH a device has to make each write stable before it completes it (5.2.6.2).
+    let features = device.negotiate(required | many, wanted | feature::FLUSH)?;
     let outcome = run_on(&device, features, queues as u16, task);
     // The device must not write into memory that the next task uses.
     device.reset()?;

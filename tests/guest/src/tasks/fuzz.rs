@@ -118,7 +118,7 @@ fn access(random: &mut Random, address: u64) {
 }
 
 /// `config-fuzz n=2000 seed=1`: configuration spaces of virtio devices, bus mastering left off. BARs, command register
-/// and interrupt controls are put back before the devices are tried.
+/// power state and interrupt controls are put back before the devices are tried.
 pub fn configuration(context: &Context, task: &Task) -> Outcome {
     let count = task.number("n", 2000)?;
     let mut random = Random::new(task.number("seed", 1)?);
@@ -156,6 +156,7 @@ struct Saved {
     command: u16,
     bars: [u32; 6],
     msix: Option<(u16, u16)>,
+    power: Option<u16>,
 }
 
 impl Saved {
@@ -163,10 +164,15 @@ impl Saved {
         let mut bars = [0; 6];
         bars.iter_mut().zip(0u16..).for_each(|(bar, index)| *bar = function.read32(0x10 + 4 * index));
         let msix = function.capability(pci::MSIX).map(|offset| (offset, function.read16(offset + 2)));
-        Saved { command: function.read16(4), bars, msix }
+        let power = function.capability(pci::POWER_MANAGEMENT);
+        Saved { command: function.read16(4), bars, msix, power }
     }
 
     fn restore(&self, function: Function) {
+        if let Some(offset) = self.power {
+            // First: a function that sleeps has no BARs, and may forget its registers when it wakes to D0.
+            function.write16(offset + 4, 0);
+        }
         function.write16(4, 0);
         self.bars.iter().zip(0u16..).for_each(|(&bar, index)| function.write32(0x10 + 4 * index, bar));
         if let Some((offset, control)) = self.msix {
