@@ -369,6 +369,11 @@ impl VirtioPci {
         self.is_live()
     }
 
+    /// Tells the driver that the device does not work until it is reset.
+    pub fn need_reset(&self) {
+        self.interrupts.need_reset();
+    }
+
     /// From the next start on, the device uses `memory`.
     pub fn set_memory(&mut self, memory: Memory) {
         self.memory = memory;

@@ -165,7 +165,10 @@ impl PciBus {
     pub fn apply(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
         match change {
             DeviceChange::Remap => self.remap(address).map(|()| Completion::Done),
-            DeviceChange::Start => self.start(address).map(|()| Completion::Done),
+            DeviceChange::Start => {
+                self.start(address);
+                Ok(Completion::Done)
+            }
             DeviceChange::Stop
             | DeviceChange::StartQueue(_)
             | DeviceChange::StopQueue(_)
@@ -180,20 +183,24 @@ impl PciBus {
         }
     }
 
-    fn start(&mut self, address: FunctionAddress) -> Result<()> {
-        let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
+    fn start(&mut self, address: FunctionAddress) {
+        let Some(function) = self.virtio.get_mut(&address) else { return };
         let mut transport = lock(&function.transport);
         // A driver that set its device up wrongly has been told; that is no failure of the machine.
-        let Ok(tasks) = transport.start() else { return Ok(()) };
-        let tasks = tasks
+        let Ok(tasks) = transport.start() else { return };
+        let mut tasks: Vec<_> = tasks
             .into_iter()
             .map(|task| {
                 let doorbells = transport.doorbells_of(&task);
                 (task, doorbells)
             })
             .collect();
-        drop(transport);
-        function.workers.run(tasks).with_context(|| format!("starting device {}", function.id))
+        if let Err(error) = function.workers.run(&mut tasks) {
+            // A guest starts devices as often as it likes: a host that is short of threads must not end the machine.
+            tracing::error!("device {} does not work until its driver resets it: {error:#}", function.id);
+            transport.stopped(tasks.into_iter().map(|(task, _)| task).collect());
+            transport.need_reset();
+        }
     }
 
     /// Workers of a function gave back what they ran.
@@ -217,9 +224,10 @@ impl PciBus {
         drop(transport);
         if reset {
             self.remap(address)
-        } else if again {
-            self.start(address)
         } else {
+            if again {
+                self.start(address);
+            }
             Ok(())
         }
     }

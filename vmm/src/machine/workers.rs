@@ -54,25 +54,29 @@ impl FunctionWorkers {
         Self { id, address, options, clock, mailbox, running: Vec::new(), stopping: None }
     }
 
-    /// Runs tasks, each on a worker of its own, woken by its doorbells.
+    /// Runs tasks, each on a worker of its own, woken by its doorbells. Takes all of `tasks`.
     ///
     /// # Errors
-    /// When the host gives no thread, or not on the CPUs asked for.
-    pub fn run(&mut self, tasks: Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
-        for (task, doorbells) in tasks {
-            let cpus = self.options.affinity.iter().find(|(queue, _)| task.queues.contains(queue));
-            let options = WorkerOptions {
-                name: format!("{}-{}", self.id, task.name),
-                cpus: cpus.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
-                poll: self.options.poll,
-            };
-            let confine = self.options.confine;
-            let worker = Worker::spawn(options, Arc::clone(&self.clock), confine)
-                .with_context(|| format!("starting the worker of queue {} of {}", task.name, self.id))?;
+    /// When the host gives no thread, or not on the CPUs asked for. Nothing runs then, and `tasks` is as it was.
+    pub fn run(&mut self, tasks: &mut Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
+        let workers = tasks.iter().map(|(task, _)| self.worker(task)).collect::<Result<Vec<_>>>()?;
+        for (worker, (task, doorbells)) in workers.iter().zip(tasks.drain(..)) {
             worker.add(task, doorbells);
-            self.running.push(worker);
         }
+        self.running.extend(workers);
         Ok(())
+    }
+
+    /// A worker for this task.
+    fn worker(&self, task: &QueueTask) -> Result<Worker> {
+        let cpus = self.options.affinity.iter().find(|(queue, _)| task.queues.contains(queue));
+        let options = WorkerOptions {
+            name: format!("{}-{}", self.id, task.name),
+            cpus: cpus.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
+            poll: self.options.poll,
+        };
+        Worker::spawn(options, Arc::clone(&self.clock), self.options.confine)
+            .with_context(|| format!("starting the worker of queue {} of {}", task.name, self.id))
     }
 
     /// Begins to stop all workers. `reset`: the whole function is reset when they have. `false`: none runs, so
