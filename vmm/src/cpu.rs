@@ -2,7 +2,8 @@
 //!
 //! The machine thread directs a CPU through its [`Control`]: run, pause, end, or perform a task on the CPU while
 //! it is out of the guest. A CPU is *parked* when it is out of the guest and will stay so until told: it is
-//! paused, or waits for the machine thread to complete the effect of an access it made.
+//! paused, or waits for the machine thread to complete the effect of an access it made. A parked CPU is between two
+//! instructions, so that its state can be read and replaced.
 
 use crate::message::{CpuFailure, Message, Mailbox};
 use anyhow::{Context, Result};
@@ -63,7 +64,8 @@ impl Inspect for ExitCounters {
 struct State {
     paused: bool,
     ending: bool,
-    effect_pending: bool,
+    /// Effects that are not complete. An instruction that makes several accesses may have several.
+    effects: u32,
     /// Counts the machine's resets: what the CPU asked for before one is void after it.
     generation: u64,
     parked: bool,
@@ -113,7 +115,7 @@ impl Control {
             if state.ending {
                 return false;
             }
-            if !state.paused && !state.effect_pending {
+            if !state.paused && state.effects == 0 {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
                 return true;
@@ -178,15 +180,15 @@ impl CpuThread {
         self.control.direct(|state| state.paused = false);
     }
 
-    /// The effect the CPU waits for is complete.
+    /// An effect the CPU waits for is complete.
     pub fn effect_done(&self) {
-        self.control.direct(|state| state.effect_pending = false);
+        self.control.direct(|state| state.effects = state.effects.saturating_sub(1));
     }
 
     /// The machine is reset: forgets what the CPU waits for. The CPU is paused.
     pub fn forget_effects(&self) {
         self.control.direct(|state| {
-            state.effect_pending = false;
+            state.effects = 0;
             state.generation += 1;
         });
     }
@@ -267,18 +269,26 @@ impl<T> Pending<T> {
 
 fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) {
     let Surroundings { mmio, port, end_of_interrupt, mailbox } = surroundings;
-    let _ = control.kick.set(vcpu.kick_handle());
+    let kick = control.kick.get_or_init(|| vcpu.kick_handle());
     let (mut mmio, mut port) = (mmio.reader(), port.reader());
+    // The last exit was an access, whose instruction the hypervisor completes only when the CPU is run again.
+    let mut within_instruction = false;
     loop {
-        if control.attention.load(Ordering::Acquire) && !control.attend(&mut *vcpu) {
-            break;
+        if control.attention.load(Ordering::Acquire) {
+            if within_instruction {
+                // The CPU completes the instruction and does not begin another one.
+                kick.kick();
+            } else if !control.attend(&mut *vcpu) {
+                break;
+            }
         }
         let step = step(&mut *vcpu, &mut mmio, &mut port, &*end_of_interrupt, &control.exits);
+        within_instruction = matches!(step, Step::Access(_));
         match step {
-            Step::GoOn => {}
-            Step::Effect(effect) => {
+            Step::Access(None) | Step::GoOn => {}
+            Step::Access(Some(effect)) | Step::Effect(effect) => {
                 let mut state = control.lock();
-                state.effect_pending = true;
+                state.effects = state.effects.saturating_add(1);
                 let generation = state.generation;
                 drop(state);
                 control.attention.store(true, Ordering::Release);
@@ -286,9 +296,12 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
             }
             Step::Failed(reason) => {
                 let failure = CpuFailure { cpu: id, reason, registers: vcpu.describe() };
-                control.lock().paused = true;
+                let mut state = control.lock();
+                state.paused = true;
+                let generation = state.generation;
+                drop(state);
                 control.attention.store(true, Ordering::Release);
-                mailbox.post(Message::CpuFailed(failure));
+                mailbox.post(Message::CpuFailed { generation, failure });
             }
         }
     }
@@ -300,6 +313,9 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
 
 enum Step {
     GoOn,
+    /// The guest accessed a device, and this is to be changed.
+    Access(Option<Effect>),
+    /// It asked its firmware for this.
     Effect(Effect),
     Failed(String),
 }
@@ -321,17 +337,18 @@ fn step(
     match exit {
         Exit::MmioWrite { address, data } => {
             count(&exits.mmio);
-            match mmio.bus().write(address, data) {
-                Some(Some(effect)) => return Step::Effect(effect),
-                Some(None) => {}
-                None => count(&exits.unclaimed),
-            }
+            let Some(effect) = mmio.bus().write(address, data) else {
+                count(&exits.unclaimed);
+                return Step::Access(None);
+            };
+            return Step::Access(effect);
         }
         Exit::MmioRead { address, data } => {
             count(&exits.mmio);
             if !mmio.bus().read(address, data) {
                 count(&exits.unclaimed);
             }
+            return Step::Access(None);
         }
         Exit::PortWrite { port: number, size, data } => {
             count(&exits.port);
@@ -343,9 +360,7 @@ fn step(
                     None => count(&exits.unclaimed),
                 }
             }
-            if let Some(effect) = effect {
-                return Step::Effect(effect);
-            }
+            return Step::Access(effect);
         }
         Exit::PortRead { port: number, size, data } => {
             count(&exits.port);
@@ -355,6 +370,7 @@ fn step(
                     count(&exits.unclaimed);
                 }
             }
+            return Step::Access(None);
         }
         Exit::EndOfInterrupt { vector } => {
             count(&exits.other);
@@ -388,4 +404,82 @@ pub fn set_affinity(host_cpus: &[usize]) -> io::Result<()> {
     // SAFETY: the set is initialized and its size is given.
     let result = unsafe { libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypervisor::Result as Answer;
+    use hypervisor::x86_64::VcpuState;
+    use machine::bus::{BusDevice, Range};
+
+    /// A CPU that reads a port over and over. Like KVM's, it completes the instruction of an access when it is run again,
+    /// also if it was kicked.
+    struct Reader {
+        kicked: Arc<AtomicBool>,
+        data: [u8; 1],
+        within: Arc<AtomicBool>,
+    }
+
+    struct Flag(Arc<AtomicBool>);
+
+    impl Kick for Flag {
+        fn kick(&self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Vcpu for Reader {
+        fn run(&mut self) -> Answer<Exit<'_>> {
+            self.within.store(false, Ordering::SeqCst);
+            if self.kicked.swap(false, Ordering::SeqCst) {
+                return Ok(Exit::Interrupted);
+            }
+            self.within.store(true, Ordering::SeqCst);
+            Ok(Exit::PortRead { port: 0x80, size: 1, data: &mut self.data })
+        }
+        fn kick_handle(&self) -> Arc<dyn Kick> {
+            Arc::new(Flag(Arc::clone(&self.kicked)))
+        }
+        fn describe(&self) -> String {
+            String::new()
+        }
+        fn x86_64(&mut self) -> &mut dyn VcpuState {
+            unreachable!("the tests look at no registers")
+        }
+    }
+
+    /// Has the CPU paused while it is in this device.
+    struct Pausing(Arc<Mutex<std::sync::mpsc::Sender<()>>>);
+
+    impl BusDevice for Pausing {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {
+            let _ = self.0.lock().unwrap().send(());
+        }
+        fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<Effect> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_parked_cpu_is_between_two_instructions() {
+        let (mailbox, _messages) = Mailbox::new();
+        let port = BusHandle::default();
+        let (sender, reads) = std::sync::mpsc::channel();
+        let device = Arc::new(Mutex::new(Pausing(Arc::new(Mutex::new(sender)))));
+        port.change(|bus| bus.insert(Range { start: 0x80, size: 1 }, device)).unwrap();
+        let surroundings =
+            Surroundings { mmio: BusHandle::default(), port, end_of_interrupt: Arc::new(|_| {}), mailbox };
+        let within = Arc::new(AtomicBool::new(false));
+        let vcpu = Reader { kicked: Arc::default(), data: [0], within: Arc::clone(&within) };
+        let mut cpu = CpuThread::start(0, Box::new(vcpu), surroundings, || {}).unwrap();
+        for _ in 0..100 {
+            cpu.resume();
+            reads.recv().unwrap();
+            cpu.pause();
+            cpu.wait_parked();
+            assert!(!within.load(Ordering::SeqCst), "its registers are still to be changed by an access");
+        }
+        cpu.end();
+    }
 }

@@ -27,7 +27,12 @@ pub enum Message {
         effect: Effect,
     },
     /// A CPU cannot go on; it is parked.
-    CpuFailed(CpuFailure),
+    CpuFailed {
+        /// How often the machine had been reset when the CPU failed.
+        generation: u64,
+        /// What happened.
+        failure: CpuFailure,
+    },
     /// A worker gave back what it ran for a function.
     TasksStopped {
         /// The function.

@@ -169,8 +169,7 @@ impl Machine {
     fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
         match message {
             Message::Effect { cpu, generation, effect } => {
-                let current = self.cpus.get(cpu as usize).map(CpuThread::generation);
-                if current == Some(generation) {
+                if self.is_current(cpu, generation) {
                     return self.apply(cpu, effect);
                 }
             }
@@ -184,7 +183,11 @@ impl Machine {
                     self.finish_reset()?;
                 }
             }
-            Message::CpuFailed(failure) => return Ok(Some(Ended::Failed(failure))),
+            Message::CpuFailed { generation, failure } => {
+                if self.is_current(failure.cpu, generation) {
+                    return Ok(Some(Ended::Failed(failure)));
+                }
+            }
             Message::ShutDown if !self.shutting_down => {
                 tracing::info!("pressing the power button; a second signal ends the machine at once");
                 self.shutting_down = true;
@@ -193,6 +196,11 @@ impl Machine {
             Message::ShutDown | Message::Terminate => return Ok(Some(Ended::Terminated)),
         }
         Ok(None)
+    }
+
+    /// Whether what a CPU did in this generation still counts: the machine has not been reset since.
+    fn is_current(&self, cpu: u32, generation: u64) -> bool {
+        self.cpus.get(cpu as usize).map(CpuThread::generation) == Some(generation)
     }
 
     fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
@@ -232,7 +240,11 @@ impl Machine {
         }
         for cpu in &self.cpus {
             cpu.wait_parked();
+            // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
+            // would go on in the memory of the restarted guest.
+            cpu.forget_effects();
         }
+        self.waiting.clear();
         self.resetting = true;
         if self.pci.stop_all() {
             return Ok(());
@@ -244,7 +256,6 @@ impl Machine {
     fn finish_reset(&mut self) -> Result<()> {
         self.resetting = false;
         self.resets += 1;
-        self.waiting.clear();
         self.pci.reset()?;
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
@@ -253,7 +264,6 @@ impl Machine {
         let pending: Vec<_> = (0u32..)
             .zip(&self.cpus)
             .map(|(index, cpu)| {
-                cpu.forget_effects();
                 let model = self.model.clone();
                 cpu.begin(move |vcpu| reset_vcpu(vcpu.x86_64(), &model, index, &entry))
             })
@@ -277,10 +287,14 @@ impl Machine {
         }
         if self.pci.stop_all() {
             while self.pci.stopping() {
-                let Ok(message) = self.messages.recv() else { break };
-                if let Message::TasksStopped { function, tasks } = message {
-                    // The machine ends: what a failure to remap would leave behind goes with it.
-                    let _ = self.pci.stopped(function, tasks);
+                match self.messages.recv() {
+                    Ok(Message::TasksStopped { function, tasks }) => {
+                        // The machine ends: what a failure to remap would leave behind goes with it.
+                        let _ = self.pci.stopped(function, tasks);
+                    }
+                    Ok(Message::ShutDown | Message::Terminate) => abandon(),
+                    Ok(_) => {}
+                    Err(_) => break,
                 }
             }
         }
@@ -297,6 +311,14 @@ impl Inspect for Machine {
             "pci": self.pci.inspect(),
         })
     }
+}
+
+/// Ends the process while requests are in flight, which a disk that hangs may never complete. The guest was not told that
+/// any of them is.
+fn abandon() -> ! {
+    devices::host_console::restore_terminal();
+    eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
+    std::process::exit(1)
 }
 
 fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {
