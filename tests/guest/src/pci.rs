@@ -29,6 +29,8 @@ const CAPABILITIES: u16 = 0x34;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
 const COMMAND_NO_INTX: u16 = 1 << 10;
+/// Capability ID of power management (PCI PM 1.2, 3.2.1).
+pub const POWER_MANAGEMENT: u8 = 0x01;
 /// Capability ID of MSI-X.
 pub const MSIX: u8 = 0x11;
 /// Capability ID of vendor-specific capabilities, which virtio uses.

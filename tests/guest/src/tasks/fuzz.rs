@@ -117,7 +117,7 @@ fn access(random: &mut Random, address: u64) {
     }
 }
 
-/// `config-fuzz n=2000 seed=1`: configuration spaces of virtio devices, bus mastering left off. BARs, command register
+/// `config-fuzz n=2000 seed=1`: configuration spaces of virtio devices, bus mastering left off. BARs, command register,
 /// power state and interrupt controls are put back before the devices are tried.
 pub fn configuration(context: &Context, task: &Task) -> Outcome {
     let count = task.number("n", 2000)?;
