@@ -126,6 +126,8 @@ const CPU: &[Allowed] = &[
     ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "the guest sets up an interrupt"),
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
     call(libc::SYS_lseek, "a console's file"),
+    call(libc::SYS_fdatasync, "a driver turns a disk's write-back mode off"),
+    call(libc::SYS_fsync, "a driver turns a disk's write-back mode off"),
     call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
     Allowed { call: libc::SYS_ioctl, requests: &[], why: "a CPU's state, when the machine is restarted" },
 ];
