@@ -7,6 +7,7 @@
 mod bounce;
 mod lock;
 mod open;
+mod page_cache;
 mod raw;
 mod stream;
 mod topology;

@@ -2,6 +2,7 @@
 
 use super::lock::LockedFile;
 use super::open::file_size;
+use super::page_cache::PageCache;
 use super::stream::{Layout, RawStream};
 use super::topology::Backing;
 use super::{Image, ResizeError, SECTOR, Stream, Topology};
@@ -24,6 +25,8 @@ pub struct RawImage {
     topology: Topology,
     alignment: Option<DirectAlignment>,
     engines: Engines,
+    /// `None` for direct I/O.
+    page_cache: Option<Arc<PageCache>>,
 }
 
 impl RawImage {
@@ -39,7 +42,8 @@ impl RawImage {
         engines: Engines,
     ) -> Self {
         let (file, size) = (Arc::new(file), AtomicU64::new(size));
-        Self { path, file, backing, read_only, size, topology, alignment, engines }
+        let page_cache = alignment.is_none().then(Arc::default);
+        Self { path, file, backing, read_only, size, topology, alignment, engines, page_cache }
     }
 }
 
@@ -65,11 +69,15 @@ impl Image for RawImage {
             device: self.backing == Backing::Device,
             logical_block: self.topology.logical_block,
         };
-        Ok(Box::new(RawStream::new(engine, depth, layout)))
+        Ok(Box::new(RawStream::new(engine, depth, layout, self.page_cache.clone())))
     }
 
     fn flush(&self) -> io::Result<()> {
-        host::fdatasync(self.file.as_raw_fd())
+        let result = host::fdatasync(self.file.as_raw_fd());
+        match &self.page_cache {
+            Some(cache) => cache.synced(result),
+            None => result,
+        }
     }
 
     fn resize(&self, size: u64) -> Result<(), ResizeError> {
@@ -108,6 +116,7 @@ impl Inspect for RawImage {
             "size": self.size(),
             "read_only": self.read_only,
             "direct": self.alignment.is_some(),
+            "writes_lost": self.page_cache.as_ref().is_some_and(|cache| cache.lost()),
             "engine": if self.engines.uses_uring() { "io_uring" } else { "threads" },
             "logical_block": self.topology.logical_block,
             "physical_block": self.topology.physical_block,

@@ -5,12 +5,14 @@
 //! unless the write itself was.
 
 use super::bounce::Bounce;
+use super::page_cache::PageCache;
 use super::{Completed, Request, Stream};
 use crate::engine::{Completion, Engine, FileIndex, Operation, Segments};
 use crate::host::DirectAlignment;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use virtio::chain::Segment;
 
 /// How often an operation is tried again that the host puts off without having done anything.
@@ -80,6 +82,7 @@ pub struct RawStream {
     engine: Box<dyn Engine>,
     slots: Vec<Slot>,
     layout: Layout,
+    page_cache: Option<Arc<PageCache>>,
     bounce: Option<Bounce>,
     /// The request that has the bounce buffer, and those that wait for it.
     bouncing: Option<u16>,
@@ -92,12 +95,18 @@ pub struct RawStream {
 }
 
 impl RawStream {
-    pub(crate) fn new(engine: Box<dyn Engine>, depth: u16, layout: Layout) -> Self {
+    pub(crate) fn new(
+        engine: Box<dyn Engine>,
+        depth: u16,
+        layout: Layout,
+        page_cache: Option<Arc<PageCache>>,
+    ) -> Self {
         let depth = usize::from(depth);
         Self {
             engine,
             slots: std::iter::repeat_with(Slot::default).take(depth).collect(),
             layout,
+            page_cache,
             bounce: None,
             bouncing: None,
             awaiting: VecDeque::new(),
@@ -241,9 +250,19 @@ impl RawStream {
                 if slot.left == 0 { self.end(tag, Ok(())) } else { self.issue(tag) }
             }
             Step::Punch | Step::ZeroRange if slot.stable => self.begin(tag, Step::Sync),
-            Step::Punch | Step::ZeroRange | Step::Discard | Step::Sync => self.end(tag, Ok(())),
+            Step::Sync => self.synced(tag, Ok(())),
+            Step::Punch | Step::ZeroRange | Step::Discard => self.end(tag, Ok(())),
             Step::Idle | Step::AwaitBounce => {}
         }
+    }
+
+    /// A sync is over, or a write that includes one failed in a way that may come from it.
+    fn synced(&mut self, tag: u16, result: io::Result<()>) {
+        let result = match &self.page_cache {
+            Some(cache) => cache.synced(result),
+            None => result,
+        };
+        self.end(tag, result);
     }
 
     fn failed(&mut self, tag: u16, error: io::Error) {
@@ -256,6 +275,10 @@ impl RawStream {
         let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY);
         // A device refuses ranges that are not whole blocks of its own.
         let next = match slot.step {
+            Step::Sync => return self.synced(tag, Err(error)),
+            Step::Transfer | Step::ZeroFill if slot.stable && errno == libc::EIO => {
+                return self.synced(tag, Err(error));
+            }
             _ if !unsupported && errno != libc::EINVAL => None,
             Step::Punch => {
                 self.no_punch |= unsupported;

@@ -169,7 +169,7 @@ fn run(stream: &mut RawStream, request: Request<'_>) -> io::Result<()> {
 }
 
 fn stream(engine: &ScriptedEngine, layout: Layout) -> RawStream {
-    RawStream::new(Box::new(engine.clone()), 8, layout)
+    RawStream::new(Box::new(engine.clone()), 8, layout, layout.alignment.is_none().then(Arc::default))
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -234,6 +234,28 @@ fn errors_of_the_host_end_the_request() {
         run(&mut stream, write).unwrap();
         assert_eq!(engine.bytes(), pattern(1024), "the stream goes on after an error");
     }
+}
+
+/// The kernel drops what it could not write back, and tells one sync of it.
+#[test]
+fn a_flush_that_failed_is_not_made_good_by_the_next_one() {
+    let engine = || ScriptedEngine::new(vec![0; 4096], &[Fault::Error(libc::EIO)]);
+    let errno = |result: io::Result<()>| result.unwrap_err().raw_os_error();
+    let mut buffered = stream(&engine(), Layout::default());
+    assert_eq!(errno(run(&mut buffered, Request::Flush)), Some(libc::EIO));
+    assert_eq!(errno(run(&mut buffered, Request::Flush)), Some(libc::EIO));
+
+    // Another queue's flush is the first that the kernel tells.
+    let cache = Some(Arc::default());
+    let of_cache =
+        |engine| RawStream::new(Box::new(engine), 8, Layout::default(), Option::clone(&cache));
+    assert!(run(&mut of_cache(engine()), Request::Flush).is_err());
+    assert!(run(&mut of_cache(ScriptedEngine::new(Vec::new(), &[])), Request::Flush).is_err());
+
+    let alignment = Some(DirectAlignment { memory: 512, offset: 512 });
+    let mut direct = stream(&engine(), Layout { alignment, ..Layout::default() });
+    assert!(run(&mut direct, Request::Flush).is_err());
+    run(&mut direct, Request::Flush).expect("direct I/O leaves nothing in the cache");
 }
 
 #[test]
