@@ -155,6 +155,10 @@ impl From<ConfigError> for UsageError {
 /// When it cannot be understood; the text names the option and the value and says what to do.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A path that is not could be opened, but not be told in JSON.
+    if let Some(argument) = arguments.iter().skip(1).find(|argument| argument.to_str().is_none()) {
+        return Err(UsageError(format!("{argument:?} is not valid UTF-8; give it a name that is")));
+    }
     let matches = match Flags::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
@@ -347,6 +351,14 @@ mod tests {
             assert!(error.starts_with(expected), "{line}\n  expected: {expected}\n  got: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    #[test]
+    fn a_path_that_json_cannot_tell_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let arguments = ["vivarium", "--kernel"].map(OsString::from).into_iter();
+        let error = parse(arguments.chain([OsString::from_vec(b"a\xffb".to_vec())])).unwrap_err();
+        assert_eq!(error.0, r#""a\xFFb" is not valid UTF-8; give it a name that is"#);
     }
 
     #[test]
