@@ -157,7 +157,7 @@ def fuzz(run):
     manifest = tomllib.loads((folder / "Cargo.toml").read_text())
     targets = [target["name"] for target in manifest.get("bin", []) if (run.filter or "") in target["name"]]
     if not run.filter:
-        run.libtest("fuzz corpora", ["test", "--manifest-path", str(folder / "Cargo.toml")])
+        run.libtest("fuzz corpora", ["test", "--package", "fuzz-targets"])
     if not targets:
         return
     if not run.set_up("fuzzing", packages.ensure, ["g++"]) or not run.set_up("fuzzing", rust.ensure_tool, "cargo-fuzz"):

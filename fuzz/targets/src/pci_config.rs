@@ -4,7 +4,6 @@ use crate::input::Input;
 use machine::bus::{Bus, Range};
 use machine::clock::ManualClock;
 use machine::effect::{DeviceChange, Effect, FunctionAddress};
-use machine::inspect::Inspect;
 use machine::interrupt::InterruptLine;
 use machine::interrupt::recording::{Pins, Sources};
 use pci::BarWindow;
@@ -80,8 +79,7 @@ impl Machine {
         for (address, function) in &functions {
             segment.insert(*address, Arc::clone(function)).expect("the address is free");
         }
-        let windows =
-            pci::plan::Windows { memory32: Some(LOW), memory64: Some(HIGH), io: Some(PORTS) };
+        let windows = pci::plan::Windows { memory32: Some(LOW), memory64: Some(HIGH), io: Some(PORTS) };
         pci::plan::place(&segment.functions(), windows).expect("there is room");
         let placement = Placement::new(vec![LOW, HIGH], vec![PORTS]);
         let mut machine = Self { segment, mmio, port, placement, functions, pins, virtio };
@@ -96,7 +94,10 @@ impl Machine {
     }
 
     fn remap(&mut self, address: FunctionAddress) {
-        let windows = self.segment.get(address).map_or_else(Vec::new, |function| lock(&function).config().bar_windows());
+        let windows = self
+            .segment
+            .get(address)
+            .map_or_else(Vec::new, |function| lock(&function).config().bar_windows());
         let changes = self.placement.update(address, windows);
         for gone in changes.unmap {
             self.bus(&gone).remove(gone.window.address).expect("what is unmapped was mapped");
@@ -105,7 +106,9 @@ impl Machine {
             let function = self.segment.get(new.function).expect("functions that are gone want no windows");
             let window = BarWindow::new(function, new.function, new.window.bar);
             let device = Arc::new(Mutex::new(window));
-            self.bus(&new).insert(new.window.range(), device).expect("windows are placed where there is room");
+            self.bus(&new)
+                .insert(new.window.range(), device)
+                .expect("windows are placed where there is room");
         }
     }
 
@@ -194,7 +197,7 @@ impl Machine {
                 }
                 self.remap(address);
             }
-            14 => {
+            14 if input.below(4) == 0 => {
                 let (address, function) = self.function(input);
                 let mut function = lock(&function);
                 let state = function.save().expect("the state can be saved");
@@ -203,9 +206,11 @@ impl Machine {
                 drop(function);
                 self.remap(address);
             }
-            _ => {
-                black_box(self.segment.inspect());
+            15 if input.below(4) == 0 => {
+                let (_, function) = self.function(input);
+                black_box(lock(&function).inspect());
             }
+            _ => self.window_access(input),
         }
     }
 

@@ -2,13 +2,13 @@
 //! pvpanic and legacy ports.
 
 use crate::input::Input;
-use devices::platform::PlatformDevice;
 use devices::acpi::{AcpiRegisters, Event};
 use devices::debug_console::DebugConsole;
 use devices::host_console::NullOutput;
 use devices::i8042::I8042;
 use devices::ioapic::{IoApic, PINS};
 use devices::legacy_ports::{PostCode, SystemControl};
+use devices::platform::PlatformDevice;
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use machine::clock::ManualClock;

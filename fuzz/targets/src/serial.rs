@@ -1,8 +1,8 @@
 //! `serial`: the 16550A, its driver and its host.
 
 use crate::input::Input;
-use devices::platform::PlatformDevice;
 use devices::host_console::NullOutput;
+use devices::platform::PlatformDevice;
 use devices::serial::Serial;
 use machine::bus::BusDevice;
 use machine::doorbell::Doorbell;

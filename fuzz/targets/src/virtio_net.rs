@@ -15,7 +15,8 @@ use virtio::testing::{Completion, Driver};
 const PAIRS: u16 = 2;
 const RX: u16 = 0;
 const TX: u16 = 1;
-const CONTROL: u16 = PAIRS * 2;
+/// Without this feature there is one pair, and the control queue follows it.
+const F_MQ: u64 = 1 << 22;
 
 /// Receiving.
 pub fn net_rx(data: &[u8]) {
@@ -60,7 +61,7 @@ fn run(data: &[u8], focus: Focus) {
     };
     let ends = links.iter().map(|link| Arc::clone(link) as Arc<dyn Link>).collect();
     let net = Net::new(config, ends, limit.clone(), limit).expect("the host has descriptors");
-    let mut subject = Network { focus, links, handle: net.handle() };
+    let mut subject = Network { focus, links, handle: net.handle(), pairs: PAIRS };
     let driver = Driver::attach_with(clock, Box::new(net));
     program::run(driver, &mut subject, QUEUE_STEPS, None, input);
 }
@@ -69,6 +70,8 @@ struct Network {
     focus: Focus,
     links: Vec<Arc<MemoryLink>>,
     handle: NetHandle,
+    /// Queue pairs that the driver may use.
+    pairs: u16,
 }
 
 /// How much follows a header: of usual sizes, or any.
@@ -82,14 +85,19 @@ fn size(input: &mut Input<'_>) -> usize {
 }
 
 impl Network {
+    /// The index of the control queue.
+    fn control(&self) -> u16 {
+        self.pairs * 2
+    }
+
     fn receive(&mut self, driver: &mut Driver, input: &mut Input<'_>) {
-        let queue = input.below(PAIRS) * 2;
+        let queue = input.below(self.pairs) * 2;
         let sizes: Vec<u32> = (0..=input.below(3)).map(|_| 1 + size(input) as u32).collect();
         driver.request(queue, &[], &sizes);
     }
 
     fn transmit(&mut self, driver: &mut Driver, input: &mut Input<'_>) {
-        let queue = input.below(PAIRS) * 2 + 1;
+        let queue = input.below(self.pairs) * 2 + 1;
         let mut packet = [0; HEADER].to_vec();
         if input.flag() {
             let bytes = input.bytes(HEADER);
@@ -121,12 +129,13 @@ impl Network {
                 command.extend(input.bytes(count.into()));
             }
         }
-        driver.request(CONTROL, &[&command], &[1]);
+        driver.request(self.control(), &[&command], &[1]);
     }
 }
 
 impl Subject for Network {
     fn request(&mut self, driver: &mut Driver, input: &mut Input<'_>) -> bool {
+        self.pairs = if driver.features() & F_MQ != 0 { PAIRS } else { 1 };
         match (input.below(8), self.focus) {
             (0, _) => self.receive(driver, input),
             (1, _) => self.transmit(driver, input),
@@ -155,7 +164,7 @@ impl Subject for Network {
     }
 
     fn check(&mut self, queue: u16, completion: &Completion) {
-        if queue == CONTROL {
+        if queue == self.control() {
             assert!(matches!(completion.data[..], [0 | 1]), "a command is carried out or refused");
             assert_eq!(completion.written, 1);
         } else if queue % 2 == 1 {
@@ -164,7 +173,7 @@ impl Subject for Network {
     }
 
     fn answers(&self, queue: u16) -> bool {
-        queue % 2 == 1
+        queue % 2 == 1 && queue < self.control()
     }
 
     fn calm(&mut self, _driver: &mut Driver) {
@@ -186,7 +195,7 @@ impl Subject for Network {
         let answer = driver.call(RX, &[], &[2000]);
         assert_eq!(answer.written, 100, "a packet is received");
         assert_eq!((&answer.data[10..12], &answer.data[12..100]), (&[1, 0][..], &[7; 88][..]));
-        let answer = driver.call(CONTROL, &[&[0, 0, 1]], &[1]);
+        let answer = driver.call(PAIRS * 2, &[&[0, 0, 1]], &[1]);
         assert_eq!(answer.data, [0], "a command is carried out");
     }
 }
