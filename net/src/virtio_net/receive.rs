@@ -164,16 +164,19 @@ impl Receive {
         self.segments.clear();
         let mut capacity = 0_u64;
         let mut chains = 0_usize;
+        let mut refused = 0_u16;
         while capacity < self.max_packet && (self.mergeable || chains == 0) {
             if chains == self.stock.len() && !self.restock()? {
                 break;
             }
             let Some(chain) = self.stock.get(chains) else { break };
             if !usable(chain) {
-                // In its turn, since chains in stock may go back to the ring, and only in order.
-                if chains > 0 {
+                // In its turn, since chains in stock may go back to the ring, and only in order. And not for ever, should the
+                // driver make them as fast as they are refused.
+                if chains > 0 || refused >= self.queue.size() {
                     break;
                 }
+                refused = refused.saturating_add(1);
                 count(&self.counters.malformed, 1);
                 self.use_first(0);
                 continue;
