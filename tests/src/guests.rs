@@ -45,6 +45,6 @@ impl Kernel {
 
     /// The same with file system, network and PCI tools.
     pub fn tools(self) -> PathBuf {
-        required("VIVARIUM_GUESTS").join(format!("initramfs-{}-tools.cpio", self.version()))
+        required("VIVARIUM_GUESTS").join(format!("initramfs-tools-{}.cpio", self.version()))
     }
 }

@@ -1,5 +1,6 @@
 //! The host's side of a test: image files, commands, network interfaces.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +13,18 @@ impl Folder {
     /// # Panics
     /// When the host has no room for one.
     pub fn new() -> Self {
-        let base = std::env::temp_dir();
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// A new, empty folder on a file system that has direct I/O and can punch holes.
+    ///
+    /// # Panics
+    /// When the host has no room for one.
+    pub fn on_disk() -> Self {
+        Self::below(&std::env::var_os("VIVARIUM_SCRATCH").map_or_else(|| "/var/tmp".into(), PathBuf::from))
+    }
+
+    fn below(base: &Path) -> Self {
         for n in 0..1000 {
             let path = base.join(format!("vivarium-test-{}-{n}", std::process::id()));
             if std::fs::create_dir(&path).is_ok() {
@@ -48,6 +60,14 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// The bytes that a file takes on its file system, holes not counted.
+///
+/// # Panics
+/// When there is no such file.
+pub fn allocated(path: &Path) -> u64 {
+    std::fs::metadata(path).expect("the file is there").blocks() * 512
 }
 
 /// Runs a shell command on the host and returns what it printed.

@@ -8,13 +8,18 @@
 //! | `VIVARIUM_BIN` | the monitor |
 //! | `VIVARIUM_GUESTS` | the folder with kernels and initial RAM file systems |
 //! | `VIVARIUM_BARE_GUEST` | the bare-metal guest |
+//! | `VIVARIUM_SCRATCH` | a folder on a file system with direct I/O and holes, for disk images |
 
 pub mod guests;
 pub mod host;
 pub mod monitor;
+pub mod report;
+pub mod terminal;
+pub mod transfer;
 
 pub use guests::{Form, Kernel};
 pub use monitor::{Exit, Monitor, MonitorBuilder};
+pub use report::Report;
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! A running monitor, and its guest's console.
 
-use crate::{Form, Kernel, required};
+use crate::{Form, Kernel, Report, required};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// A guest that says nothing for this long is taken for dead. Not a limit on how fast it must be: the runner has
 /// its own for a whole test.
 const SILENCE: Duration = Duration::from_secs(150);
+
+/// Has the bare-metal guest power off, where nothing before it says how to end: a 16-bit write whose upper byte goes to the sleep control register.
+const BARE_POWER_OFF: &str = "end=s5:0x600:0x3400";
 
 /// How a monitor ended.
 #[derive(Debug)]
@@ -47,14 +50,15 @@ impl MonitorBuilder {
         builder.cmdline("quiet panic=-1 random.trust_cpu=on").initramfs(kernel.initramfs().as_os_str())
     }
 
-    /// The bare-metal guest, told to do `task`; its console is the monitor's standard output.
+    /// The bare-metal guest, told to do `task`; its console is the monitor's standard output. It powers off at the end,
+    /// unless `task` says otherwise.
     pub fn bare(task: &str) -> Self {
         let builder = Self { arguments: Vec::new(), cmdline: Vec::new(), console: "" };
         builder
             .arg("--kernel")
             .arg(required("VIVARIUM_BARE_GUEST"))
-            .args(["--serial", "tty", "--console", "off"])
-            .cmdline(task)
+            .args(["--serial", "tty", "--console", "off", "--memory", "size=128M"])
+            .cmdline(&format!("{task} {BARE_POWER_OFF}"))
     }
 
     /// Adds an argument of the monitor.
@@ -100,17 +104,29 @@ impl MonitorBuilder {
         self.cmdline(&format!("viv.run={}", base64(script.as_bytes())))
     }
 
-    /// Starts the monitor.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    pub fn start(mut self) -> Monitor {
+    /// Has the guest speak through another of its consoles (`hvc0`, `ttyS0`) than the kernel's usual one.
+    #[must_use]
+    pub fn console(mut self, console: &'static str) -> Self {
+        self.console = console;
+        self
+    }
+
+    /// The command that starts the monitor.
+    pub fn command(mut self) -> Command {
         if !self.console.is_empty() {
             self.cmdline.insert(0, format!("console={}", self.console));
         }
         let mut command = Command::new(required("VIVARIUM_BIN"));
         command.args(&self.arguments).arg("--cmdline").arg(self.cmdline.join(" "));
-        Monitor::start(command)
+        command
+    }
+
+    /// Starts the monitor.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(self) -> Monitor {
+        Monitor::start(self.command())
     }
 }
 
@@ -241,6 +257,23 @@ impl Monitor {
             output: std::mem::take(&mut self.seen),
             errors,
         }
+    }
+
+    /// Waits for the bare-metal guest to do all its tasks with success and power off, and returns what it reported.
+    ///
+    /// # Panics
+    /// When a task failed, or the monitor did not end with success; shows all that was printed.
+    pub fn complete(self) -> Report {
+        let exit = self.wait();
+        assert!(
+            exit.status == Some(0) && exit.output.contains("@@ done rc=0"),
+            "the guest's tasks failed (monitor: status {:?}, signal {:?}); it printed:\n{}\nand as errors:\n{}",
+            exit.status,
+            exit.signal,
+            exit.output,
+            exit.errors
+        );
+        Report::new(&exit.output)
     }
 
     /// Waits for a guest that runs a script to power off, and returns what it printed.

@@ -1,0 +1,115 @@
+//! Guests that do what they must not. The monitor lives, other devices work, and the abused device works again after a
+//! reset: the guest checks the last two, and fails a case in which they are not so.
+
+use vivarium_tests::host::Folder;
+use vivarium_tests::{Exit, MonitorBuilder, Report};
+
+/// A machine with two disks, a network of its own and an entropy source, whose guest does `task`.
+fn run(task: &str, keys: &str) -> Report {
+    let folder = Folder::new();
+    let (victim, witness) = (folder.sparse("victim", 16 << 20), folder.sparse("witness", 16 << 20));
+    let monitor = MonitorBuilder::bare(task)
+        .arg("--disk")
+        .arg(format!("path={}{keys}", victim.display()))
+        .arg(format!("path={}", witness.display()))
+        .start();
+    let Exit { status, signal, output, errors } = monitor.wait();
+    let last = errors.lines().rev().take(20).collect::<Vec<_>>().join("\n");
+    assert!(
+        status == Some(0) && output.contains("@@ done rc=0"),
+        "{task}: status {status:?}, signal {signal:?}; the guest printed:\n{output}\nand the last errors are:\n{last}"
+    );
+    assert!(!errors.contains("panicked"), "{last}");
+    Report::new(&output)
+}
+
+#[test]
+fn no_abuse_of_a_ring_does_harm() {
+    for keys in ["", ",engine=threads", ",direct=on,engine=io_uring"] {
+        let report = run("ring-abuse case=all", keys);
+        assert!(report.number("ring-abuse", "cases") > 90, "{report:?}");
+        assert_eq!(report.number("ring-abuse", "failed"), 0);
+        for line in report.of("ring-abuse").filter(|line| line.get("case").is_some()) {
+            assert_eq!(line.get("skipped"), None, "a disk offers all that the cases need: {line:?}");
+        }
+    }
+}
+
+#[test]
+fn an_abused_disk_of_several_queues_recovers() {
+    let report = run("ring-abuse case=all; blk-verify queues=4; blk-randwrite check=1 n=500 queues=4", ",num_queues=4");
+    assert_eq!(report.number("ring-abuse", "failed"), 0);
+}
+
+#[test]
+fn a_disk_without_packed_rings_survives_what_applies_to_it() {
+    let report = run("ring-abuse case=all", ",packed=off");
+    assert_eq!(report.number("ring-abuse", "failed"), 0);
+    assert!(report.of("ring-abuse").any(|line| line.get("skipped") == Some("1")), "packed rings are not offered");
+}
+
+#[test]
+fn random_port_accesses_do_no_harm() {
+    let tasks: Vec<_> = (1..=3).map(|seed| format!("pio-fuzz n=2000 seed={seed}")).collect();
+    let narrow = "pio-fuzz n=1000 seed=9 low=0x0 high=0xff; pio-fuzz n=1000 seed=9 low=0x3f8 high=0x3ff";
+    run(&format!("{}; {narrow}", tasks.join("; ")), "");
+}
+
+#[test]
+fn random_accesses_to_device_memory_do_no_harm() {
+    let tasks: Vec<_> = (1..=4).map(|seed| format!("mmio-fuzz n=3000 seed={seed}")).collect();
+    run(&tasks.join("; "), "");
+}
+
+#[test]
+fn random_accesses_while_devices_reach_memory_end_the_guest_at_most() {
+    let folder = Folder::new();
+    for seed in 1..=3 {
+        let disk = folder.sparse("disk", 16 << 20);
+        let exit = MonitorBuilder::bare(&format!("mmio-fuzz n=3000 dma=1 seed={seed}"))
+            .args(["--disk", &format!("path={}", disk.display())])
+            .start()
+            .wait();
+        // A device may be told to write over the guest, which then ends how it may; the monitor says how.
+        assert!(matches!(exit.status, Some(0 | 1)), "{exit:?}");
+        assert!(!exit.errors.contains("panicked"), "{}", exit.errors);
+    }
+}
+
+#[test]
+fn random_accesses_to_configuration_space_do_no_harm() {
+    let tasks: Vec<_> = (1..=4).map(|seed| format!("config-fuzz n=1500 seed={seed}")).collect();
+    run(&tasks.join("; "), "");
+    let tasks: Vec<_> = (5..=8).map(|seed| format!("config-fuzz n=1500 seed={seed}")).collect();
+    run(&format!("{} ecam=1", tasks.join("; ")), ",num_queues=4");
+}
+
+#[test]
+fn a_console_nobody_reads_does_not_hold_up_the_guest() {
+    // 1 MiB of output, far more than a pipe or the monitor keeps.
+    let folder = Folder::new();
+    let debug = folder.join("debug");
+    let mut command = MonitorBuilder::bare("exits n=2000 kind=pio at=0x3f8 out=e9")
+        .args(["--debug-console", &format!("file={}", debug.display())])
+        .command();
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(std::fs::read_to_string(debug).unwrap().contains("@@ done rc=0"));
+}
+
+#[test]
+fn nobody_reading_the_log_does_not_hold_up_the_guest() {
+    let folder = Folder::new();
+    let (disk, debug) = (folder.sparse("disk", 16 << 20), folder.join("debug"));
+    // Every case is logged; the log's reader is gone from the start.
+    let mut command = MonitorBuilder::bare("ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9")
+        .args(["--disk", &format!("path={}", disk.display())])
+        .args(["--debug-console", &format!("file={}", debug.display())])
+        .command();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = command.stderr(writer).spawn().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let text = std::fs::read_to_string(debug).unwrap();
+    assert!(text.contains("@@ done rc=0"), "{text}");
+}
