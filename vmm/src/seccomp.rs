@@ -5,6 +5,7 @@
 
 use crate::cli::Seccomp;
 use anyhow::{Context, Result};
+use hypervisor::kvm::requests;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -39,15 +40,6 @@ const fn call(call: i64, why: &'static str) -> Allowed {
 const fn ioctl(requests: &'static [u64], why: &'static str) -> Allowed {
     Allowed { call: libc::SYS_ioctl, requests, why }
 }
-
-/// The number of an ioctl of KVM without data, or with data of `size` bytes going in (1), out (2) or both (3).
-const fn kvm(direction: u64, number: u64, size: u64) -> u64 {
-    direction << 30 | size << 16 | 0xae << 8 | number
-}
-
-const KVM_RUN: u64 = kvm(0, 0x80, 0);
-const KVM_SET_GSI_ROUTING: u64 = kvm(1, 0x6a, 8);
-const KVM_IRQFD: u64 = kvm(1, 0x76, 32);
 
 /// What every thread needs.
 const COMMON: &[Allowed] = &[
@@ -117,19 +109,18 @@ const MACHINE: &[Allowed] = &[
     call(libc::SYS_fdatasync, "disks are made stable at the end"),
     call(libc::SYS_fsync, "disks are made stable at the end"),
     call(libc::SYS_getuid, "paths of the runtime"),
-    // A machine thread that is confined can still do what changing a machine takes: all of KVM and of taps.
-    Allowed { call: libc::SYS_ioctl, requests: &[], why: "KVM, taps, the terminal" },
+    ioctl(requests::DOORBELL, "devices move, come and go"),
 ];
 
 const CPU: &[Allowed] = &[
-    ioctl(&[KVM_RUN], "running the guest"),
-    ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "the guest sets up an interrupt"),
+    ioctl(requests::RUN, "running the guest"),
+    ioctl(requests::INTERRUPT, "the guest sets up an interrupt"),
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
     call(libc::SYS_lseek, "a console's file"),
     call(libc::SYS_fdatasync, "a driver turns a disk's write-back mode off"),
     call(libc::SYS_fsync, "a driver turns a disk's write-back mode off"),
     call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
-    Allowed { call: libc::SYS_ioctl, requests: &[], why: "a CPU's state, when the machine is restarted" },
+    ioctl(requests::CPU_STATE, "a CPU's state, when the machine is restarted or the CPU failed"),
 ];
 
 const WORKER: &[Allowed] = &[
@@ -173,7 +164,7 @@ const WORKER: &[Allowed] = &[
     ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
     ioctl(TAP_REQUESTS, "the driver negotiates offloads"),
     ioctl(BLOCK_REQUESTS, "discard and write zeroes on block devices"),
-    ioctl(&[KVM_SET_GSI_ROUTING, KVM_IRQFD], "an interrupt goes with its device"),
+    ioctl(requests::INTERRUPT, "an interrupt goes with its device"),
 ];
 
 /// `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETQUEUE`.

@@ -5,6 +5,7 @@
 
 mod kick;
 mod probe;
+pub mod requests;
 mod routing;
 mod vcpu;
 mod vm;
