@@ -32,8 +32,7 @@ pub fn run(run: cli::Run) -> Result<()> {
     match machine.run()? {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
         Ended::Failed(failure) => {
-            let hint = kvm.cannot_run_linux().map(|reason| format!("\n{reason}")).unwrap_or_default();
-            bail!("CPU {} cannot go on: {}\n{}{hint}", failure.cpu, failure.reason, failure.registers)
+            bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)
         }
     }
 }
