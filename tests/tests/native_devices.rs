@@ -1,7 +1,6 @@
 //! The devices, driven by the bare-metal guest.
 
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use vivarium_tests::MonitorBuilder;
 use vivarium_tests::host::{Folder, Tap, shell};
