@@ -23,17 +23,21 @@ def measure(smaps, guest_bytes):
 
 
 def _guest_ram(mappings, guest_bytes):
-    """The mappings that hold the guest's RAM: the largest, until all of it is found. The kernel may have joined one with
-    a neighbour, and a monitor may map RAM in parts."""
-    found, left = [], guest_bytes
-    for mapping in sorted(mappings, key=lambda mapping: -mapping["size"]):
-        if left <= 0 or mapping["size"] < guest_bytes // 16:
+    """The mappings that hold the guest's RAM: the largest with anything in it, and its neighbours or the next largest
+    until all of it is found. The kernel may have joined one with a neighbour, or split it by how its parts are used."""
+    # Address space that is only reserved holds nothing.
+    left = [mapping for mapping in mappings if mapping["pss"] > 0]
+    found, missing = [], guest_bytes
+    while missing > 0 and left:
+        edges = {edge for mapping in found for edge in (mapping["start"], mapping["start"] + mapping["size"])}
+        beside = [one for one in left if one["size"] <= missing and edges & {one["start"], one["start"] + one["size"]}]
+        chosen = max(beside or left, key=lambda mapping: mapping["size"])
+        # The rest, if any, is nowhere as one piece that stands out: it was never touched.
+        if not beside and chosen["size"] < guest_bytes // 16:
             break
-        # Address space that is only reserved holds nothing.
-        if mapping["pss"] == 0:
-            continue
-        found.append(mapping)
-        left -= mapping["size"]
+        found.append(chosen)
+        left.remove(chosen)
+        missing -= chosen["size"]
     return found
 
 
