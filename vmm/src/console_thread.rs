@@ -18,28 +18,28 @@ pub struct ConsoleThread {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Signals that ask the process to end.
-const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+/// Signals that mean something to the machine: three ask it to end, SIGUSR1 presses its power button.
+const HEARD: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
 
-/// Keeps the signals that ask the process to end from interrupting anything: the console thread hears them. Called
+/// Keeps the signals that mean something to the machine from interrupting anything: the console thread hears them. Called
 /// before any thread is started, since threads inherit it.
 ///
 /// # Errors
 /// When the host refuses.
 pub fn hold_signals() -> io::Result<()> {
-    let set = ending_set();
+    let set = heard_set();
     // SAFETY: the set is initialized; the old mask is not wanted.
     let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
-fn ending_set() -> libc::sigset_t {
+fn heard_set() -> libc::sigset_t {
     // SAFETY: a zeroed set is initialized by sigemptyset before it is used.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is valid for both calls.
     unsafe {
         libc::sigemptyset(&mut set);
-        for signal in ENDING {
+        for signal in HEARD {
             libc::sigaddset(&mut set, signal);
         }
     }
@@ -47,7 +47,7 @@ fn ending_set() -> libc::sigset_t {
 }
 
 fn signal_descriptor() -> io::Result<OwnedFd> {
-    let set = ending_set();
+    let set = heard_set();
     // SAFETY: -1 asks for a new descriptor; the set is initialized.
     let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if fd < 0 {
@@ -94,8 +94,8 @@ impl ConsoleThread {
                         }
                         if event.data() == signals.as_raw_fd() as u64 {
                             mailbox.post(match take_signal(&signals) {
-                                Some(libc::SIGINT) => Message::Terminate,
-                                _ => Message::ShutDown,
+                                Some(libc::SIGUSR1) => Message::PowerButton,
+                                _ => Message::Terminate,
                             });
                         }
                         if event.data() == escape.as_raw_fd() as u64 && escape.take() {

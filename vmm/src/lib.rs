@@ -13,7 +13,6 @@ pub mod seccomp;
 
 use crate::machine::{Ended, Machine};
 use anyhow::{Result, bail};
-use hypervisor::Hypervisor;
 use hypervisor::kvm::{DEFAULT_PATH, Kvm};
 use std::path::Path;
 

@@ -40,9 +40,9 @@ pub enum Message {
         /// Its handlers.
         tasks: Vec<QueueTask>,
     },
-    /// The process is asked to end (SIGTERM, SIGHUP): the guest is to power off. Asked again, the machine ends.
-    ShutDown,
-    /// The process is to end at once (SIGINT, the terminal's escape).
+    /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
+    PowerButton,
+    /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).
     Terminate,
 }
 

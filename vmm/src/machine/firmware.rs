@@ -3,7 +3,7 @@
 use super::platform;
 use crate::config::{NumaConfig, VmConfig};
 use crate::memory::ZoneExtent;
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Context, Result};
 use arch::x86_64::acpi::{
     self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers,
 };
@@ -35,10 +35,11 @@ impl BootFiles {
         let payload = &config.payload;
         let kernel = payload.kernel.as_ref().context("--kernel is missing")?;
         let open = |option: &str, path: &std::path::Path| {
-            let file = File::open(path).with_context(|| format!("{option} {}", path.display()))?;
+            let file = File::open(path)
+                .with_context(|| format!("{option} {}: the file cannot be opened; correct the path, or allow reading it", path.display()))?;
             anyhow::ensure!(
                 !file.metadata()?.is_dir(),
-                "{option} {}: is a directory; give the file in it",
+                "{option} {}: is a directory; give a file",
                 path.display()
             );
             Ok(file)
@@ -111,14 +112,13 @@ pub fn load(
     boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline, layout::ACPI_RSDP)
         .map_err(|error| {
             let payload = &config.payload;
-            let option = match &error {
-                boot::BootError::Initramfs(_) => payload.initramfs.as_ref().map(|path| ("--initramfs", path)),
-                boot::BootError::Kernel(_) => payload.kernel.as_ref().map(|path| ("--kernel", path)),
-                _ => None,
-            };
-            match option {
-                Some((option, path)) => anyhow::anyhow!("{option} {}: {error}", path.display()),
-                None => error.into(),
+            match (&error, &payload.kernel, &payload.initramfs) {
+                (boot::BootError::Kernel(reason), Some(path), _) => anyhow!("--kernel {}: {reason}", path.display()),
+                (boot::BootError::Initramfs(reason), _, Some(path)) => {
+                    anyhow!("--initramfs {}: {reason}", path.display())
+                }
+                (boot::BootError::CommandLine(reason), ..) => anyhow!("--cmdline: {reason}"),
+                _ => error.into(),
             }
         })
 }

@@ -59,8 +59,6 @@ pub struct Machine {
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
     /// A reset waits for all workers to stop.
     resetting: bool,
-    /// The power button was pressed because the process is to end.
-    shutting_down: bool,
     resets: u64,
     _consoles: ConsoleThread,
     _vm: Arc<dyn Vm>,
@@ -141,7 +139,6 @@ impl Machine {
             messages,
             waiting: BTreeMap::new(),
             resetting: false,
-            shutting_down: false,
             resets: 0,
             _consoles: consoles,
             _vm: vm,
@@ -188,12 +185,8 @@ impl Machine {
                     return Ok(Some(Ended::Failed(failure)));
                 }
             }
-            Message::ShutDown if !self.shutting_down => {
-                tracing::info!("pressing the power button; a second signal ends the machine at once");
-                self.shutting_down = true;
-                self.platform.press_power_button();
-            }
-            Message::ShutDown | Message::Terminate => return Ok(Some(Ended::Terminated)),
+            Message::PowerButton => self.platform.press_power_button(),
+            Message::Terminate => return Ok(Some(Ended::Terminated)),
         }
         Ok(None)
     }
@@ -292,7 +285,7 @@ impl Machine {
                         // The machine ends: what a failure to remap would leave behind goes with it.
                         let _ = self.pci.stopped(function, tasks);
                     }
-                    Ok(Message::ShutDown | Message::Terminate) => abandon(),
+                    Ok(Message::Terminate) => abandon(),
                     Ok(_) => {}
                     Err(_) => break,
                 }
@@ -374,7 +367,7 @@ fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
             log_dirty: false,
         };
         // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
-        unsafe { vm.map_memory(slot) }.context("giving memory to the guest")?;
+        unsafe { vm.map_memory(slot) }.context("--memory: giving memory to the guest; make it smaller")?;
     }
     Ok(())
 }
