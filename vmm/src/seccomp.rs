@@ -75,7 +75,6 @@ const COMMON: &[Allowed] = &[
     call(libc::SYS_seccomp, "confining a thread"),
     call(libc::SYS_sched_getaffinity, "the number of CPUs, asked when a thread starts"),
     call(libc::SYS_sched_setaffinity, "placing a thread"),
-    call(libc::SYS_membarrier, "publishing changes to threads"),
     ioctl(&[libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF], "giving the terminal back"),
 ];
 
@@ -106,8 +105,6 @@ const MACHINE: &[Allowed] = &[
     call(libc::SYS_recvfrom, "consoles take their last output, at the end"),
     call(libc::SYS_sendto, "consoles take their last output, at the end"),
     call(libc::SYS_shutdown, "sockets of consoles"),
-    call(libc::SYS_fdatasync, "disks are made stable at the end"),
-    call(libc::SYS_fsync, "disks are made stable at the end"),
     call(libc::SYS_getuid, "paths of the runtime"),
     ioctl(requests::DOORBELL, "devices move, come and go"),
 ];
@@ -118,7 +115,6 @@ const CPU: &[Allowed] = &[
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
     call(libc::SYS_lseek, "a console's file"),
     call(libc::SYS_fdatasync, "a driver turns a disk's write-back mode off"),
-    call(libc::SYS_fsync, "a driver turns a disk's write-back mode off"),
     call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
     ioctl(requests::CPU_STATE, "a CPU's state, when the machine is restarted or the CPU failed"),
 ];
@@ -128,7 +124,6 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_epoll_pwait, "waiting for doorbells"),
     call(libc::SYS_epoll_pwait2, "waiting for doorbells"),
     call(libc::SYS_epoll_ctl, "what to wait for"),
-    call(libc::SYS_epoll_create1, "a console's events"),
     call(libc::SYS_timerfd_settime, "rate limits"),
     call(libc::SYS_poll, "waiting for one descriptor"),
     call(libc::SYS_ppoll, "waiting for one descriptor"),
@@ -137,40 +132,27 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_preadv2, "disks, what is cached"),
     call(libc::SYS_pwritev, "disks, by threads"),
     call(libc::SYS_pwritev2, "disks, by threads"),
-    call(libc::SYS_pread64, "disks, unaligned ends"),
-    call(libc::SYS_pwrite64, "disks, unaligned ends"),
     call(libc::SYS_fdatasync, "disks, flush"),
-    call(libc::SYS_fsync, "disks, flush"),
     call(libc::SYS_fallocate, "disks, discard and write zeroes"),
-    call(libc::SYS_lseek, "disks, sizes"),
-    call(libc::SYS_ftruncate, "disks, growing images"),
-    call(libc::SYS_fstat, "disks, sizes"),
-    call(libc::SYS_statx, "disks, sizes"),
     call(libc::SYS_fcntl, "descriptors of consoles' clients"),
-    call(libc::SYS_io_uring_setup, "disks' rings"),
     call(libc::SYS_io_uring_register, "disks' rings"),
     call(libc::SYS_io_uring_enter, "disks' rings"),
-    call(libc::SYS_clone, "disks' pool of threads"),
-    call(libc::SYS_clone3, "disks' pool of threads"),
-    call(libc::SYS_eventfd2, "disks' completion events"),
     call(libc::SYS_accept4, "a console's socket"),
     call(libc::SYS_recvfrom, "a console's socket"),
-    call(libc::SYS_recvmsg, "a console's socket"),
     call(libc::SYS_sendto, "a console's socket"),
-    call(libc::SYS_sendmsg, "a console's socket"),
     call(libc::SYS_shutdown, "a console's socket"),
     call(libc::SYS_unlink, "a console's socket, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
     ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
     ioctl(TAP_REQUESTS, "the driver negotiates offloads"),
-    ioctl(BLOCK_REQUESTS, "discard and write zeroes on block devices"),
+    ioctl(BLOCK_REQUESTS, "discard on block devices"),
     ioctl(requests::INTERRUPT, "an interrupt goes with its device"),
 ];
 
-/// `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETQUEUE`.
-const TAP_REQUESTS: &[u64] = &[0x4004_54d0, 0x4004_54d8, 0x4004_54d9];
-/// `BLKDISCARD`, `BLKZEROOUT`, `BLKGETSIZE64`.
-const BLOCK_REQUESTS: &[u64] = &[0x1277, 0x127f, 0x8008_1272];
+/// `TUNSETOFFLOAD`, `TUNSETQUEUE`.
+const TAP_REQUESTS: &[u64] = &[0x4004_54d0, 0x4004_54d9];
+/// `BLKDISCARD`.
+const BLOCK_REQUESTS: &[u64] = &[0x1277];
 
 const CONSOLE: &[Allowed] = &[
     call(libc::SYS_epoll_wait, "waiting for consoles"),
@@ -184,9 +166,7 @@ const CONSOLE: &[Allowed] = &[
     call(libc::SYS_statx, "kinds of descriptors"),
     call(libc::SYS_accept4, "a client of a socket"),
     call(libc::SYS_recvfrom, "a client of a socket"),
-    call(libc::SYS_recvmsg, "a client of a socket"),
     call(libc::SYS_sendto, "a client of a socket"),
-    call(libc::SYS_sendmsg, "a client of a socket"),
     call(libc::SYS_shutdown, "a client of a socket"),
     call(libc::SYS_unlink, "a socket, a link to a pseudo-terminal, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
