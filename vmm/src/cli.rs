@@ -8,6 +8,7 @@ use crate::config::{
     NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
     VmConfig, console,
 };
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -44,13 +45,13 @@ struct Flags {
     /// The initial RAM file system.
     #[arg(long, value_name = "PATH")]
     initramfs: Option<PathBuf>,
-    /// The kernel's command line.
+    /// The kernel's command line, such as "console=hvc0 root=/dev/vda".
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// The CPUs.
+    /// The CPUs [default: boot=1].
     #[arg(long, value_name = "KEYS")]
     cpus: Option<String>,
-    /// The memory.
+    /// The memory [default: size=512M].
     #[arg(long, value_name = "KEYS")]
     memory: Option<String>,
     /// A part of the memory with properties of its own.
@@ -59,10 +60,10 @@ struct Flags {
     /// A NUMA node of the guest.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     numa: Vec<String>,
-    /// A disk.
+    /// A disk; several, or the option several times, for several.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     disk: Vec<String>,
-    /// A network interface.
+    /// A network interface on a tap.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     net: Vec<String>,
     /// The entropy source [default: src=/dev/urandom].
@@ -99,7 +100,7 @@ struct Flags {
     #[arg(long, value_name = "true|log|false", default_value = "true")]
     seccomp: String,
     /// Show every key of one option, such as cpus.
-    #[arg(long, value_name = "OPTION")]
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     help_option: Option<String>,
     /// Show the version.
     #[arg(short = 'V', long)]
@@ -161,7 +162,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     }
     let matches = match Flags::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
-        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
             return Ok(Command::Print(error.to_string()));
         }
         Err(error) => return Err(UsageError(one_line(&error))),
@@ -171,12 +172,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         return Ok(Command::Print(version(arguments.first())));
     }
     if let Some(option) = &flags.help_option {
-        return super::config_help::option(option.trim_start_matches('-'))
-            .map(Command::Print)
-            .ok_or_else(|| {
+        return super::config_help::option(option.trim_start_matches('-')).map(Command::Print).ok_or_else(
+            || {
                 let names = super::config_help::names().join(", ");
-                UsageError(format!("--help-option {option}: there is no such option; there are {names}"))
-            });
+                UsageError(format!(
+                    "--help-option {option}: no option of that name has keys; those that do are {names}"
+                ))
+            },
+        );
     }
     let seccomp = match flags.seccomp.as_str() {
         "true" => Seccomp::Enforce,
@@ -186,12 +189,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     };
     let config = config(&flags)?;
     config.validate()?;
-    Ok(Command::Run(Box::new(Run {
-        config,
-        log_file: flags.log_file,
-        verbosity: flags.verbosity,
-        seccomp,
-    })))
+    Ok(Command::Run(Box::new(Run { config, log_file: flags.log_file, verbosity: flags.verbosity, seccomp })))
 }
 
 fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
@@ -250,16 +248,65 @@ fn version(program: Option<&OsString>) -> String {
     concat!("vivarium v", env!("CARGO_PKG_VERSION"), "\n").into()
 }
 
-/// The first paragraph of a usage error, on one line.
+/// A usage error on one line, with the remedy.
 fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage"));
-    let mut line = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    if let Some(end) = line.find("For more information") {
-        line.truncate(end);
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let argument = context(ContextKind::InvalidArg);
+    // `--cpus <KEYS>`: the flag, and what follows it.
+    let flag = argument.split_whitespace().next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument if argument.starts_with('-') => match nearest(argument) {
+            Some(near) => format!("{argument}: there is no such option; did you mean {near}?"),
+            None => format!("{argument}: there is no such option; vivarium --help lists them"),
+        },
+        ErrorKind::UnknownArgument => {
+            format!(
+                "{argument}: is not the value of any option; put it after one, or leave it out (see vivarium --help)"
+            )
+        }
+        ErrorKind::ArgumentConflict => format!("{flag}: is given twice; give it once"),
+        ErrorKind::InvalidValue => {
+            format!(
+                "{flag}: needs a value; write {}",
+                argument.replace(['<', '>'], "").trim_end_matches("...")
+            )
+        }
+        ErrorKind::TooManyValues => {
+            format!("{flag} {}: takes no value; write {flag} alone", context(ContextKind::InvalidValue))
+        }
+        _ => {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage"));
+            lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+        }
     }
-    line.trim_end_matches("; ").to_owned()
+}
+
+/// A failure with its causes, for the user; a cause that a message before it tells already is left out.
+pub fn failure(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// The flag that is spelt most like `argument`, if one is close.
+fn nearest(argument: &str) -> Option<String> {
+    flags()
+        .into_iter()
+        .map(|(name, _, _)| (crate::config::key_value::distance(argument, &name), name))
+        .filter(|(distance, name)| *distance <= argument.len() / 4)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// Every flag with its help, in the order of `--help`, for the reference page.
@@ -319,23 +366,57 @@ mod tests {
     fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
         for (line, expected) in [
             ("", "--kernel is missing; give the kernel to boot: --kernel PATH"),
-            ("--kernel k --wrong 1", "unexpected argument '--wrong' found"),
+            ("--kernel k --wrong 1", "--wrong: there is no such option; vivarium --help lists them"),
+            ("--kernel k --disc path=a", "--disc: there is no such option; did you mean --disk?"),
+            ("--kernel k extra", "extra: is not the value of any option; put it after one"),
+            ("--kernel k --cpus boot=1 --cpus boot=2", "--cpus: is given twice; give it once"),
+            ("--kernel", "--kernel: needs a value; write --kernel PATH"),
+            ("--kernel k --disk", "--disk: needs a value; write --disk KEYS"),
+            ("--kernel k --pvpanic=on", "--pvpanic on: takes no value; write --pvpanic alone"),
+            (
+                "--help-option kernel",
+                "--help-option kernel: no option of that name has keys; those that do are cpus",
+            ),
+            ("--kernel k --cpus 4", "--cpus 4: \"4\" is not of the form key=value; the keys are boot, max"),
+            ("--kernel k --net ip=1.2.3", "--net ip=1.2.3: ip: \"1.2.3\": invalid IP address syntax"),
+            ("--kernel k --net tap=0123456789abcdef", "--net tap=0123456789abcdef: the name is too long"),
+            ("--kernel k --disk path=", "--disk: has no path; add path=<image>"),
+            ("--kernel k --serial file", "--serial file: needs a path; write --serial file=<path>"),
+            ("--kernel k --serial socket=", "--serial socket: needs a path; write --serial socket=<path>"),
+            (
+                "--kernel k --disk path=a,id=x --net id=x",
+                "--net id=x: is given to two devices; names must differ",
+            ),
+            ("--kernel k --rate-limit-group id=a", "--rate-limit-group id=a: limits nothing; give bw_size"),
+            (
+                "--kernel k --debug-console tty",
+                "--debug-console tty: --console has the terminal already (that is its default)",
+            ),
             ("--kernel k --cpus boot=0", "--cpus boot=0: a machine needs at least one CPU"),
             ("--kernel k --cpus boot=x", "--cpus boot=x: boot: \"x\" is not a whole number"),
             ("--kernel k --cpus bots=1", "--cpus bots=1: unknown key \"bots\"; did you mean \"boot\"?"),
-            ("--kernel k --cpus boot=4,max=2", "--cpus max=2: is less than boot=4; raise max or leave it out"),
+            (
+                "--kernel k --cpus boot=4,max=2",
+                "--cpus max=2: is less than boot=4; raise max or leave it out",
+            ),
             (
                 "--kernel k --cpus boot=4,topology=1:1:1:1",
                 "--cpus topology=1:1:1:1: makes 1 CPUs, and the machine has 4; the product must be max",
             ),
-            ("--kernel k --memory size=0", "--memory size=0: the memory has no size; write size=1G or the like"),
+            (
+                "--kernel k --memory size=0",
+                "--memory size=0: the memory has no size; write size=1G or the like",
+            ),
             ("--kernel k --memory size=1", "--memory size=1: is not a multiple of 4K"),
             ("--kernel k --memory size=32M", "--memory size=32M: the least a machine can have is 64M"),
             (
                 "--kernel k --disk path=/x path=/x",
                 "--disk path=/x: the same disk is given twice; two disks writing one image would destroy it",
             ),
-            ("--kernel k --disk path=/x,queue_size=100", "--disk path=/x: queue_size=100 is not a power of two"),
+            (
+                "--kernel k --disk path=/x,queue_size=100",
+                "--disk path=/x: queue_size=100 is not a power of two",
+            ),
             (
                 "--kernel k --disk path=/x,num_queues=257",
                 "--disk path=/x,num_queues=257: num_queues: 257 is out of range: it can be 1 to 256",
@@ -343,9 +424,12 @@ mod tests {
             ("--kernel k --seccomp maybe", "--seccomp maybe: write true, log or false"),
             (
                 "--kernel k --serial tty --console tty",
-                "--serial tty: only one console can have the terminal; set the others to off or pty",
+                "--console tty: --serial has the terminal already; give one of them off, null or pty",
             ),
-            ("--kernel k --serial loud", "--serial loud: mode: \"loud\" is not one of off, null, tty, pty, file, socket"),
+            (
+                "--kernel k --serial loud",
+                "--serial loud: mode: \"loud\" is not one of off, null, tty, pty, file, socket",
+            ),
         ] {
             let error = run(line).unwrap_err();
             assert!(error.starts_with(expected), "{line}\n  expected: {expected}\n  got: {error}");
@@ -359,6 +443,14 @@ mod tests {
         let arguments = ["vivarium", "--kernel"].map(OsString::from).into_iter();
         let error = parse(arguments.chain([OsString::from_vec(b"a\xffb".to_vec())])).unwrap_err();
         assert_eq!(error.0, r#""a\xFFb" is not valid UTF-8; give it a name that is"#);
+    }
+
+    #[test]
+    fn a_failure_tells_each_cause_once() {
+        let cause = std::io::Error::from_raw_os_error(2);
+        let told = anyhow::Error::new(cause).context("opening /x: No such file or directory (os error 2)");
+        let text = failure(&told.context("--serial"));
+        assert_eq!(text, "--serial: opening /x: No such file or directory (os error 2)");
     }
 
     #[test]

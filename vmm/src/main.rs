@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(run)) => match vmm::run(*run) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("vivarium: {error:#}");
+                eprintln!("vivarium: {}", cli::failure(&error));
                 ExitCode::from(1)
             }
         },

@@ -10,25 +10,26 @@ options! {
     pub struct DiskConfig {
         /// The image file or block device.
         ["path"] path: Option<PathBuf> = None,
-        /// The guest may only read.
+        /// The guest may only read; then the image may be one that this user cannot write.
         ["readonly"] readonly: bool = false,
         /// Read and write past the host's page cache (O_DIRECT).
         ["direct"] direct: bool = false,
         /// Queues, usually one for each CPU.
         ["num_queues", 1..=256] num_queues: u16 = 1,
         /// Requests a queue holds; a power of two.
-        ["queue_size", 2..=32768] queue_size: u16 = 128,
+        ["queue_size", 4..=1024] queue_size: u16 = 128,
         /// Host CPUs each queue's worker may run on, such as `[0@[1],1@[2,3]]`.
         ["queue_affinity"] queue_affinity: Vec<QueueAffinity> = Vec::new(),
         /// Name of the device; made up if not given.
         ["id"] id: Option<String> = None,
-        /// PCI segment.
-        ["pci_segment", 0..=4095] pci_segment: u16 = 0,
+        /// PCI segment the device is in.
+        ["pci_segment", 0..=95] pci_segment: u16 = 0,
         /// Serial number the guest sees; at most 20 characters.
         ["serial"] serial: Option<String> = None,
         /// How requests reach the host: by io_uring, by a pool of threads, or whichever works (io_uring first).
         ["engine"] engine: DiskEngine = DiskEngine::Auto,
-        /// Writes are acknowledged when they are in the host's cache (a flush makes them stable), not only when stable.
+        /// Acknowledge writes once they are in the host's cache; a flush makes them stable. When off, each write is made
+        /// stable first.
         ["writeback"] writeback: bool = true,
         /// Offer packed rings.
         ["packed"] packed: bool = true,
@@ -36,7 +37,7 @@ options! {
         ["poll_us", 0..=10000] poll_us: u32 = 50,
         /// The limits.
         [nested RATE_LIMIT_KEYS] rate_limiter_config: Option<RateLimiterConfig> = None,
-        /// The group whose limits it shares.
+        /// The --rate-limit-group whose limits the disk shares.
         ["rate_limit_group"] rate_limit_group: Option<String> = None,
     }
 }

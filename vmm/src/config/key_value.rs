@@ -30,6 +30,14 @@ impl Error {
         Self { key: None, message: message.into() }
     }
 
+    /// Names the value, where the message of a type from elsewhere does not.
+    fn about(mut self, text: &str) -> Self {
+        if self.key.is_none() && !self.message.contains(['"', ':']) {
+            self.message = format!("\"{text}\": {}", self.message);
+        }
+        self
+    }
+
     fn at(mut self, key: &str) -> Self {
         self.key.get_or_insert_with(|| key.to_owned());
         self
@@ -91,11 +99,21 @@ fn tree(text: &str, fields: &[Field]) -> Result<Vec<(String, Value)>, Error> {
                 None if fields.iter().any(|field| field.key == part) => {
                     return Err(Error::new(format!("needs a value: {part}=...")).at(part));
                 }
-                None => return Err(Error::new(format!("\"{part}\" is not of the form key=value"))),
+                None => {
+                    let message =
+                        format!("\"{part}\" is not of the form key=value; the keys are {}", keys(fields));
+                    return Err(Error::new(message));
+                }
             },
         };
         let Some(field) = field else { return Err(unknown(key, fields)) };
-        let value = Value::Text { key: key.to_owned(), text: unquote(value)?.to_owned() };
+        let text = unquote(value)?.to_owned();
+        if let (Some((low, high)), Ok(number)) = (field.range, text.parse::<i128>())
+            && !(i128::from(low)..=i128::from(high)).contains(&number)
+        {
+            return Err(Error::new(format!("{text} is out of range: it can be {low} to {high}")).at(key));
+        }
+        let value = Value::Text { key: key.to_owned(), text };
         place(&mut root, field.path, value).map_err(|()| Error::new("given twice").at(key))?;
     }
     Ok(root)
@@ -107,11 +125,14 @@ fn unknown(key: &str, fields: &[Field]) -> Error {
         .map(|field| (distance(key, field.key), field.key))
         .filter(|(distance, _)| *distance <= 2)
         .min();
-    let known = fields.iter().map(|field| field.key).collect::<Vec<_>>().join(", ");
     Error::new(match nearest {
         Some((_, near)) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
-        None => format!("unknown key \"{key}\"; the keys are {known}"),
+        None => format!("unknown key \"{key}\"; the keys are {}", keys(fields)),
     })
+}
+
+fn keys(fields: &[Field]) -> String {
+    fields.iter().map(|field| field.key).collect::<Vec<_>>().join(", ")
 }
 
 /// The number of single-character edits between two words.
@@ -153,7 +174,9 @@ fn split(text: &str, separator: char) -> Result<Vec<&str>, Error> {
             '"' => quoted = !quoted,
             '[' if !quoted => depth += 1,
             ']' if !quoted => {
-                depth = depth.checked_sub(1).ok_or_else(|| Error::new(format!("']' without '[' in \"{text}\"")))?;
+                depth = depth
+                    .checked_sub(1)
+                    .ok_or_else(|| Error::new(format!("']' without '[' in \"{text}\"")))?;
             }
             c if c == separator && !quoted && depth == 0 => {
                 parts.push(&text[start..at]);
@@ -180,14 +203,15 @@ fn unquote(text: &str) -> Result<&str, Error> {
 struct Text<'a>(&'a str);
 
 impl Text<'_> {
-    fn number<T: TryFrom<i128>>(&self) -> Result<T, Error> {
+    fn number<T: TryFrom<i128> + fmt::Display>(&self, least: &T, greatest: &T) -> Result<T, Error> {
         let digits = self.0;
         let parsed = match digits.strip_prefix("0x") {
             Some(hex) => i128::from_str_radix(hex, 16),
             None => digits.parse(),
         };
         let number = parsed.map_err(|_| Error::new(format!("\"{digits}\" is not a whole number")))?;
-        T::try_from(number).map_err(|_| Error::new(format!("{digits} is out of range")))
+        T::try_from(number)
+            .map_err(|_| Error::new(format!("{digits} is out of range: it can be {least} to {greatest}")))
     }
 
     fn items(&self) -> Result<Vec<String>, Error> {
@@ -220,7 +244,7 @@ fn number_range(item: &str) -> Option<(u64, u64)> {
 macro_rules! numbers {
     ($($method:ident $visit:ident $type:ty),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.$visit(self.number::<$type>()?)
+            visitor.$visit(self.number(&<$type>::MIN, &<$type>::MAX)?)
         })*
     };
 }
@@ -263,7 +287,8 @@ impl<'de> de::Deserializer<'de> for Text<'_> {
         let separator = if self.0.contains('@') { '@' } else { ':' };
         let parts = split(self.0, separator)?;
         if parts.len() != fields.len() {
-            let form = fields.join(&separator.to_string());
+            // A pair is written with '@', whatever the user took.
+            let form = fields.join(if fields.len() == 2 { "@" } else { ":" });
             return Err(Error::new(format!("\"{}\" is not of the form {form}", self.0)));
         }
         let parts = parts.into_iter().map(str::to_owned).collect::<Vec<_>>();
@@ -307,7 +332,9 @@ macro_rules! through_text {
     ($($method:ident),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             match self {
-                Value::Text { key, text } => Text(&text).$method(visitor).map_err(|error| error.at(&key)),
+                Value::Text { key, text } => {
+                    Text(&text).$method(visitor).map_err(|error| error.about(&text).at(&key))
+                }
                 Value::Map(map) => visitor.visit_map(Entries { map: map.into_iter(), value: None }),
             }
         })*
@@ -439,12 +466,8 @@ mod tests {
 
     #[test]
     fn every_form_of_value_is_read() {
-        let sample =
-            parse(r#"boot=0x10,name="a,b[",shared=on,pins=[0@[1,4-6],1@[2]],bw_size=9"#).unwrap();
-        let pins = vec![
-            Pin { vcpu: 0, host_cpus: vec![1, 4, 5, 6] },
-            Pin { vcpu: 1, host_cpus: vec![2] },
-        ];
+        let sample = parse(r#"boot=0x10,name="a,b[",shared=on,pins=[0@[1,4-6],1@[2]],bw_size=9"#).unwrap();
+        let pins = vec![Pin { vcpu: 0, host_cpus: vec![1, 4, 5, 6] }, Pin { vcpu: 1, host_cpus: vec![2] }];
         let name = Some("a,b[".to_owned());
         assert_eq!(sample, Sample { boot_vcpus: 16, name, shared: true, pins, limit: Limit { size: 9 } });
         assert_eq!(parse("").unwrap(), Sample::default());
@@ -454,16 +477,16 @@ mod tests {
     fn a_refusal_names_the_key_and_the_value() {
         for (text, message) in [
             ("boot=x", "boot: \"x\" is not a whole number"),
-            ("boot=300", "boot: 300 is out of range"),
+            ("boot=300", "boot: 300 is out of range: it can be 0 to 255"),
             ("shared=maybe", "shared: \"maybe\" is neither on nor off"),
             ("boot=1,boot=2", "boot: given twice"),
             ("bot=1", "unknown key \"bot\"; did you mean \"boot\"?"),
             ("colour=red", "unknown key \"colour\"; the keys are boot, name, shared, pins, bw_size"),
             ("boot", "boot: needs a value: boot=..."),
-            ("what", "\"what\" is not of the form key=value"),
+            ("what", "\"what\" is not of the form key=value; the keys are boot, name, shared, pins, bw_size"),
             ("name=\"a", "a quote is not closed in \"name=\"a\""),
             ("pins=[0@1", "a '[' is not closed in \"pins=[0@1\""),
-            ("pins=[0]", "pins: \"0\" is not of the form vcpu:host_cpus"),
+            ("pins=[0]", "pins: \"0\" is not of the form vcpu@host_cpus"),
             ("pins=[0@[9-2]]", "pins: \"9-2\" is not an ascending range of at most 65536"),
         ] {
             assert_eq!(parse(text).unwrap_err(), message, "{text}");

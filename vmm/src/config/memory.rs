@@ -32,7 +32,7 @@ options! {
         ["id"] id: String = String::new(),
         /// Size of the zone.
         ["size"] size: ByteSize = ByteSize(0),
-        /// A file or directory the memory is mapped from.
+        /// A file the memory is mapped from, or a directory of a hugetlbfs or tmpfs to make one in.
         ["file"] file: Option<PathBuf> = None,
         /// Let the host merge equal pages (KSM).
         ["mergeable"] mergeable: bool = false,

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 options! {
     /// A network interface (virtio-net) on a tap.
     pub struct NetConfig {
-        /// Name of the tap; made if there is none of that name, and named by the host if not given.
+        /// Name of the tap. One that does not exist is made, and goes at the end. The host chooses a name if none is given.
         ["tap"] tap: Option<String> = None,
-        /// Address given to the tap.
+        /// IPv4 address given to the tap.
         ["ip"] ip: Option<IpAddr> = None,
         /// Netmask of that address.
         ["mask"] mask: Option<IpAddr> = None,
@@ -17,7 +17,7 @@ options! {
         ["mac"] mac: Option<String> = None,
         /// The tap's MAC address.
         ["host_mac"] host_mac: Option<String> = None,
-        /// Largest packet.
+        /// Largest packet in bytes, without its Ethernet header; the tap's if not given.
         ["mtu", 68..=65535] mtu: Option<u16> = None,
         /// File descriptors of an open tap, one for each pair of queues.
         ["fd"] fds: Option<Vec<i32>> = None,
@@ -27,8 +27,8 @@ options! {
         ["queue_size", 2..=32768] queue_size: u16 = 256,
         /// Name of the device; made up if not given.
         ["id"] id: Option<String> = None,
-        /// PCI segment.
-        ["pci_segment", 0..=4095] pci_segment: u16 = 0,
+        /// PCI segment the device is in.
+        ["pci_segment", 0..=95] pci_segment: u16 = 0,
         /// Offer TCP segmentation offloads.
         ["offload_tso"] offload_tso: bool = true,
         /// Offer UDP fragmentation and segmentation offloads.

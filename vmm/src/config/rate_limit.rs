@@ -32,11 +32,27 @@ const fn key(key: &'static str, path: &'static str, doc: &'static str) -> Field 
 /// The command line's keys of a rate limit that is the field `rate_limiter_config` of its option.
 pub const RATE_LIMIT_KEYS: &[Field] = &[
     key("bw_size", "rate_limiter_config.bandwidth.size", "Bytes that may pass in `bw_refill_time`."),
-    key("bw_one_time_burst", "rate_limiter_config.bandwidth.one_time_burst", "Bytes that may pass once beyond that."),
-    key("bw_refill_time", "rate_limiter_config.bandwidth.refill_time", "Milliseconds."),
+    key(
+        "bw_one_time_burst",
+        "rate_limiter_config.bandwidth.one_time_burst",
+        "Bytes that may pass once beyond that.",
+    ),
+    key(
+        "bw_refill_time",
+        "rate_limiter_config.bandwidth.refill_time",
+        "Milliseconds in which `bw_size` comes anew.",
+    ),
     key("ops_size", "rate_limiter_config.ops.size", "Operations that may pass in `ops_refill_time`."),
-    key("ops_one_time_burst", "rate_limiter_config.ops.one_time_burst", "Operations that may pass once beyond that."),
-    key("ops_refill_time", "rate_limiter_config.ops.refill_time", "Milliseconds."),
+    key(
+        "ops_one_time_burst",
+        "rate_limiter_config.ops.one_time_burst",
+        "Operations that may pass once beyond that.",
+    ),
+    key(
+        "ops_refill_time",
+        "rate_limiter_config.ops.refill_time",
+        "Milliseconds in which `ops_size` comes anew.",
+    ),
 ];
 
 options! {

@@ -7,6 +7,9 @@ use std::fmt;
 /// The least memory a machine can have.
 pub const MINIMUM_MEMORY: ByteSize = ByteSize(64 << 20);
 
+/// Linux's `IFNAMSIZ`, without the NUL.
+const LONGEST_TAP_NAME: usize = 15;
+
 /// A setting that cannot be: which option, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -60,17 +63,23 @@ impl VmConfig {
             let shape = super::options::Setting::show(&topology);
             return error(
                 format!("--cpus topology={shape}"),
-                format!("makes {} CPUs, and the machine has {limit}; the product must be max", topology.cpus()),
+                format!(
+                    "makes {} CPUs, and the machine has {limit}; the product must be max (or boot, without max)",
+                    topology.cpus()
+                ),
             );
         }
         let mut seen = BTreeSet::new();
         for affinity in &cpus.affinity {
             let option = format!("--cpus affinity={}", super::options::Setting::show(affinity));
             if affinity.vcpu >= limit {
-                return error(option, format!("there is no CPU {}; the last is {}", affinity.vcpu, limit - 1));
+                return error(
+                    option,
+                    format!("there is no CPU {}; the last is {}", affinity.vcpu, limit - 1),
+                );
             }
             if affinity.host_cpus.is_empty() {
-                return error(option, "names no host CPU");
+                return error(option, "names no host CPU; write it like 0@[1,2]");
             }
             if !seen.insert(affinity.vcpu) {
                 return error(option, "is given twice for one CPU");
@@ -117,18 +126,23 @@ impl VmConfig {
         if total < MINIMUM_MEMORY.0 {
             return error(
                 "--memory-zone",
-                format!("the zones are {} together; the least a machine can have is {MINIMUM_MEMORY}", ByteSize(total)),
+                format!(
+                    "the zones are {} together; the least a machine can have is {MINIMUM_MEMORY}",
+                    ByteSize(total)
+                ),
             );
         }
         Ok(())
     }
 
     fn validate_numa(&self) -> Result<(), ConfigError> {
-        let zones: BTreeSet<&str> =
-            self.memory.zones.iter().flatten().map(|zone| zone.id.as_str()).collect();
+        let zones: BTreeSet<&str> = self.memory.zones.iter().flatten().map(|zone| zone.id.as_str()).collect();
         let nodes: BTreeSet<u32> = self.numa.iter().map(|node| node.guest_numa_id).collect();
-        if nodes.len() != self.numa.len() {
-            return error("--numa", "a guest_numa_id is given twice");
+        if let Some(id) = twice(self.numa.iter().map(|node| node.guest_numa_id)) {
+            return error(
+                format!("--numa guest_numa_id={id}"),
+                "is given twice; nodes need different numbers",
+            );
         }
         let (mut cpu_owner, mut zone_owner) = (BTreeMap::new(), BTreeMap::new());
         for node in &self.numa {
@@ -136,7 +150,10 @@ impl VmConfig {
             let option = format!("--numa guest_numa_id={id}");
             for cpu in &node.cpus {
                 if *cpu >= self.cpus.limit() {
-                    return error(option, format!("there is no CPU {cpu}; the last is {}", self.cpus.limit() - 1));
+                    return error(
+                        option,
+                        format!("there is no CPU {cpu}; the last is {}", self.cpus.limit() - 1),
+                    );
                 }
                 if let Some(other) = cpu_owner.insert(cpu, id) {
                     return error(option, format!("CPU {cpu} is in node {other} already"));
@@ -144,7 +161,10 @@ impl VmConfig {
             }
             for zone in &node.memory_zones {
                 if !zones.contains(zone.as_str()) {
-                    return error(option, format!("there is no memory zone \"{zone}\"; add --memory-zone id={zone}"));
+                    return error(
+                        option,
+                        format!("there is no memory zone \"{zone}\"; add --memory-zone id={zone}"),
+                    );
                 }
                 if let Some(other) = zone_owner.insert(zone, id) {
                     return error(option, format!("memory zone \"{zone}\" is in node {other} already"));
@@ -152,10 +172,16 @@ impl VmConfig {
             }
             for distance in &node.distances {
                 if !nodes.contains(&distance.destination) {
-                    return error(option, format!("there is no node {} to have a distance to", distance.destination));
+                    return error(
+                        option,
+                        format!("there is no node {} to have a distance to", distance.destination),
+                    );
                 }
                 if distance.distance < 10 {
-                    return error(option, format!("distance {} is below 10, the distance to itself", distance.distance));
+                    return error(
+                        option,
+                        format!("distance {} is below 10, the distance to itself", distance.distance),
+                    );
                 }
                 if distance.destination == id && distance.distance != 10 {
                     return error(option, "the distance of a node to itself is 10");
@@ -167,13 +193,19 @@ impl VmConfig {
         }
         if !self.numa.is_empty() {
             if let Some(zone) = zones.iter().find(|zone| !zone_owner.keys().any(|owned| owned == *zone)) {
-                return error(format!("--memory-zone id={zone}"), "is in no NUMA node; add it to a --numa memory_zones");
+                return error(
+                    format!("--memory-zone id={zone}"),
+                    "is in no NUMA node; add it to a --numa memory_zones",
+                );
             }
             if let Some(cpu) = (0..self.cpus.limit()).find(|cpu| !cpu_owner.contains_key(cpu)) {
                 return error("--numa", format!("CPU {cpu} is in no node; add it to a node's cpus"));
             }
             if zones.is_empty() {
-                return error("--numa", "nodes take their memory from zones; write --memory size=0 and --memory-zone");
+                return error(
+                    "--numa",
+                    "nodes take their memory from zones; write --memory size=0 and --memory-zone",
+                );
             }
         }
         Ok(())
@@ -181,31 +213,49 @@ impl VmConfig {
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
         let groups: BTreeSet<&str> = self.rate_limit_groups.iter().map(|group| group.id.as_str()).collect();
-        if groups.len() != self.rate_limit_groups.len() {
-            return error("--rate-limit-group", "an id is given twice");
+        if let Some(id) = twice(self.rate_limit_groups.iter().map(|group| &group.id)) {
+            return error(
+                format!("--rate-limit-group id={id}"),
+                "is given twice; groups need different names",
+            );
         }
         for group in &self.rate_limit_groups {
             if group.id.is_empty() {
                 return error("--rate-limit-group", "has no id; add id=<name>");
             }
-            check_rate_limit(&format!("--rate-limit-group id={}", group.id), Some(&group.rate_limiter_config))?;
+            let option = format!("--rate-limit-group id={}", group.id);
+            let limits = &group.rate_limiter_config;
+            if limits.bandwidth.is_none() && limits.ops.is_none() {
+                return error(
+                    option,
+                    "limits nothing; give bw_size and bw_refill_time, or ops_size and ops_refill_time",
+                );
+            }
+            check_rate_limit(&option, Some(limits))?;
         }
         let mut ids = BTreeSet::new();
-        let named = self.disks.iter().map(|disk| &disk.id).chain(self.net.iter().map(|net| &net.id)).flatten();
-        for id in named {
+        let disks = self.disks.iter().map(|disk| ("--disk", &disk.id));
+        for (flag, id) in disks.chain(self.net.iter().map(|net| ("--net", &net.id))) {
+            let Some(id) = id else { continue };
+            let option = format!("{flag} id={id}");
             if id.is_empty() || id.starts_with("__") {
-                return error(format!("id={id}"), "a device's name is not empty and does not start with \"__\"");
+                return error(option, "a device's name is not empty and does not start with \"__\"");
             }
             if !ids.insert(id) {
-                return error(format!("id={id}"), "is given to two devices; names must differ");
+                return error(option, "is given to two devices; names must differ");
             }
         }
         let mut paths = BTreeSet::new();
         for disk in &self.disks {
-            let Some(path) = &disk.path else { return error("--disk", "has no path; add path=<image>") };
+            let Some(path) = disk.path.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+                return error("--disk", "has no path; add path=<image>");
+            };
             let option = format!("--disk path={}", path.display());
             if !paths.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())) && !disk.readonly {
-                return error(option, "the same disk is given twice; two disks writing one image would destroy it");
+                return error(
+                    option,
+                    "the same disk is given twice; two disks writing one image would destroy it",
+                );
             }
             check_queue_size(&option, disk.queue_size)?;
             if let Some(serial) = disk.serial.as_ref().filter(|serial| serial.len() > 20) {
@@ -218,7 +268,9 @@ impl VmConfig {
                 if !groups.contains(group.as_str()) {
                     return error(
                         option,
-                        format!("there is no rate limit group \"{group}\"; add --rate-limit-group id={group}"),
+                        format!(
+                            "there is no rate limit group \"{group}\"; add --rate-limit-group id={group}"
+                        ),
                     );
                 }
                 if disk.rate_limiter_config.is_some() {
@@ -234,6 +286,12 @@ impl VmConfig {
                 (None, Some(mac)) => format!("--net mac={mac}"),
                 (None, None) => "--net".to_owned(),
             };
+            if net.tap.as_ref().is_some_and(|tap| tap.len() > LONGEST_TAP_NAME) {
+                return error(
+                    option,
+                    format!("the name is too long: a tap's has at most {LONGEST_TAP_NAME} bytes"),
+                );
+            }
             if net.num_queues % 2 != 0 {
                 return error(option, format!("num_queues={} is odd; queues come in pairs", net.num_queues));
             }
@@ -244,11 +302,15 @@ impl VmConfig {
             if let Some(fds) = net.fds.as_ref().filter(|fds| fds.len() * 2 != usize::from(net.num_queues)) {
                 return error(
                     option,
-                    format!("has {} file descriptors for {} queues; give one for two", fds.len(), net.num_queues),
+                    format!(
+                        "has {} file descriptors for {} queues; give one for each pair of queues",
+                        fds.len(),
+                        net.num_queues
+                    ),
                 );
             }
             if net.mask.is_some() && net.ip.is_none() {
-                return error(option, "has a mask without an ip");
+                return error(option, "has a mask without an ip; add ip=<address>");
             }
             for (key, mac) in [("mac", &net.mac), ("host_mac", &net.host_mac)] {
                 if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<::net::mac::MacAddress>()) {
@@ -258,12 +320,44 @@ impl VmConfig {
             check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
             self.check_segment(&option, net.pci_segment)?;
         }
-        let ttys = [self.serial.mode, self.console.mode, self.debug_console.mode];
-        if ttys.iter().filter(|mode| **mode == ConsoleMode::Tty).count() > 1 {
-            return error("--serial tty", "only one console can have the terminal; set the others to off or pty");
+        self.validate_consoles()
+    }
+
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let (serial, console, debug) = (&self.serial, &self.console, &self.debug_console);
+        let consoles = [
+            ("--serial", serial.mode, &serial.file, &serial.socket),
+            ("--console", console.mode, &console.file, &console.socket),
+            ("--debug-console", debug.mode, &debug.file, &None),
+        ];
+        let mut terminal = None;
+        for (flag, mode, file, socket) in consoles {
+            let (word, path) = match mode {
+                ConsoleMode::File => ("file", file),
+                ConsoleMode::Socket => ("socket", socket),
+                ConsoleMode::Tty => {
+                    if let Some(holder) = terminal.replace(flag) {
+                        let default = if holder == "--console" { " (that is its default)" } else { "" };
+                        return error(
+                            format!("{flag} tty"),
+                            format!(
+                                "{holder} has the terminal already{default}; give one of them off, null or pty"
+                            ),
+                        );
+                    }
+                    continue;
+                }
+                ConsoleMode::Off | ConsoleMode::Null | ConsoleMode::Pty => continue,
+            };
+            if flag != "--debug-console" && path.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
+                return error(format!("{flag} {word}"), format!("needs a path; write {flag} {word}=<path>"));
+            }
         }
         if self.debug_console.mode == ConsoleMode::Socket {
-            return error("--debug-console socket", "the debug console cannot listen on a socket; use file or pty");
+            return error(
+                "--debug-console socket",
+                "the debug console cannot listen on a socket; use file or pty",
+            );
         }
         Ok(())
     }
@@ -293,7 +387,9 @@ impl VmConfig {
         if segment >= count {
             return error(
                 option,
-                format!("there is no PCI segment {segment}; there are {count}: raise --platform num_pci_segments"),
+                format!(
+                    "there is no PCI segment {segment}; there are {count}: raise --platform num_pci_segments"
+                ),
             );
         }
         Ok(())
@@ -312,7 +408,10 @@ fn check_memory_size(
     }
     if let Some(page) = hugepage_size {
         if !hugepages {
-            return error(option, "hugepage_size is given without hugepages=on");
+            return error(
+                option,
+                "hugepage_size is given without hugepages=on; add that, or leave hugepage_size out",
+            );
         }
         if !page.0.is_power_of_two() || page.0 < 64 << 10 {
             return error(option, format!("hugepage_size={page} is not a huge page size; use 2M or 1G"));
@@ -320,9 +419,18 @@ fn check_memory_size(
     }
     let unit = if hugepages { hugepage_size.unwrap_or(ByteSize(2 << 20)) } else { ByteSize(4096) };
     if !size.0.is_multiple_of(unit.0) {
-        return error(option, format!("is not a multiple of {unit}"));
+        return error(
+            option,
+            format!("is not a multiple of {unit}; a size is in bytes unless K, M, G or T follows"),
+        );
     }
     Ok(())
+}
+
+/// The first item that was there before.
+fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut seen = BTreeSet::new();
+    items.into_iter().find(|item| !seen.insert(*item))
 }
 
 fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
@@ -340,7 +448,10 @@ fn check_rate_limit(option: &str, limits: Option<&super::RateLimiterConfig>) -> 
             return error(option, format!("{prefix}_size is 0 or missing, which would let nothing pass"));
         }
         if bucket.refill_time == 0 {
-            return error(option, format!("{prefix}_refill_time is 0 or missing; give milliseconds, such as 1000"));
+            return error(
+                option,
+                format!("{prefix}_refill_time is 0 or missing; give milliseconds, such as 1000"),
+            );
         }
     }
     Ok(())
