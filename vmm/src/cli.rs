@@ -304,7 +304,7 @@ fn nearest(argument: &str) -> Option<String> {
     flags()
         .into_iter()
         .map(|(name, _, _)| (crate::config::key_value::distance(argument, &name), name))
-        .filter(|(distance, name)| *distance <= argument.len() / 4)
+        .filter(|(distance, _)| *distance <= argument.len() / 4)
         .min()
         .map(|(_, name)| name)
 }

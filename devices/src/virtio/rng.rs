@@ -39,7 +39,12 @@ impl Rng {
         let file = if path == Path::new("/dev/urandom") {
             None
         } else {
-            Some(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+            // A directory opens, and then every read fails.
+            if file.metadata()?.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            Some(file)
         };
         Ok(Self { path: path.to_owned(), file })
     }

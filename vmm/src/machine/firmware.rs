@@ -35,8 +35,9 @@ impl BootFiles {
         let payload = &config.payload;
         let kernel = payload.kernel.as_ref().context("--kernel is missing")?;
         let open = |option: &str, path: &std::path::Path| {
-            let file = File::open(path)
-                .with_context(|| format!("{option} {}: the file cannot be opened; correct the path, or allow reading it", path.display()))?;
+            let file = File::open(path).map_err(|error| {
+                anyhow!("{option} {}: {error}; correct the path, or allow reading the file", path.display())
+            })?;
             anyhow::ensure!(
                 !file.metadata()?.is_dir(),
                 "{option} {}: is a directory; give a file",

@@ -83,7 +83,7 @@ fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
 
 fn add_rng(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     let source = &site.config.rng.src;
-    let rng = Rng::open(source).with_context(|| format!("--rng src={}", source.display()))?;
+    let rng = Rng::open(source).with_context(|| format!("--rng src={}: this source of entropy cannot be opened", source.display()))?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
     Ok(())
 }
