@@ -102,14 +102,17 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes a tap, with `queues` pairs of queues, and gives it `address` (with its prefix length).
+    /// Makes a tap, with `queues` pairs of queues, and gives it `address` (with its prefix length). The host sends nothing of
+    /// its own on it: not the packets by which IPv6 makes itself known.
     ///
     /// # Panics
     /// When the host does not permit it.
     pub fn new(name: &str, queues: u32, address: &str) -> Self {
         let multi = if queues > 1 { "multi_queue" } else { "" };
         shell(&format!(
-            "ip tuntap add dev {name} mode tap {multi} vnet_hdr; ip addr add {address} dev {name}; ip link set {name} up"
+            "ip tuntap add dev {name} mode tap {multi} vnet_hdr; ip addr add {address} dev {name}\n\
+             quiet=/proc/sys/net/ipv6/conf/{name}/disable_ipv6; if [ -e $quiet ]; then echo 1 > $quiet; fi\n\
+             ip link set {name} up"
         ));
         Self { name: name.to_owned() }
     }
