@@ -24,8 +24,7 @@ Examples:
         --cpus boot=4 --memory size=8G --disk path=root.img --net tap=tap0
 
   See every key of an option:
-    vivarium --help-option disk
-";
+    vivarium --help-option disk";
 
 /// Every flag, with its raw value.
 #[derive(Debug, Parser)]
@@ -34,7 +33,7 @@ Examples:
     about = "A virtual machine monitor for Linux KVM.",
     before_help = EXAMPLES,
     disable_version_flag = true,
-    help_template = "{about}\n\n{before-help}\n{usage-heading} {usage}\n\n{all-args}",
+    help_template = "{about}\n\n{before-help}{usage-heading} {usage}\n\n{all-args}",
     override_usage = "vivarium [OPTIONS]",
     max_term_width = 100
 )]
