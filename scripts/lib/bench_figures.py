@@ -40,6 +40,7 @@ class Experiment:
     measure_host: object = None
     # How often in each round.
     times: int = 1
+    most_rounds: int = 1000
     needs_tap: bool = False
     # The machine that a monitor must be able to run.
     machine: Machine | None = None

@@ -20,11 +20,13 @@ from report import Failure, command_line, run
 
 MARK = "@@ init"
 MEMORY_MIB = 256
+# Each run takes long.
+ROUNDS = 3
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check"
 FORMS = {"bzimage": "bzImage", "vmlinux": "uncompressed"}
 
 
-def experiments(monitors):
+def experiments():
     """One for each form of the newest kernel, on this machine's KVM or in the nested host."""
     series = guests.ensure(tools=False)[-1]
     kernel = kernels.guest(series)
@@ -36,7 +38,7 @@ def experiments(monitors):
         machine = Machine(image.resolve(), COMMAND_LINE, MEMORY_MIB, initramfs=initramfs, stock=True)
         key = f"boot-init-{form}"
         figure = Figure(key, f"exec to init, stock kernel {series}, {words}", "ms", False)
-        found.append(Experiment(key, [figure], _measure(key, machine), machine=machine))
+        found.append(Experiment(key, [figure], _measure(key, machine), most_rounds=ROUNDS, machine=machine))
     return found
 
 

@@ -1,7 +1,7 @@
 """The monitors that are measured: how each is told to run the same machine.
 
-A machine is always one serial port on standard output, and what `Machine` says; every monitor runs with the defaults
-of its defaults, except where its own documentation says that something else is faster."""
+A machine is one serial port on standard output, and what `Machine` says. Vivarium and the peers named on the command
+line run with their defaults; QEMU with what makes it fastest."""
 
 import json
 import re

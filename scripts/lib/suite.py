@@ -113,7 +113,7 @@ def scripts(run):
     if broken:
         run.fail("scripts", "\n".join(broken))
         return
-    run.command("script tests", [sys.executable, "-B", "-m", "unittest", "-q", "selftest"], folder=library)
+    run.command("script tests", [sys.executable, "-B", "-m", "unittest", "-q", "selftest", "bench_selftest"], folder=library)
     if run.set_up("shell scripts", packages.ensure, ["shellcheck"]):
         for dialect in ("bash", "sh"):
             files = [str(file) for file in _shell_files(dialect)]
