@@ -85,6 +85,20 @@ fn random_accesses_to_configuration_space_do_no_harm() {
 }
 
 #[test]
+fn processors_that_pull_at_the_same_devices_do_no_harm() {
+    let folder = Folder::new();
+    for (seed, cpus) in [(1, 2), (2, 4)] {
+        let disk = folder.sparse("disk", 16 << 20);
+        let report = MonitorBuilder::bare(&format!("race-fuzz n=500 seed={seed} cpus={cpus} ecam=1"))
+            .args(["--cpus", &format!("boot={cpus}")])
+            .args(["--disk", &format!("path={},num_queues=2", disk.display())])
+            .start()
+            .complete();
+        assert_eq!(report.number("race-fuzz", "failed"), 0);
+    }
+}
+
+#[test]
 fn a_console_nobody_reads_does_not_hold_up_the_guest() {
     // 1 MiB of output, far more than a pipe or the monitor keeps.
     let folder = Folder::new();

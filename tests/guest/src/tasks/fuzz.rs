@@ -22,7 +22,7 @@ const EXCLUDED: &[(u16, u16)] = &[
     (0x600, 0x60f),
     (0xcf8, 0xcff),
 ];
-const DEVICES: usize = 16;
+pub(super) const DEVICES: usize = 16;
 
 /// `pio-fuzz n=2000 seed=1 low=0 high=0xffff exclude=0x600-0x60f,0xb000`.
 pub fn ports(context: &Context, task: &Task) -> Outcome {
@@ -152,7 +152,7 @@ pub fn configuration(context: &Context, task: &Task) -> Outcome {
 }
 
 /// What of a configuration space a guest may change and needs again.
-struct Saved {
+pub(super) struct Saved {
     command: u16,
     bars: [u32; 6],
     msix: Option<(u16, u16)>,
@@ -160,7 +160,7 @@ struct Saved {
 }
 
 impl Saved {
-    fn of(function: Function) -> Saved {
+    pub(super) fn of(function: Function) -> Saved {
         let mut bars = [0; 6];
         bars.iter_mut().zip(0u16..).for_each(|(bar, index)| *bar = function.read32(0x10 + 4 * index));
         let msix = function.capability(pci::MSIX).map(|offset| (offset, function.read16(offset + 2)));
@@ -168,7 +168,7 @@ impl Saved {
         Saved { command: function.read16(4), bars, msix, power }
     }
 
-    fn restore(&self, function: Function) {
+    pub(super) fn restore(&self, function: Function) {
         if let Some(offset) = self.power {
             // First: a function that sleeps has no BARs, and may forget its registers when it wakes to D0.
             function.write16(offset + 4, 0);
@@ -182,7 +182,7 @@ impl Saved {
     }
 }
 
-fn collect(context: &Context, to: &mut [Option<Device>; DEVICES]) -> u64 {
+pub(super) fn collect(context: &Context, to: &mut [Option<Device>; DEVICES]) -> u64 {
     let mut found = 0;
     virtio::devices(context.line, |device| {
         if found < DEVICES {
@@ -194,7 +194,7 @@ fn collect(context: &Context, to: &mut [Option<Device>; DEVICES]) -> u64 {
 }
 
 /// Lets every virtio device do a piece of its work.
-fn prove_all(context: &Context, name: &str) -> Outcome {
+pub(super) fn prove_all(context: &Context, name: &str) -> Outcome {
     let mut devices: [Option<Device>; DEVICES] = [None; DEVICES];
     let found = collect(context, &mut devices);
     let mut failed = 0;

@@ -9,6 +9,7 @@ mod fuzz;
 mod irq;
 mod list;
 mod net;
+mod race;
 mod simple;
 pub mod smp;
 
@@ -91,6 +92,7 @@ const TASKS: &[(&str, Run)] = &[
     ("pio-fuzz", fuzz::ports),
     ("mmio-fuzz", fuzz::device_memory),
     ("config-fuzz", fuzz::configuration),
+    ("race-fuzz", race::run),
 ];
 
 /// Runs the tasks of `line` one after the other; returns how many failed.

@@ -4,6 +4,7 @@ use super::{Context, Failure, Outcome};
 use crate::clock::Deadline;
 use crate::command_line::Task;
 use crate::{cpu, interrupts, memory, report};
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The page that the trampoline is copied to; its number is the start-up vector.
@@ -16,6 +17,7 @@ const STARTUP: u32 = 0x4600;
 static STARTED: AtomicU64 = AtomicU64::new(0);
 static TURNS: AtomicU64 = AtomicU64::new(0);
 static RELEASED: AtomicU64 = AtomicU64::new(0);
+static FINISHED: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
     safe static ap_trampoline: u8;
@@ -26,22 +28,79 @@ unsafe extern "C" {
     safe static ap_tss_descriptor: [AtomicU64; 2];
 }
 
-/// What each other processor does: says that it came, waits for all, and takes turns counting.
+/// What the other processors do once all have come. Written before they are started.
+struct Job(UnsafeCell<fn()>);
+// SAFETY: written by the first processor while no other one runs.
+unsafe impl Sync for Job {}
+static JOB: Job = Job(UnsafeCell::new(count_turns));
+
+/// What each other processor does: says that it came, waits for all, does its job, and halts.
 #[unsafe(no_mangle)]
 pub extern "C" fn ap_main() -> ! {
     STARTED.fetch_add(1, Ordering::SeqCst);
     while RELEASED.load(Ordering::SeqCst) == 0 {
         core::hint::spin_loop();
     }
-    for _ in 0..1000 {
-        TURNS.fetch_add(1, Ordering::SeqCst);
-    }
+    // SAFETY: it is not written while this processor runs.
+    unsafe { (*JOB.0.get())() };
+    FINISHED.fetch_add(1, Ordering::SeqCst);
     cpu::disable_interrupts();
     cpu::end(Some("halt"))
 }
 
+fn count_turns() {
+    for _ in 0..1000 {
+        TURNS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Other processors at work.
+pub struct Others {
+    /// How many.
+    pub started: u64,
+    listed: usize,
+}
+
+impl Others {
+    /// Waits until all have done their job.
+    ///
+    /// # Errors
+    /// They take far too long.
+    pub fn finish(&self) -> Outcome {
+        match Deadline::after(20_000).wait(|| FINISHED.load(Ordering::SeqCst) == self.started) {
+            true => Ok(()),
+            false => Err(Failure::Timeout("other processors")),
+        }
+    }
+}
+
 /// `smp cpus=N`: N processors in all; the IDs come from the MADT, or else are 0 to N-1.
 pub fn run(context: &Context, task: &Task) -> Outcome {
+    TURNS.store(0, Ordering::SeqCst);
+    let begun = cpu::tsc();
+    let others = start_others(context, task, count_turns)?;
+    let cycles = cpu::tsc() - begun;
+    let started = others.started;
+    if !Deadline::after(3000).wait(|| TURNS.load(Ordering::SeqCst) == started * 1000) {
+        return Err(Failure::Timeout("all processors counting"));
+    }
+    others.finish()?;
+    report!(
+        "smp cpus={} listed={} boot_apic_id={} turns={} ns={}",
+        started + 1,
+        others.listed,
+        interrupts::apic_id(),
+        TURNS.load(Ordering::SeqCst),
+        crate::clock::nanoseconds(cycles)
+    );
+    Ok(())
+}
+
+/// Has the other processors of `cpus=N` do `job`.
+///
+/// # Errors
+/// They are not there or do not start.
+pub fn start_others(context: &Context, task: &Task, job: fn()) -> Result<Others, Failure> {
     let wanted = task.number("cpus", 2)?;
     if !(1..=254).contains(&wanted) {
         return Err(Failure::BadValue("cpus"));
@@ -58,9 +117,10 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
     let own = interrupts::apic_id();
     copy_trampoline();
     STARTED.store(0, Ordering::SeqCst);
-    TURNS.store(0, Ordering::SeqCst);
+    FINISHED.store(0, Ordering::SeqCst);
     RELEASED.store(0, Ordering::SeqCst);
-    let begun = cpu::tsc();
+    // SAFETY: the others wait to be started, or have halted for good.
+    unsafe { *JOB.0.get() = job };
     let mut started = 0;
     for &id in ids.iter().filter(|&&id| id != own).take(wanted as usize - 1) {
         start(id);
@@ -70,18 +130,8 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
             return Err(Failure::Timeout("start-up of a processor"));
         }
     }
-    let cycles = cpu::tsc() - begun;
     RELEASED.store(1, Ordering::SeqCst);
-    if !Deadline::after(3000).wait(|| TURNS.load(Ordering::SeqCst) == started * 1000) {
-        return Err(Failure::Timeout("all processors counting"));
-    }
-    report!(
-        "smp cpus={} listed={listed} boot_apic_id={own} turns={} ns={}",
-        started + 1,
-        TURNS.load(Ordering::SeqCst),
-        crate::clock::nanoseconds(cycles)
-    );
-    Ok(())
+    Ok(Others { started, listed })
 }
 
 fn copy_trampoline() {
