@@ -56,7 +56,9 @@ pub const ACPI_RSDP: GuestAddress = GuestAddress(0xe_ffc0);
 /// SMBIOS entry point and structures, where the BIOS area is searched for them (SMBIOS 3.7, 5.2.2).
 pub const SMBIOS: GuestAddress = GuestAddress(0xf_0000);
 /// Bytes at [`SMBIOS`].
-pub const SMBIOS_SIZE: u64 = 64 * KIB;
+pub const SMBIOS_SIZE: u64 = RESET_VECTOR.0 - SMBIOS.0;
+/// Where a processor begins in real mode, below 1 MiB. 16 bytes.
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// RAM from here is free for the kernel.
 pub const HIGH_RAM: u64 = MIB;
 

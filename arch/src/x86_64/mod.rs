@@ -4,4 +4,5 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod layout;
+pub mod reset_vector;
 pub mod smbios;

@@ -10,6 +10,7 @@ use arch::x86_64::acpi::{
 use arch::x86_64::boot::{self, EntryPoint, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
+use arch::x86_64::reset_vector;
 use arch::x86_64::smbios::{self, Processors, SmbiosConfig, SystemStrings};
 use devices::acpi::AcpiRegisters;
 use devices::pvpanic::Pvpanic;
@@ -109,6 +110,7 @@ pub fn load(
     acpi::build(&tables, place, layout::ACPI_RSDP)?.write(memory)?;
     let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
+    reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
     boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline, layout::ACPI_RSDP)
         .map_err(|error| {
