@@ -113,13 +113,15 @@ impl VirtioDevice for Console {
         DEVICE_TYPE
     }
 
+    /// Also with a single port: a driver then says when the port is open. Linux drops what it is sent on a console
+    /// before that, so without this, input that is there before the guest has booted would be lost.
     fn features(&self) -> u64 {
-        F_SIZE | if self.port_count > 1 { F_MULTIPORT } else { 0 }
+        F_SIZE | F_MULTIPORT
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        let pairs = if self.port_count > 1 { self.port_count.saturating_add(1) } else { 1 };
-        vec![QUEUE_SIZE; pairs.saturating_mul(2)]
+        // Two for each port, and two for control.
+        vec![QUEUE_SIZE; self.port_count.saturating_add(1).saturating_mul(2)]
     }
 
     /// `struct virtio_console_config` (5.3.4): columns, rows, number of ports, emergency write.

@@ -82,8 +82,8 @@ fn a_single_port_works_both_ways_without_control_queues() {
     let path = socket_path("single", 0);
     for layout in Layout::all() {
         let console = Console::new(vec![port("", &path)]).unwrap();
-        assert_eq!((console.features(), console.queue_sizes().len()), (F_SIZE, 2));
         let mut driver = Driver::new(Box::new(console), layout);
+        driver.initialize(layout, F_SIZE);
         let mut client = connect(&path);
         driver.request(1, &[b"Linux ", b"version 6.12\n"], &[]).unwrap();
         settle(&mut driver);
@@ -99,6 +99,25 @@ fn a_single_port_works_both_ways_without_control_queues() {
         assert_eq!(input(&mut driver, 0).unwrap(), b"roo");
         assert_eq!(input(&mut driver, 0).unwrap(), b"t\n");
     }
+}
+
+/// Linux drops what it gets before it has opened a console.
+#[test]
+fn a_single_port_gets_input_when_it_is_open() {
+    let path = socket_path("early", 0);
+    let console = Console::new(vec![port("", &path)]).unwrap();
+    assert_eq!((console.features(), console.queue_sizes().len()), (F_SIZE | F_MULTIPORT, 4));
+    let mut driver = Driver::new(Box::new(console), Layout::SPLIT);
+    let mut client = connect(&path);
+    client.write_all(b"early").unwrap();
+    driver.request(0, &[], &[16]).unwrap();
+    driver.kick(0);
+    settle(&mut driver);
+    say(&mut driver, 0, event::DEVICE_READY, 1);
+    say(&mut driver, 0, event::PORT_READY, 1);
+    assert_eq!(input(&mut driver, 0), None);
+    say(&mut driver, 0, event::PORT_OPEN, 1);
+    assert_eq!(input(&mut driver, 0).unwrap(), b"early");
 }
 
 #[test]
