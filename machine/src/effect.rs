@@ -48,7 +48,7 @@ pub enum DeviceChange {
     Remap,
     /// Its queues are configured: take its queue handlers and run them.
     Start,
-    /// Stop its queue handlers and give them back; the device's reset completes then.
+    /// Stop its queue handlers and give them back; what its driver asked for (mostly a reset) completes then.
     Stop,
     /// Take and run the handler of one more queue.
     StartQueue(u16),

@@ -208,7 +208,7 @@ impl VirtioPci {
             if self.status & status::FEATURES_OK == 0 {
                 // A driver that skips the negotiation expects a legacy device.
                 self.interrupts.need_reset();
-            } else if self.is_live() {
+            } else if self.is_to_run() {
                 return Some(DeviceChange::Start);
             }
         }

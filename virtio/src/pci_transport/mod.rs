@@ -7,6 +7,10 @@
 //! - [`DeviceChange::StartQueue`] and [`DeviceChange::StopQueue`]: stop as above (with no handlers, if none are out); then, as
 //!   `stopped` says, start again. The handlers of other queues go on where they were.
 //! - [`DeviceChange::Reset`]: stop as above, then [`Function::reset`].
+//! - [`DeviceChange::Remap`]: map the BARs anew, then do what [`VirtioPci::unsettled`] says.
+//!
+//! A function that may not access memory (its bus master bit is off) runs no handlers, and goes on where it was when it may
+//! again: that is how a kernel that starts another one keeps the devices it leaves behind from writing over it.
 //!
 //! To pause, save, or give the device other memory, stop and later start it in the same way. Where things lie in the BARs
 //! is told in [`layout`].
@@ -192,6 +196,8 @@ pub struct VirtioPci {
     queues: Vec<QueueRegisters>,
     /// Queue handlers are out.
     running: bool,
+    /// The device was started since its last reset, which then has to do with the host too: that is not done on a CPU.
+    started: bool,
     /// The driver reset the device, and the handlers have not come back.
     resetting: bool,
 }
@@ -239,6 +245,7 @@ impl VirtioPci {
             queue_select: 0,
             queues: sizes.into_iter().map(QueueRegisters::new).collect(),
             running: false,
+            started: false,
             resetting: false,
         })
     }
@@ -291,6 +298,21 @@ impl VirtioPci {
         self.status & status::DRIVER_OK != 0 && !self.resetting && !self.interrupts.needs_reset()
     }
 
+    /// Whether handlers are to run: the device is live, and may access memory.
+    fn is_to_run(&self) -> bool {
+        self.is_live() && self.config.bus_master()
+    }
+
+    /// What is to be done because the driver let the device access memory, or no longer.
+    pub fn unsettled(&self) -> Option<DeviceChange> {
+        if self.running {
+            // While the driver resets the device, it is being stopped.
+            (!self.config.bus_master() && !self.resetting).then_some(DeviceChange::Stop)
+        } else {
+            self.is_to_run().then_some(DeviceChange::Start)
+        }
+    }
+
     /// Whether handlers are out.
     pub fn is_running(&self) -> bool {
         self.running
@@ -303,10 +325,11 @@ impl VirtioPci {
     /// When the driver's setup cannot work, or the host has no resources. The driver has then been told that the device
     /// needs a reset.
     pub fn start(&mut self) -> Result<Vec<QueueTask>, StartError> {
-        if self.running || !self.is_live() {
+        if self.running || !self.is_to_run() {
             return Ok(Vec::new());
         }
         self.interrupts.set_live(true);
+        self.started = true;
         let tasks = self.make_queues().and_then(|queues| {
             let activation = Activation {
                 features: self.driver_features,
@@ -366,7 +389,7 @@ impl VirtioPci {
                 self.interrupts.set_vector(Some(queue), pci::msix::NO_VECTOR);
             }
         }
-        self.is_live()
+        self.is_to_run()
     }
 
     /// Tells the driver that the device does not work until it is reset.
@@ -381,7 +404,7 @@ impl VirtioPci {
 
     /// The driver writes 0 to the status.
     fn request_reset(&mut self) -> Option<DeviceChange> {
-        if self.running {
+        if self.running || self.started {
             self.resetting = true;
             return Some(DeviceChange::Stop);
         }
@@ -401,6 +424,7 @@ impl VirtioPci {
         for registers in &mut self.queues {
             *registers = QueueRegisters::new(registers.max_size);
         }
+        self.started = false;
         self.resetting = false;
     }
 
@@ -453,7 +477,11 @@ impl Function for VirtioPci {
     }
 
     fn config_write(&mut self, offset: u16, data: &[u8]) -> Option<DeviceChange> {
+        let mastered = self.config.bus_master();
         let change = self.config.write(offset, data);
+        if mastered != self.config.bus_master() {
+            return change.or(self.unsettled());
+        }
         if self.is_window(offset)
             && let Some((bar, at, len)) = self.window_target()
         {

@@ -12,6 +12,8 @@ use machine::effect::DeviceChange;
 use machine::interrupt::recording::{Pins, Sources};
 use machine::interrupt::{InterruptLine, MsiMessage};
 use machine::memory::{Bytes, GuestAddress, Memory};
+use pci::config::command;
+use pci::config::register::COMMAND;
 use pci::function::Function;
 use pci::intx::Intx;
 use std::collections::BTreeMap;
@@ -151,6 +153,7 @@ impl Driver {
     /// When the device does not accept what it offered.
     pub fn negotiate(&mut self, layout: Layout, device_features: u64) {
         self.reset();
+        self.write_command(command::MEMORY | command::BUS_MASTER);
         self.enable_vectors();
         self.set_status(status::ACKNOWLEDGE);
         self.set_status(status::DRIVER);
@@ -161,6 +164,12 @@ impl Driver {
         assert_ne!(self.status() & status::FEATURES_OK, 0, "the device accepts what it offered");
         self.features = Features::from_bits_retain(accepted);
         self.write_common(register::CONFIG_MSIX_VECTOR, 2, 0);
+    }
+
+    /// Writes the PCI command register.
+    pub fn write_command(&mut self, value: u16) {
+        let change = self.function.config_write(COMMAND, &value.to_le_bytes());
+        self.apply(change);
     }
 
     /// Lays a queue out and enables it.
@@ -231,13 +240,19 @@ impl Driver {
     /// Does for the device what the machine does.
     pub fn apply(&mut self, change: Option<DeviceChange>) {
         match change {
-            None | Some(DeviceChange::Remap) => {}
+            None => {}
+            // The test machine has no map that could change.
+            Some(DeviceChange::Remap) => {
+                let unsettled = self.function.unsettled();
+                self.apply(unsettled);
+            }
             Some(DeviceChange::Start) => self.start(),
             Some(DeviceChange::Stop) => {
                 self.stop();
             }
             Some(DeviceChange::StartQueue(_) | DeviceChange::StopQueue(_)) => {
-                if self.stop() {
+                let again = self.stop();
+                if again {
                     self.start();
                 }
             }

@@ -164,7 +164,11 @@ impl PciBus {
     /// When the host refuses; the function is left without what it asked for.
     pub fn apply(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
         match change {
-            DeviceChange::Remap => self.remap(address).map(|()| Completion::Done),
+            DeviceChange::Remap => {
+                self.remap(address)?;
+                let unsettled = self.virtio.get(&address).and_then(|function| lock(&function.transport).unsettled());
+                unsettled.map_or(Ok(Completion::Done), |change| self.apply(address, change))
+            }
             DeviceChange::Start => {
                 self.start(address);
                 Ok(Completion::Done)

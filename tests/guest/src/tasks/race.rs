@@ -124,7 +124,9 @@ fn act(random: &mut Random) {
             function.write16(get(&target.express) as u16 + DEVICE_CONTROL, RESET);
         }
         9 => function.write16(4, function.read16(4) & !2),
-        10 | 11 => function.write16(4, 6),
+        // Decoding and, mostly, bus mastering.
+        10 => function.write16(4, 6),
+        11 => function.write16(4, 2 + (random.next() as u16 & 4)),
         // Onto another device's, or back.
         12 => {
             let other = &TARGETS[random.below(COUNT.load(Ordering::SeqCst)) as usize];

@@ -233,6 +233,39 @@ fn a_broken_ring_needs_a_reset_and_spares_the_other_queue() {
     }
 }
 
+/// A kernel that starts another one clears the bit, and expects that nothing writes to memory any more.
+#[test]
+fn a_function_that_may_not_access_memory_leaves_it_alone_and_goes_on_later() {
+    use pci::config::command::{BUS_MASTER, MEMORY};
+    for layout in [Layout::SPLIT, Layout::PACKED] {
+        let mut driver = ready(layout);
+        assert_eq!(driver.call(0, &[b"before"], &[6]).data, b"before");
+        // With the window as it was, and with one that goes and comes.
+        for without in [MEMORY, 0] {
+            driver.write_command(without);
+            assert!(!driver.function.is_running());
+            let id = driver.request(0, &[b"during"], &[6]).unwrap();
+            driver.kick(0);
+            driver.run();
+            assert_eq!(driver.completion(0), None);
+            driver.write_command(MEMORY | BUS_MASTER);
+            driver.run();
+            let completion = driver.completion(0).expect("it goes on where it was");
+            assert_eq!((completion.id, &completion.data[..]), (id, &b"during"[..]));
+        }
+        assert_eq!(driver.status() & status::DEVICE_NEEDS_RESET, 0);
+
+        driver.reset();
+        driver.negotiate(layout, u64::MAX);
+        driver.write_command(MEMORY);
+        driver.enable_queue(0);
+        driver.set_status(status::DRIVER_OK);
+        assert!(!driver.function.is_running(), "a driver that is ready does not make up for it");
+        driver.write_command(MEMORY | BUS_MASTER);
+        assert_eq!(driver.call(0, &[b"after"], &[5]).data, b"after");
+    }
+}
+
 #[test]
 fn a_reset_waits_for_the_handlers() {
     let mut driver = ready(Layout::SPLIT);
