@@ -26,7 +26,13 @@ pub fn run(run: cli::Run) -> Result<()> {
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
-    let machine = Machine::new(run.config, &kvm)?;
+    let new_files = absent_output_files(&run.config);
+    let machine = Machine::new(run.config, &kvm).inspect_err(|_| {
+        for path in &new_files {
+            // It may not have come to be made.
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
     seccomp::confine(seccomp::ThreadKind::Machine);
     match machine.run()? {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
@@ -34,6 +40,12 @@ pub fn run(run: cli::Run) -> Result<()> {
             bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)
         }
     }
+}
+
+/// The files for the guest's output that are not there yet: a machine that cannot be made leaves none behind.
+fn absent_output_files(config: &config::VmConfig) -> Vec<std::path::PathBuf> {
+    let files = [&config.serial.file, &config.console.file, &config.debug_console.file];
+    files.into_iter().flatten().filter(|path| !path.exists()).cloned().collect()
 }
 
 /// Has all threads share a few of the allocator's arenas. Nothing allocates on a data path, so there is no contention to
