@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 use vivarium_tests::MonitorBuilder;
 use vivarium_tests::host::{Folder, Tap, shell};
 use vivarium_tests::terminal::Terminal;
@@ -190,6 +191,7 @@ fn a_socket_shows_a_late_joiner_what_was_said() {
             break peer;
         }
     };
+    peer.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut text = String::new();
     let mut byte = [0];
     while !text.contains("@@ done rc=0") {

@@ -1,0 +1,124 @@
+//! Consoles: a login on each kind, and what of the terminal the guest sees.
+
+use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::Duration;
+use vivarium_tests::host::Folder;
+use vivarium_tests::terminal::Terminal;
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
+
+/// The shell's prompt.
+const PROMPT: &str = "vivarium:/root# ";
+
+/// Sees that a shell listens, and has it power off.
+fn use_shell(terminal: &mut Terminal) {
+    terminal.wait_for(PROMPT);
+    terminal.type_in("echo $((6 * 7))and\r");
+    terminal.wait_for("42and");
+    terminal.type_in("exit\r");
+}
+
+#[test]
+fn a_shell_on_the_serial_port_listens() {
+    let mut terminal = Terminal::new();
+    let before = terminal.modes();
+    let mut command = MonitorBuilder::linux(Kernel::V6_1, Form::Elf).command();
+    terminal.attach(&mut command);
+    let mut child = command.spawn().unwrap();
+    use_shell(&mut terminal);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn a_shell_on_the_virtio_console_listens_and_sees_the_window() {
+    let mut terminal = Terminal::new();
+    let mut command = MonitorBuilder::linux(Kernel::V6_12, Form::Elf).command();
+    terminal.attach(&mut command);
+    let mut child = command.spawn().unwrap();
+    terminal.wait_for(PROMPT);
+    terminal.type_in("stty size\r");
+    terminal.wait_for("25 80");
+    terminal.resize(132, 43);
+    // The kernel is told by an interrupt, which may come after what is typed next.
+    terminal.type_in("until stty size | grep '43 132'; do sleep 0.1; done\r");
+    terminal.wait_for("\n43 132");
+    use_shell(&mut terminal);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Starts a monitor whose consoles are told of on standard error, and returns the path it tells.
+fn announced(option: &str, builder: MonitorBuilder) -> (std::process::Child, String) {
+    let mut child = builder.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
+    let path = line.trim().strip_prefix(&format!("vivarium: {option} is at ")).unwrap_or_else(|| panic!("{line}"));
+    (child, path.to_owned())
+}
+
+#[test]
+fn a_shell_on_a_pseudo_terminal_listens() {
+    for (kernel, option) in [(Kernel::V6_1, "--serial"), (Kernel::V6_12, "--console")] {
+        let builder = MonitorBuilder::linux(kernel, Form::Elf).replace(option, "pty");
+        let (mut child, path) = announced(option, builder);
+        let mut terminal = Terminal::open(path.as_ref());
+        use_shell(&mut terminal);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_shell_on_a_socket_listens_and_a_late_joiner_sees_what_was_said() {
+    let folder = Folder::new();
+    let socket = folder.join("console");
+    let mut child = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .replace("--console", format!("socket={}", socket.display()))
+        .command()
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let connect = |child: &mut std::process::Child| loop {
+        assert!(child.try_wait().unwrap().is_none(), "the monitor runs");
+        if let Ok(peer) = UnixStream::connect(&socket) {
+            peer.set_read_timeout(Some(Duration::from_secs(150))).unwrap();
+            break peer;
+        }
+        std::thread::yield_now();
+    };
+    let read_until = |peer: &mut UnixStream, what: &str| {
+        let (mut text, mut byte) = (String::new(), [0]);
+        while !text.contains(what) {
+            peer.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} before \"{what}\", after:\n{text}"));
+            text.push(char::from(byte[0]));
+        }
+    };
+    let mut peer = connect(&mut child);
+    read_until(&mut peer, PROMPT);
+    drop(peer);
+    let mut peer = connect(&mut child);
+    read_until(&mut peer, "@@UP");
+    read_until(&mut peer, PROMPT);
+    peer.write_all(b"echo $((6 * 7))and\r").unwrap();
+    read_until(&mut peer, "42and");
+    peer.write_all(b"exit\r").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists(), "the socket is removed");
+}
+
+#[test]
+fn output_goes_to_a_file() {
+    let folder = Folder::new();
+    let (serial, console) = (folder.join("serial"), folder.join("console"));
+    let exit = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .replace("--serial", format!("file={}", serial.display()))
+        .replace("--console", format!("file={}", console.display()))
+        .script("echo one >/dev/ttyS0; echo two")
+        .start()
+        .wait();
+    assert_eq!(exit.status, Some(0), "{exit:?}");
+    assert!(std::fs::read_to_string(&serial).unwrap().contains("one"));
+    let text = std::fs::read_to_string(&console).unwrap();
+    assert!(text.contains("two") && text.contains("@@RC 0"), "{text}");
+}

@@ -1,0 +1,151 @@
+//! What a stock kernel and its tools say of the machine's devices and tables.
+
+use vivarium_tests::host::{Folder, Tap, shell};
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
+
+/// A machine with one of everything.
+fn full(kernel: Kernel, folder: &Folder, tap: &Tap) -> MonitorBuilder {
+    let disk = folder.sparse("disk", 32 << 20);
+    let builder = MonitorBuilder::linux(kernel, Form::BzImage)
+        .initramfs(kernel.tools().as_os_str())
+        .args(["--cpus", "boot=2,topology=1:2:1:1"])
+        .args(["--platform", "num_pci_segments=2", "--pvpanic"])
+        .args(["--disk", &format!("path={},num_queues=2,pci_segment=1", disk.display())])
+        .args(["--net", &format!("tap={}", tap.name)]);
+    match kernel {
+        Kernel::V6_1 => builder.replace("--console", "null"),
+        Kernel::V6_12 => builder.replace("--serial", "null"),
+    }
+}
+
+fn has_no_complaint(kernel: Kernel) {
+    let (folder, tap) = (Folder::new(), Tap::new("viv3", 1, "192.0.2.1/24"));
+    let output = full(kernel, &folder, &tap)
+        .script(
+            r#"echo "== lspci"; lspci -vvD || exit 1
+            echo "== drivers"; for d in /sys/bus/pci/devices/*; do [ -e $d/driver ] && echo "$(basename $d) $(basename $(readlink $d/driver))"; done
+            echo "== dmesg"; dmesg -r | sed -n 's/^<[0-4]>//p'
+            echo "== all"; dmesg"#,
+        )
+        .start()
+        .succeed();
+    let part = |from: &str, to: &str| {
+        let rest = output.split_once(from).unwrap_or_else(|| panic!("no \"{from}\" in:\n{output}")).1;
+        rest.split_once(to).map_or(rest, |(part, _)| part)
+    };
+    let lspci = part("== lspci", "== drivers");
+    for device in ["Virtio 1.0 block device", "Virtio 1.0 network device", "Virtio 1.0 RNG", "Virtio 1.0 console"] {
+        assert!(lspci.contains(device), "{device} is not in:\n{lspci}");
+    }
+    for bad in ["<access denied>", "!!!", "Unknown header type", "[virtual]", "[disabled]", "FatalErr+", "<TAbort+", "<MAbort+"] {
+        assert!(!lspci.contains(bad), "lspci finds \"{bad}\":\n{lspci}");
+    }
+    assert!(lspci.lines().any(|line| line.starts_with("0001:")), "the second segment is there:\n{lspci}");
+    assert_eq!(part("== drivers", "== dmesg").matches("virtio-pci").count(), 4, "{output}");
+    let log = part("== all", "@@RC").to_lowercase();
+    for bad in [
+        "acpi error", "acpi bios error", "acpi warning", "acpi exception", "firmware bug", "failed to assign", "can't assign", "can't claim", "no compatible bridge window", "bogus", "call trace", "warning: cpu",
+        "irq: nobody cared", "nobody cared", "unchecked msr", "timed out", "lockup", "unstable", "conflict", "overlap",
+    ] {
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(bad)).collect();
+        assert!(lines.is_empty(), "the log has {lines:#?}");
+    }
+    // Errors and worse, but for what every machine without firmware of its own would have it say.
+    const KNOWN: [&str; 4] = ["spectre", "retbleed", "srso", "module verification failed"];
+    let serious: Vec<_> = part("== dmesg", "== all")
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !KNOWN.iter().any(|known| line.to_lowercase().contains(known)))
+        .collect();
+    assert!(serious.is_empty(), "the kernel complains: {serious:#?}");
+}
+
+#[test]
+fn neither_6_1_nor_its_tools_find_fault() {
+    has_no_complaint(Kernel::V6_1);
+}
+
+#[test]
+fn neither_6_12_nor_its_tools_find_fault() {
+    has_no_complaint(Kernel::V6_12);
+}
+
+#[test]
+fn iasl_takes_every_table_the_guest_sees() {
+    let folder = Folder::on_disk();
+    let disk = folder.sparse("tables", 16 << 20);
+    MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--disk", &format!("path={}", disk.display()), "--cpus", "boot=4,topology=2:2:1:1", "--platform", "num_pci_segments=3"])
+        .args(["--memory", "size=0", "--memory-zone", "id=a,size=128M", "id=b,size=128M", "--pvpanic"])
+        .args(["--numa", "guest_numa_id=0,cpus=[0,1],memory_zones=a,distances=[1@20]"])
+        .args(["--numa", "guest_numa_id=1,cpus=[2,3],memory_zones=b,distances=[0@20]"])
+        .script("cd /sys/firmware/acpi/tables && tar -cf /dev/vda $(find . -maxdepth 1 -type f)")
+        .start()
+        .succeed();
+    let tables = folder.join("out");
+    let (tables, disk) = (tables.display(), disk.display());
+    let list = shell(&format!("mkdir {tables}; tar -xf {disk} -C {tables}; ls {tables}"));
+    for table in ["APIC", "DSDT", "FACP", "MCFG", "SRAT", "SLIT"] {
+        assert!(list.lines().any(|line| line == table), "{table} is not in {list}");
+    }
+    let report = shell(&format!(
+        "cd {tables}; for t in [A-Z]*; do mv $t $t.aml; iasl -d $t.aml 2>&1; done; iasl -ve -tc DSDT.dsl 2>&1"
+    ));
+    for bad in ["Error", "Warning", "Invalid", "Could not"] {
+        let lines: Vec<_> =
+            report.lines().filter(|line| line.contains(bad) && !line.contains("0 Errors, 0 Warnings")).collect();
+        assert!(lines.is_empty(), "{lines:#?}\n{report}");
+    }
+}
+
+#[test]
+fn the_entropy_source_feeds_the_kernel() {
+    for kernel in [Kernel::V6_1, Kernel::V6_12] {
+        let output = MonitorBuilder::linux(kernel, Form::Elf)
+            .script(
+                "set -e; cat /sys/class/misc/hw_random/rng_current; \
+                 head -c 4096 /dev/hwrng >/tmp/a; head -c 4096 /dev/hwrng >/tmp/b; ! cmp -s /tmp/a /tmp/b; \
+                 [ $(gzip -c /tmp/a | wc -c) -gt 4000 ]",
+            )
+            .start()
+            .succeed();
+        assert!(output.contains("virtio_rng.0"), "{output}");
+    }
+}
+
+#[test]
+fn a_virtio_device_can_be_taken_from_its_driver_and_given_back() {
+    let folder = Folder::on_disk();
+    let disk = folder.sparse("disk", 16 << 20);
+    MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--disk", &format!("path={},num_queues=4", disk.display()), "--cpus", "boot=2"])
+        .script(
+            r#"set -e
+            f=$(basename $(readlink -f /sys/block/vda/device/..))
+            for round in 1 2 3 4 5; do
+                dd if=/dev/urandom of=/dev/vda bs=64k count=32 2>/dev/null; sync
+                sum=$(sha256sum </dev/vda)
+                echo $f >/sys/bus/pci/drivers/virtio-pci/unbind
+                [ ! -e /dev/vda ]
+                echo $f >/sys/bus/pci/drivers/virtio-pci/bind
+                [ "$(sha256sum </dev/vda)" = "$sum" ]
+            done
+            echo 1 >/sys/bus/pci/devices/$f/remove; [ ! -e /dev/vda ]
+            echo 1 >/sys/bus/pci/rescan; [ "$(sha256sum </dev/vda)" = "$sum" ]
+            echo 1 >/sys/bus/pci/devices/$f/remove; echo 1 >/sys/bus/pci/rescan; [ "$(sha256sum </dev/vda)" = "$sum" ]"#,
+        )
+        .start()
+        .succeed();
+}
+
+#[test]
+fn a_kernel_without_message_signalled_interrupts_uses_the_pins() {
+    let (folder, tap) = (Folder::on_disk(), Tap::new("viv4", 1, "192.0.2.1/24"));
+    let disk = folder.sparse("disk", 16 << 20);
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--disk", &format!("path={}", disk.display()), "--net", &format!("tap={}", tap.name)])
+        .cmdline("pci=nomsi viv.net=192.0.2.2/24")
+        .script("set -e; cat /proc/interrupts; dd if=/dev/vda of=/dev/null bs=1M count=8; ping -c 3 -W 20 192.0.2.1; ! grep -q MSI /proc/interrupts")
+        .start()
+        .succeed();
+    assert!(output.contains("IO-APIC") && output.contains("0% packet loss"), "{output}");
+}

@@ -1,0 +1,160 @@
+//! Disks, as stock kernels use them.
+
+use std::path::Path;
+use vivarium_tests::host::{Folder, allocated, sha256, shell};
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
+
+fn guest(disk: &Path, keys: &str) -> MonitorBuilder {
+    MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .initramfs(Kernel::V6_12.tools().as_os_str())
+        .arg("--disk")
+        .arg(format!("path={}{keys}", disk.display()))
+}
+
+/// Makes a file system, fills it, looks whether it is still so after mounting it again, and tells the checksum.
+const FILL: &str = r#"set -e
+[ $(ls /sys/block/vda/mq | wc -l) = QUEUES ]
+mke2fs -q -t ext4 /dev/vda
+mount -t ext4 /dev/vda /mnt
+mkdir /mnt/deep
+cp -r /lib/modules /mnt/deep
+head -c 8000001 /dev/urandom >/mnt/random
+ln -s random /mnt/link
+sha256sum /mnt/random >/tmp/before
+sync
+umount /mnt
+e2fsck -fn /dev/vda
+mount -t ext4 /dev/vda /mnt
+sha256sum -c /tmp/before
+echo "sum $(cut -d' ' -f1 /tmp/before)"
+umount /mnt
+"#;
+
+fn survives(queues: u32, keys: &str) {
+    let folder = Folder::on_disk();
+    let disk = folder.sparse("disk", 128 << 20);
+    let output = guest(&disk, &format!(",num_queues={queues}{keys}"))
+        .args(["--cpus", &format!("boot={queues}")])
+        .script(&FILL.replace("QUEUES", &queues.to_string()))
+        .start()
+        .succeed();
+    let sum = output.lines().find_map(|line| line.strip_prefix("sum ")).expect("the guest told").to_owned();
+    // The host's own view of the file system.
+    shell(&format!("e2fsck -fn {}", disk.display()));
+    let random = folder.join("random");
+    shell(&format!("debugfs -R 'dump /random {}' {} 2>&1", random.display(), disk.display()));
+    assert_eq!(sha256(&random), sum);
+}
+
+#[test]
+fn ext4_survives_on_a_cached_disk_of_one_queue() {
+    survives(1, "");
+}
+
+#[test]
+fn ext4_survives_on_a_cached_disk_of_four_queues() {
+    survives(4, "");
+}
+
+#[test]
+fn ext4_survives_on_a_direct_disk_of_one_queue() {
+    survives(1, ",direct=on");
+}
+
+#[test]
+fn ext4_survives_on_a_direct_disk_of_four_queues() {
+    survives(4, ",direct=on");
+}
+
+#[test]
+fn ext4_survives_with_the_thread_engine_and_split_rings() {
+    survives(2, ",engine=threads,packed=off,queue_size=16");
+}
+
+#[test]
+fn ext4_survives_in_write_through_mode() {
+    survives(1, ",writeback=off");
+}
+
+#[test]
+fn a_read_only_disk_cannot_be_written() {
+    let folder = Folder::on_disk();
+    let disk = folder.sparse("disk", 16 << 20);
+    shell(&format!("mke2fs -q -F -t ext4 {}", disk.display()));
+    let before = sha256(&disk);
+    guest(&disk, ",readonly=on")
+        .script(
+            "set -e; [ $(cat /sys/block/vda/ro) = 1 ]; ! mount -t ext4 -o rw /dev/vda /mnt || ! touch /mnt/file; \
+             umount /mnt || true; ! dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=sync; mount -t ext4 -o ro /dev/vda /mnt; ls /mnt/lost+found",
+        )
+        .start()
+        .succeed();
+    assert_eq!(sha256(&disk), before);
+}
+
+#[test]
+fn discard_gives_the_hosts_space_back() {
+    let folder = Folder::on_disk();
+    let disk = folder.join("disk");
+    shell(&format!("head -c {} /dev/zero | tr '\\0' x >{}", 64 << 20, disk.display()));
+    assert!(allocated(&disk) >= 64 << 20);
+    let output = guest(&disk, "")
+        .script(
+            "set -e; mke2fs -q -t ext4 -E nodiscard /dev/vda; mount -t ext4 /dev/vda /mnt; \
+             head -c 20000000 /dev/urandom >/mnt/kept; head -c 20000000 /dev/urandom >/mnt/gone; sync; rm /mnt/gone; sync; \
+             fstrim -v /mnt; sha256sum /mnt/kept; umount /mnt; mount -t ext4 /dev/vda /mnt; sha256sum /mnt/kept",
+        )
+        .start()
+        .succeed();
+    let sums: Vec<_> = output.lines().filter(|line| line.ends_with("/mnt/kept")).collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{output}");
+    let left = allocated(&disk);
+    assert!((19 << 20..40 << 20).contains(&left), "{left} bytes are left");
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 64 << 20, "the image keeps its size");
+    shell(&format!("e2fsck -fn {}", disk.display()));
+}
+
+#[test]
+fn several_disks_keep_their_order_and_serial_numbers() {
+    let folder = Folder::on_disk();
+    let mut builder = MonitorBuilder::linux(Kernel::V6_12, Form::Elf).arg("--disk");
+    for (number, size) in [16u64, 24, 32].into_iter().enumerate() {
+        let disk = folder.sparse(&format!("disk{number}"), size << 20);
+        builder = builder.arg(format!("path={},serial=serial-{number}", disk.display()));
+    }
+    let output = builder
+        .script("cd /sys/block; for d in vda vdb vdc; do echo $d $(cat $d/size) $(cat $d/serial); done")
+        .start()
+        .succeed();
+    for line in ["vda 32768 serial-0", "vdb 49152 serial-1", "vdc 65536 serial-2"] {
+        assert!(output.contains(line), "\"{line}\" is not in:\n{output}");
+    }
+}
+
+#[test]
+fn limits_of_bytes_and_requests_hold() {
+    let folder = Folder::on_disk();
+    let (bytes, requests) = (folder.sparse("bytes", 64 << 20), folder.sparse("requests", 64 << 20));
+    // 4 MiB and 200 requests a second, in small portions, so that what a full bucket lets pass at first counts little.
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .arg("--disk")
+        .arg(format!("path={},bw_size=419430,bw_refill_time=100", bytes.display()))
+        .arg(format!("path={},ops_size=20,ops_refill_time=100", requests.display()))
+        .script(
+            r#"clock() { read -r up _ </proc/uptime; echo ${up%.*}${up#*.}; }
+            start=$(clock); dd if=/dev/vda of=/dev/null bs=256k count=64 iflag=direct 2>/dev/null; echo "bytes $(( $(clock) - start ))"
+            start=$(clock); dd if=/dev/vdb of=/dev/null bs=4k count=800 iflag=direct 2>/dev/null; echo "requests $(( $(clock) - start ))""#,
+        )
+        .start()
+        .succeed();
+    let hundredths = |what: &str| -> f64 {
+        let line = output.lines().find_map(|line| line.strip_prefix(&format!("{what} "))).expect("the guest told");
+        line.parse().unwrap()
+    };
+    for (what, rate, limit) in [
+        ("bytes", 16.0 * 1_048_576.0 / (hundredths("bytes") / 100.0), 4_194_300.0),
+        ("requests", 800.0 / (hundredths("requests") / 100.0), 200.0),
+    ] {
+        assert!((limit * 0.9..limit * 1.1).contains(&rate), "{what}: {rate} a second instead of {limit}\n{output}");
+    }
+}

@@ -1,0 +1,106 @@
+//! Networks over a tap, as stock kernels use them.
+
+use vivarium_tests::host::Tap;
+use vivarium_tests::transfer::{PIECE, receive, send};
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
+
+/// 100 MiB.
+const PIECES: u64 = (100 << 20) / PIECE as u64;
+
+const GUEST: &str = "192.0.2.2";
+
+/// Ping, then 100 MiB in, and the same out again.
+fn carries(pairs: u32, keys: &str, features: &str) {
+    let tap = Tap::new("viv0", pairs, "192.0.2.1/24");
+    let sender = send("192.0.2.1:5001".parse().unwrap(), PIECES);
+    let receiver = receive("192.0.2.1:5002".parse().unwrap(), PIECES);
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .initramfs(Kernel::V6_12.tools().as_os_str())
+        .args(["--cpus", &format!("boot={}", pairs.min(2)), "--memory", "size=384M"])
+        .args(["--net", &format!("tap={},num_queues={},mac=02:00:00:00:00:07{keys}", tap.name, pairs * 2)])
+        .cmdline(&format!("viv.net={GUEST}/24"))
+        .script(&format!(
+            "set -e; ping -c 3 -W 20 192.0.2.1; cat /sys/class/net/eth0/address; \
+             ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*/channels /p'; \
+             ethtool -k eth0 | grep -E '^(tx-checksumming|tcp-segmentation-offload|rx-checksumming):'; \
+             nc 192.0.2.1 5001 </dev/null >/tmp/data; nc 192.0.2.1 5002 </tmp/data; \
+             {features}; dmesg | grep -i 'eth0.*\\(error\\|timed out\\)' && exit 1; true"
+        ))
+        .start()
+        .succeed();
+    assert!(output.contains("3 packets received, 0% packet loss"), "{output}");
+    assert!(output.contains("02:00:00:00:00:07"), "{output}");
+    assert!(output.contains(&format!("channels {pairs}")), "{output}");
+    sender.join().expect("all was sent");
+    receiver.join().expect("what came back is what was sent");
+}
+
+#[test]
+fn one_pair_with_offloads_carries_all() {
+    carries(1, "", "ethtool -k eth0 | grep -q 'tcp-segmentation-offload: on'");
+}
+
+#[test]
+fn one_pair_without_offloads_carries_all() {
+    carries(
+        1,
+        ",offload_tso=off,offload_ufo=off,offload_csum=off",
+        "ethtool -k eth0 | grep -q 'tcp-segmentation-offload: off'",
+    );
+}
+
+#[test]
+fn four_pairs_with_offloads_carry_all() {
+    carries(4, "", "ethtool -k eth0 | grep -q 'tcp-segmentation-offload: on'");
+}
+
+#[test]
+fn four_pairs_without_offloads_carry_all_over_split_rings() {
+    carries(4, ",offload_tso=off,offload_ufo=off,offload_csum=off,packed=off", "true");
+}
+
+#[test]
+fn mtu_and_mac_can_be_chosen_and_changed() {
+    let tap = Tap::new("viv1", 1, "192.0.2.1/24");
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--net", &format!("tap={},mtu=1400,mac=02:00:00:00:00:09", tap.name)])
+        .cmdline(&format!("viv.net={GUEST}/24"))
+        .script(
+            "set -e; echo mtu $(cat /sys/class/net/eth0/mtu) mac $(cat /sys/class/net/eth0/address) carrier $(cat /sys/class/net/eth0/carrier); \
+             ping -c 1 -s 1372 -W 20 192.0.2.1; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:0a; ip link set eth0 up; \
+             ping -c 1 -W 20 192.0.2.1; cat /sys/class/net/eth0/address",
+        )
+        .start()
+        .succeed();
+    assert!(output.contains("mtu 1400 mac 02:00:00:00:00:09 carrier 1"), "{output}");
+    assert!(output.contains("02:00:00:00:00:0a"), "{output}");
+}
+
+#[test]
+fn a_limit_of_bytes_holds() {
+    let tap = Tap::new("viv2", 1, "192.0.2.1/24");
+    let pieces = (12 << 20) / PIECE as u64;
+    let sender = send("192.0.2.1:5003".parse().unwrap(), pieces);
+    let receiver = receive("192.0.2.1:5004".parse().unwrap(), pieces);
+    // 3 MiB a second each way.
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--net", &format!("tap={},bw_size=314572,bw_refill_time=100", tap.name)])
+        .cmdline(&format!("viv.net={GUEST}/24"))
+        .script(
+            r#"set -e
+            clock() { read -r up _ </proc/uptime; echo ${up%.*}${up#*.}; }
+            start=$(clock); nc 192.0.2.1 5003 </dev/null >/tmp/data; echo "in $(( $(clock) - start ))"
+            start=$(clock); nc 192.0.2.1 5004 </tmp/data; echo "out $(( $(clock) - start ))""#,
+        )
+        .start()
+        .succeed();
+    sender.join().expect("all was sent");
+    receiver.join().expect("what came back is what was sent");
+    for way in ["in", "out"] {
+        let line = output.lines().find_map(|line| line.strip_prefix(&format!("{way} "))).expect("the guest told");
+        let rate = f64::from(12 << 20) / (line.parse::<f64>().unwrap() / 100.0);
+        let limit = 3_145_720.0;
+        // Headers and acknowledgements count, and are not in what is measured: up to 7 % below.
+        assert!((limit * 0.85..limit * 1.1).contains(&rate), "{way}: {rate} bytes a second instead of {limit}\n{output}");
+    }
+}
