@@ -106,7 +106,10 @@ mod tests {
             std::fs::write(path, markdown()).unwrap();
         }
         let page = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(page == markdown(), "docs/cli.md is out of date: run VIVARIUM_BLESS=1 cargo test -p vmm reference_page");
+        assert!(
+            page == markdown(),
+            "docs/cli.md is out of date: run VIVARIUM_BLESS=1 cargo test -p vmm reference_page"
+        );
     }
 
     #[test]

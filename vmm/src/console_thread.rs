@@ -72,7 +72,8 @@ impl ConsoleThread {
         let stop = Doorbell::new().context("making an event for the console thread")?;
         let signals = signal_descriptor().context("listening for signals")?;
         let epoll = Epoll::new().context("making the console thread's epoll")?;
-        let watch = |fd: RawFd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64));
+        let watch =
+            |fd: RawFd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64));
         watch(stop.as_raw_fd()).context("watching for the end")?;
         watch(signals.as_raw_fd()).context("watching for signals")?;
         watch(escape.as_raw_fd()).context("watching for the escape")?;

@@ -1,11 +1,11 @@
 //! CPU threads: each owns one [`Vcpu`] and runs it, carrying its exits to the buses.
 //!
-//! The machine thread directs a CPU through its [`Control`]: run, pause, end, or perform a task on the CPU while
+//! The machine thread directs a CPU through its [`CpuThread`]: run, pause, end, or perform a task on the CPU while
 //! it is out of the guest. A CPU is *parked* when it is out of the guest and will stay so until told: it is
 //! paused, or waits for the machine thread to complete the effect of an access it made. A parked CPU is between two
 //! instructions, so that its state can be read and replaced.
 
-use crate::message::{CpuFailure, Message, Mailbox};
+use crate::message::{CpuFailure, Mailbox, Message};
 use anyhow::{Context, Result};
 use hypervisor::{Exit, Kick, SystemEvent, Vcpu};
 use machine::bus::{BusHandle, BusReader};

@@ -56,7 +56,8 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
             let region = backing.map(zone, offset, take)?;
             advise(&region, start, zone, config.thp)?;
             regions.push(
-                GuestRegion::new(region, GuestAddress(start)).context("a memory region wraps the address space")?,
+                GuestRegion::new(region, GuestAddress(start))
+                    .context("a memory region wraps the address space")?,
             );
             parts.push((start, take));
             offset += take;
@@ -64,8 +65,11 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
         }
         extents.push(ZoneExtent { id: zone.id.clone(), ranges: parts });
     }
-    let prefault: Vec<bool> =
-        zones.iter().zip(&extents).flat_map(|(zone, extent)| extent.ranges.iter().map(|_| zone.prefault)).collect();
+    let prefault: Vec<bool> = zones
+        .iter()
+        .zip(&extents)
+        .flat_map(|(zone, extent)| extent.ranges.iter().map(|_| zone.prefault))
+        .collect();
     populate(&regions, &prefault)?;
     let ram = GuestRam::from_regions(regions).context("the memory regions overlap")?;
     Ok(GuestMemory { ram: Arc::new(ram), zones: extents })
@@ -122,7 +126,8 @@ impl Backing {
         // SAFETY: the name is a C string; the flags are plain numbers.
         let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC | huge) };
         if fd < 0 {
-            return Err(io::Error::last_os_error()).with_context(|| format!("{}: making shared memory", option(zone)));
+            return Err(io::Error::last_os_error())
+                .with_context(|| format!("{}: making shared memory", option(zone)));
         }
         // SAFETY: memfd_create just gave this descriptor, which nothing else owns.
         let file = unsafe { File::from_raw_fd(fd) };
@@ -163,8 +168,7 @@ fn open_backing(path: &Path, zone: &MemoryZoneConfig) -> Result<File> {
     options.read(true).write(true);
     if path.is_dir() {
         // An unnamed file in a directory of hugetlbfs or tmpfs.
-        let file =
-            options.custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(path).with_context(what)?;
+        let file = options.custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(path).with_context(what)?;
         file.set_len(zone.size.0).with_context(what)?;
         return Ok(file);
     }
@@ -233,8 +237,9 @@ const SMALL_PAGES_BELOW: u64 = 2 << 20;
 
 fn advise(region: &MmapRegion, start: u64, zone: &MemoryZoneConfig, thp: bool) -> Result<()> {
     if zone.mergeable {
-        madvise(region, 0, libc::MADV_MERGEABLE)
-            .with_context(|| format!("{},mergeable=on: the host's kernel cannot merge pages", option(zone)))?;
+        madvise(region, 0, libc::MADV_MERGEABLE).with_context(|| {
+            format!("{},mergeable=on: the host's kernel cannot merge pages", option(zone))
+        })?;
     }
     if thp && !zone.hugepages && zone.file.is_none() {
         // A wish: a kernel without transparent huge pages just does not have them.
@@ -387,7 +392,10 @@ mod tests {
     fn what_the_host_cannot_give_is_refused_with_the_option_and_a_remedy() {
         let impossible = MemoryConfig { size: ByteSize(1 << 60), ..MemoryConfig::default() };
         let error = format!("{:#}", provide(&impossible, &[(0, 1 << 60)]).err().unwrap());
-        assert!(error.starts_with("--memory size=1048576T: the host cannot give that much memory"), "{error}");
+        assert!(
+            error.starts_with("--memory size=1048576T: the host cannot give that much memory"),
+            "{error}"
+        );
 
         let huge = MemoryConfig { size: ByteSize(1 << 50), hugepages: true, ..MemoryConfig::default() };
         let error = format!("{:#}", provide(&huge, &[(0, 1 << 50)]).err().unwrap());
@@ -400,7 +408,8 @@ mod tests {
 
     #[test]
     fn prefaulted_memory_is_resident() {
-        let config = MemoryConfig { size: ByteSize(4 * M), prefault: true, thp: false, ..MemoryConfig::default() };
+        let config =
+            MemoryConfig { size: ByteSize(4 * M), prefault: true, thp: false, ..MemoryConfig::default() };
         let memory = provide(&config, &[(0, 4 * M)]).unwrap();
         let region = memory.ram.iter().next().unwrap();
         let mut pages = vec![0u8; (4 * M / 4096) as usize];

@@ -143,7 +143,10 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_shutdown, "a console's socket"),
     call(libc::SYS_unlink, "a console's socket, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
-    ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
+    ioctl(
+        &[libc::TIOCGPTPEER, libc::TCFLSH],
+        "a pseudo-terminal's next user does not get what the last left",
+    ),
     ioctl(TAP_REQUESTS, "the driver negotiates offloads"),
     ioctl(BLOCK_REQUESTS, "discard on block devices"),
     ioctl(requests::INTERRUPT, "an interrupt goes with its device"),
@@ -170,7 +173,10 @@ const CONSOLE: &[Allowed] = &[
     call(libc::SYS_shutdown, "a client of a socket"),
     call(libc::SYS_unlink, "a socket, a link to a pseudo-terminal, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
-    ioctl(&[libc::TIOCGPTPEER, libc::TCFLSH], "a pseudo-terminal's next user does not get what the last left"),
+    ioctl(
+        &[libc::TIOCGPTPEER, libc::TCFLSH],
+        "a pseudo-terminal's next user does not get what the last left",
+    ),
 ];
 
 static MODE: OnceLock<Seccomp> = OnceLock::new();
@@ -235,7 +241,8 @@ fn compile(kind: ThreadKind, mode: Seccomp) -> Result<BpfProgram> {
         Seccomp::Log => SeccompAction::Log,
         _ => SeccompAction::Trap,
     };
-    let filter = SeccompFilter::new(rules, refusal, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
+    let filter =
+        SeccompFilter::new(rules, refusal, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     Ok(filter.try_into()?)
 }
 

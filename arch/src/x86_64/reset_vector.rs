@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn the_code_fits_between_the_tables_and_the_kernels_memory() {
         assert_eq!(RESET_VECTOR.0, 0xffff << 4);
-        assert!(SMBIOS.0 + SMBIOS_SIZE <= RESET_VECTOR.0);
+        const { assert!(SMBIOS.0 + SMBIOS_SIZE <= RESET_VECTOR.0) };
         assert!(RESET_VECTOR.0 + code(0, 0).len() as u64 <= HIGH_RAM);
         assert_eq!(code(0x1234, 0x56), [0xb0, 0x56, 0xba, 0x34, 0x12, 0xee, 0xf4, 0xeb, 0xfd]);
     }

@@ -19,7 +19,9 @@ impl PageCache {
     pub(crate) fn synced(&self, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = result {
             if !self.lost.swap(true, Ordering::SeqCst) {
-                tracing::error!("the host lost what was written to a disk image, whose flushes fail from now on: {error}");
+                tracing::error!(
+                    "the host lost what was written to a disk image, whose flushes fail from now on: {error}"
+                );
             }
             return Err(error);
         }

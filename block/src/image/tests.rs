@@ -247,8 +247,7 @@ fn a_flush_that_failed_is_not_made_good_by_the_next_one() {
 
     // Another queue's flush is the first that the kernel tells.
     let cache = Some(Arc::default());
-    let of_cache =
-        |engine| RawStream::new(Box::new(engine), 8, Layout::default(), Option::clone(&cache));
+    let of_cache = |engine| RawStream::new(Box::new(engine), 8, Layout::default(), Option::clone(&cache));
     assert!(run(&mut of_cache(engine()), Request::Flush).is_err());
     assert!(run(&mut of_cache(ScriptedEngine::new(Vec::new(), &[])), Request::Flush).is_err());
 

@@ -15,8 +15,7 @@ const fn request<Data>(direction: u64, number: u64) -> u64 {
 }
 
 /// What delivers an interrupt, and where to: asked by whoever sets one up or drops it.
-pub const INTERRUPT: &[u64] =
-    &[request::<kvm_irq_routing>(IN, 0x6a), request::<kvm_irqfd>(IN, 0x76)];
+pub const INTERRUPT: &[u64] = &[request::<kvm_irq_routing>(IN, 0x6a), request::<kvm_irqfd>(IN, 0x76)];
 
 /// Doorbells: asked by whoever maps devices.
 pub const DOORBELL: &[u64] = &[request::<kvm_ioeventfd>(IN, 0x79)];
@@ -85,9 +84,24 @@ mod tests {
         assert_eq!(DOORBELL, [0x4040_ae79]);
         assert_eq!(RUN, [0xae80]);
         for known in [
-            0xae03, 0x8090_ae81, 0x4090_ae82, 0x8138_ae83, 0x4138_ae84, 0xc008_ae88, 0x4008_ae89, 0x4008_ae90,
-            0x8400_ae8e, 0x4400_ae8f, 0x8004_ae98, 0x4004_ae99, 0x8040_ae9f, 0x4040_aea0, 0x4080_aea2,
-            0x9000_aea4, 0x5000_aea5, 0x4188_aea7,
+            0xae03,
+            0x8090_ae81,
+            0x4090_ae82,
+            0x8138_ae83,
+            0x4138_ae84,
+            0xc008_ae88,
+            0x4008_ae89,
+            0x4008_ae90,
+            0x8400_ae8e,
+            0x4400_ae8f,
+            0x8004_ae98,
+            0x4004_ae99,
+            0x8040_ae9f,
+            0x4040_aea0,
+            0x4080_aea2,
+            0x9000_aea4,
+            0x5000_aea5,
+            0x4188_aea7,
         ] {
             assert!(CPU_STATE.contains(&known), "{known:#x}");
         }

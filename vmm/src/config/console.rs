@@ -36,7 +36,7 @@ impl Setting for ConsoleMode {
 }
 
 options! {
-    /// A console of the guest: off, null, tty, pty, file=<path> or socket=<path>.
+    /// A console of the guest: off, null, tty, pty, file=PATH or socket=PATH.
     pub struct ConsoleConfig {
         /// Where it ends on the host.
         ["mode" bare] mode: ConsoleMode = ConsoleMode::Off,
@@ -48,7 +48,7 @@ options! {
 }
 
 options! {
-    /// The debug console (output only): off, null, tty, pty or file=<path>.
+    /// The debug console (output only): off, null, tty, pty or file=PATH.
     pub struct DebugConsoleConfig {
         /// Where it ends on the host.
         ["mode" bare] mode: ConsoleMode = ConsoleMode::Off,
@@ -105,4 +105,3 @@ impl Console for DebugConsoleConfig {
         self.mode = mode;
     }
 }
-

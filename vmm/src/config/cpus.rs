@@ -54,7 +54,10 @@ impl CpuTopology {
 impl Setting for CpuTopology {
     const HINT: &'static str = "<threads>:<cores>:<dies>:<packages>";
     fn show(&self) -> String {
-        format!("{}:{}:{}:{}", self.threads_per_core, self.cores_per_die, self.dies_per_package, self.packages)
+        format!(
+            "{}:{}:{}:{}",
+            self.threads_per_core, self.cores_per_die, self.dies_per_package, self.packages
+        )
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a machine is made of: the configuration, in its command-line and JSON forms.
 //!
 //! Names follow cloud-hypervisor's public interface. [`VmConfig`] is the whole; each part is one struct declared
-//! with [`options::options!`], from which its two forms, its documentation and its range checks come.
+//! with `options!` ([`options`]), from which its two forms, its documentation and its range checks come.
 //! [`validate`] checks what concerns several settings at once.
 
 pub mod console;

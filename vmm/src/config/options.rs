@@ -1,6 +1,6 @@
 //! The one definition of a setting.
 //!
-//! [`options!`] declares a configuration struct. From it come the JSON form (serde), the command line's
+//! `options!` declares a configuration struct. From it come the JSON form (serde), the command line's
 //! `key=value` form ([`super::key_value`]), the help text and the reference page ([`Options::FIELDS`]), and the
 //! range checks ([`Options::check_ranges`]).
 
@@ -27,7 +27,7 @@ pub struct Field {
     pub bare: bool,
 }
 
-/// A configuration struct made by [`options!`].
+/// A configuration struct made by `options!`.
 pub trait Options: Default + Serialize + serde::de::DeserializeOwned {
     /// The keys.
     const FIELDS: &'static [Field];
@@ -137,8 +137,7 @@ pub(crate) const NO_KEYS: &[Field] = &[];
 
 /// Joins the key tables of a struct's fields.
 pub(crate) const fn concat_fields<const N: usize>(tables: &[&'static [Field]]) -> [Field; N] {
-    let blank =
-        Field { key: "", path: "", hint: "", doc: "", range: None, default: None, bare: false };
+    let blank = Field { key: "", path: "", hint: "", doc: "", range: None, default: None, bare: false };
     let mut all = [blank; N];
     let (mut table, mut next) = (0, 0);
     while table < tables.len() {

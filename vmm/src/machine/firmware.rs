@@ -3,10 +3,8 @@
 use super::platform;
 use crate::config::{NumaConfig, VmConfig};
 use crate::memory::ZoneExtent;
-use anyhow::{anyhow, Context, Result};
-use arch::x86_64::acpi::{
-    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers,
-};
+use anyhow::{Context, Result, anyhow};
+use arch::x86_64::acpi::{self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers};
 use arch::x86_64::boot::{self, EntryPoint, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
@@ -103,10 +101,7 @@ pub fn load(
     model: &CpuModel,
 ) -> Result<EntryPoint> {
     let tables = acpi_config(config, zones, layout, model);
-    let place = Range {
-        start: layout::ACPI_TABLES.0,
-        size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0,
-    };
+    let place = Range { start: layout::ACPI_TABLES.0, size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0 };
     acpi::build(&tables, place, layout::ACPI_RSDP)?.write(memory)?;
     let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
@@ -116,7 +111,9 @@ pub fn load(
         .map_err(|error| {
             let payload = &config.payload;
             match (&error, &payload.kernel, &payload.initramfs) {
-                (boot::BootError::Kernel(reason), Some(path), _) => anyhow!("--kernel {}: {reason}", path.display()),
+                (boot::BootError::Kernel(reason), Some(path), _) => {
+                    anyhow!("--kernel {}: {reason}", path.display())
+                }
                 (boot::BootError::Initramfs(reason), _, Some(path)) => {
                     anyhow!("--initramfs {}: {reason}", path.display())
                 }

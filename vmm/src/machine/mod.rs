@@ -30,8 +30,8 @@ use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
 use pci_bus::{Completion, PciBus};
 use platform::Platform;
 use std::collections::BTreeMap;
-use std::sync::mpsc::Receiver;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 /// How a machine came to its end.
 #[derive(Debug)]
@@ -127,7 +127,8 @@ impl Machine {
             mailbox: mailbox.clone(),
         };
         let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
-        let consoles = ConsoleThread::start(pumps, escape, mailbox, || seccomp::confine(ThreadKind::Console))?;
+        let consoles =
+            ConsoleThread::start(pumps, escape, mailbox, || seccomp::confine(ThreadKind::Console))?;
         Ok(Self {
             cpus,
             pci,

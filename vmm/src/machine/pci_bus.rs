@@ -166,7 +166,8 @@ impl PciBus {
         match change {
             DeviceChange::Remap => {
                 self.remap(address)?;
-                let unsettled = self.virtio.get(&address).and_then(|function| lock(&function.transport).unsettled());
+                let unsettled =
+                    self.virtio.get(&address).and_then(|function| lock(&function.transport).unsettled());
                 unsettled.map_or(Ok(Completion::Done), |change| self.apply(address, change))
             }
             DeviceChange::Start => {
@@ -268,7 +269,8 @@ impl PciBus {
     /// # Errors
     /// When the hypervisor refuses a doorbell.
     pub fn remap(&mut self, address: FunctionAddress) -> Result<()> {
-        let Some(function) = self.segments.get(usize::from(address.segment)).and_then(|bus| bus.get(address)) else {
+        let Some(function) = self.segments.get(usize::from(address.segment)).and_then(|bus| bus.get(address))
+        else {
             return Ok(());
         };
         let windows = lock(&function).config().bar_windows();
@@ -280,7 +282,9 @@ impl PciBus {
         for window in &changes.unmap {
             self.detach_doorbells(window)?;
         }
-        for (space, handle) in [(Space::Memory, &self.surroundings.mmio), (Space::Io, &self.surroundings.port)] {
+        for (space, handle) in
+            [(Space::Memory, &self.surroundings.mmio), (Space::Io, &self.surroundings.port)]
+        {
             let gone = changes.unmap.iter().filter(|window| window.window.space == space);
             let come = changes.map.iter().filter(|window| window.window.space == space);
             let (gone, come): (Vec<_>, Vec<_>) = (gone.collect(), come.collect());
@@ -338,7 +342,8 @@ impl PciBus {
     }
 
     fn detach_doorbells(&mut self, window: &Window) -> Result<()> {
-        let Some((space, base, doorbells)) = self.doorbells.remove(&(window.function, window.window.bar)) else {
+        let Some((space, base, doorbells)) = self.doorbells.remove(&(window.function, window.window.bar))
+        else {
             return Ok(());
         };
         for doorbell in &doorbells {

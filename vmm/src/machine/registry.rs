@@ -76,14 +76,17 @@ fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     if let Some(path) = host.path() {
         eprintln!("vivarium: --console is at {}", path.display());
     }
-    let console = Console::new(vec![Port { name: "console".into(), console: true, host }]).context("--console")?;
+    let console =
+        Console::new(vec![Port { name: "console".into(), console: true, host }]).context("--console")?;
     pci.add_virtio("__console", 0, Box::new(console), pci_transport::Options::default(), worker_options())?;
     Ok(())
 }
 
 fn add_rng(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     let source = &site.config.rng.src;
-    let rng = Rng::open(source).with_context(|| format!("--rng src={}: this source of entropy cannot be opened", source.display()))?;
+    let rng = Rng::open(source).with_context(|| {
+        format!("--rng src={}: this source of entropy cannot be opened", source.display())
+    })?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
     Ok(())
 }
@@ -101,7 +104,8 @@ fn add_disks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
             affinity: affinity.collect(),
             ..worker_options()
         };
-        pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers).with_context(|| option.clone())?;
+        pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers)
+            .with_context(|| option.clone())?;
     }
     Ok(())
 }
@@ -142,8 +146,10 @@ fn add_networks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
         };
         let device = open_net(site, net).with_context(|| option.clone())?;
         let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
-        let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
-        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option.clone())?;
+        let workers =
+            workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
+        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers)
+            .with_context(|| option.clone())?;
     }
     Ok(())
 }
