@@ -121,7 +121,9 @@ def scripts(run):
 
 
 def unit(run):
-    """Tests that need nothing of this machine."""
+    """Tests that need nothing of this machine but the binary."""
+    if not run.build_machine("unit tests"):
+        return
     chosen = f"not ({_binaries(NATIVE)} | {_binaries(NESTED)})"
     run.nextest("unit tests", f"{chosen} & test(~{run.filter})" if run.filter else chosen)
     if not run.filter:
