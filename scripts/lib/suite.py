@@ -66,7 +66,8 @@ def check(run):
     for folder in everything:
         if (folder / "Cargo.toml").exists():
             name = "format" if folder == PROJECT else f"format of {folder.relative_to(PROJECT)}"
-            run.cargo(name, ["fmt", "--all", "--check"], folder=folder)
+            # Outside the workspace `--all` would mean the crates of this project that are depended on, too.
+            run.cargo(name, ["fmt", *(["--all"] if folder == PROJECT else []), "--check"], folder=folder)
     run.cargo("lints", ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
     run.cargo("documentation", ["doc", "--workspace", "--no-deps"], {"RUSTDOCFLAGS": "-D warnings"})
     dependencies(run)

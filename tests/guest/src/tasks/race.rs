@@ -70,7 +70,8 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
         let Some(function) = device.function() else { continue };
         let [Some(common), Some(doorbells), _, _] = device.areas() else { continue };
         let target = &TARGETS[found];
-        let number = u64::from(function.bus) << 16 | u64::from(function.device) << 8 | u64::from(function.function);
+        let number =
+            u64::from(function.bus) << 16 | u64::from(function.device) << 8 | u64::from(function.function);
         target.function.store(number, Ordering::SeqCst);
         target.common.store(common.address, Ordering::SeqCst);
         target.doorbells.store(doorbells.address, Ordering::SeqCst);
