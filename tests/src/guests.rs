@@ -1,5 +1,6 @@
 //! The guests that tests boot.
 
+use crate::host::{Folder, shell};
 use crate::required;
 use std::path::PathBuf;
 
@@ -47,4 +48,22 @@ impl Kernel {
     pub fn tools(self) -> PathBuf {
         required("VIVARIUM_GUESTS").join(format!("initramfs-tools-{}.cpio", self.version()))
     }
+}
+
+/// A copy, in `folder`, of the root file system of Debian with systemd.
+///
+/// # Panics
+/// When there is none to copy.
+pub fn debian_root(folder: &Folder) -> PathBuf {
+    let guests = required("VIVARIUM_GUESTS");
+    let entries = std::fs::read_dir(&guests).unwrap_or_else(|error| panic!("{}: {error}", guests.display()));
+    let root = entries.flatten().map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("root-") && name.ends_with(".ext4")
+    });
+    let root = root.unwrap_or_else(|| panic!("there is no root-*.ext4 in {}; scripts/test makes it", guests.display()));
+    let copy = folder.join("root");
+    // Only what the file system uses, which is a small part of it.
+    shell(&format!("e2image -ra {} {} 2>&1", root.display(), copy.display()));
+    copy
 }

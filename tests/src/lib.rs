@@ -15,6 +15,7 @@ pub mod host;
 pub mod monitor;
 pub mod report;
 pub mod terminal;
+pub mod tiny_kernel;
 pub mod transfer;
 
 pub use guests::{Form, Kernel};

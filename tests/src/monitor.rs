@@ -210,7 +210,10 @@ impl Monitor {
                     };
                     let _ = self.child.kill();
                     let errors = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
-                    panic!("{reason} before \"{what}\"; it printed:\n{}\nand as errors:\n{errors}", self.seen);
+                    panic!(
+                        "{reason} before \"{what}\"; it printed:\n{}\nand as errors:\n{errors}",
+                        self.seen
+                    );
                 }
             }
         }
@@ -306,7 +309,8 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for digit in 0..4 {
             let symbol = ALPHABET[(word >> (18 - 6 * digit)) as usize & 63];
             text.push(if digit <= chunk.len() { char::from(symbol) } else { '=' });
@@ -319,7 +323,9 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #[test]
     fn base64_is_that_of_the_rfc() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(super::base64(plain.as_bytes()), coded);
         }
     }

@@ -55,7 +55,10 @@ mod tests {
     #[test]
     fn lines_are_read_by_task_and_key() {
         let report = Report::new("noise\n@@ irq kind=self n=100\r\n@@ irq kind=halt wakes=7\n@@ done rc=0\n");
-        assert_eq!(report.of("irq").filter_map(|line| line.get("kind")).collect::<Vec<_>>(), ["self", "halt"]);
+        assert_eq!(
+            report.of("irq").filter_map(|line| line.get("kind")).collect::<Vec<_>>(),
+            ["self", "halt"]
+        );
         assert_eq!((report.number("irq", "wakes"), report.number("done", "rc")), (7, 0));
     }
 }

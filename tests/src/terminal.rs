@@ -43,7 +43,10 @@ fn get_modes(file: &impl AsRawFd) -> Modes {
         assert_eq!(libc::tcgetattr(file.as_raw_fd(), modes.as_mut_ptr()), 0, "it is a terminal");
         modes.assume_init()
     };
-    Modes { flags: [modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag], control: modes.c_cc.to_vec() }
+    Modes {
+        flags: [modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag],
+        control: modes.c_cc.to_vec(),
+    }
 }
 
 impl Terminal {
@@ -80,7 +83,11 @@ impl Terminal {
     /// # Panics
     /// When this is not a terminal of the test's own.
     pub fn attach(&self, command: &mut Command) {
-        let copy = || Stdio::from(self.program.as_ref().expect("own").try_clone().expect("a descriptor can be duplicated"));
+        let copy = || {
+            Stdio::from(
+                self.program.as_ref().expect("own").try_clone().expect("a descriptor can be duplicated"),
+            )
+        };
         command.stdin(copy()).stdout(copy());
     }
 

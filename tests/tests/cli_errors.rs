@@ -5,7 +5,11 @@ use std::process::{Command, Output, Stdio};
 use vivarium_tests::required;
 
 fn run(arguments: &[&str]) -> Output {
-    Command::new(required("VIVARIUM_BIN")).args(arguments).stdin(Stdio::null()).output().expect("the monitor runs")
+    Command::new(required("VIVARIUM_BIN"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the monitor runs")
 }
 
 /// Checks that `line` is refused with `status`, and that the one line said begins so and has `remedy` in it.

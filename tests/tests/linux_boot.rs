@@ -146,7 +146,10 @@ fn two_numa_nodes_have_their_cpus_memory_and_distances() {
     assert!(output.contains("node0 cpus=0,2 distance=10 25"), "{output}");
     assert!(output.contains("node1 cpus=1,3 distance=30 10"), "{output}");
     let kib = |node: &str| -> u64 {
-        let line = output.lines().find_map(|line| line.strip_prefix(&format!("{node} kib="))).expect("the guest told");
+        let line = output
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{node} kib=")))
+            .expect("the guest told");
         line.parse().unwrap()
     };
     // The kernel keeps some of a node for itself.
@@ -206,9 +209,12 @@ fn smbios_shows_who_the_machine_says_it_is() {
         .script("cd /sys/class/dmi/id; for f in product_uuid product_serial sys_vendor product_name; do echo $f=$(cat $f); done")
         .start()
         .succeed();
-    for line in
-        ["product_uuid=12345678-1234-5678-9abc-def012345678", "product_serial=sn-1", "sys_vendor=Someone", "product_name=Thing"]
-    {
+    for line in [
+        "product_uuid=12345678-1234-5678-9abc-def012345678",
+        "product_serial=sn-1",
+        "sys_vendor=Someone",
+        "product_name=Thing",
+    ] {
         assert!(output.contains(line), "\"{line}\" is not in:\n{output}");
     }
 }

@@ -1,7 +1,7 @@
 //! Consoles: a login on each kind, and what of the terminal the guest sees.
 
-use std::os::unix::net::UnixStream;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
@@ -50,11 +50,13 @@ fn a_shell_on_the_virtio_console_listens_and_sees_the_window() {
 
 /// Starts a monitor whose consoles are told of on standard error, and returns the path it tells.
 fn announced(option: &str, builder: MonitorBuilder) -> (std::process::Child, String) {
-    let mut child = builder.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        builder.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut errors = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
-    let path = line.trim().strip_prefix(&format!("vivarium: {option} is at ")).unwrap_or_else(|| panic!("{line}"));
+    let path =
+        line.trim().strip_prefix(&format!("vivarium: {option} is at ")).unwrap_or_else(|| panic!("{line}"));
     (child, path.to_owned())
 }
 
@@ -90,7 +92,8 @@ fn a_shell_on_a_socket_listens_and_a_late_joiner_sees_what_was_said() {
     let read_until = |peer: &mut UnixStream, what: &str| {
         let (mut text, mut byte) = (String::new(), [0]);
         while !text.contains(what) {
-            peer.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} before \"{what}\", after:\n{text}"));
+            peer.read_exact(&mut byte)
+                .unwrap_or_else(|error| panic!("{error} before \"{what}\", after:\n{text}"));
             text.push(char::from(byte[0]));
         }
     };

@@ -13,12 +13,16 @@ fn the_guest_boots_and_powers_off() {
 #[test]
 fn the_guest_is_entered_by_pvh_with_the_memory_it_was_given() {
     for (size, high) in [("64M", None), ("3G", None), ("5G", Some("ram=0x100000000..0x180000000"))] {
-        let report = MonitorBuilder::bare("boot; clock").replace("--memory", format!("size={size}")).start().complete();
+        let report = MonitorBuilder::bare("boot; clock")
+            .replace("--memory", format!("size={size}"))
+            .start()
+            .complete();
         let lines: Vec<_> = report.of("boot").filter_map(|line| line.get("ram")).map(str::to_owned).collect();
         assert!(report.of("boot").any(|line| line.get("entry") == Some("pvh")), "{report:?}");
         assert!(report.of("clock").any(|line| line.get("source") == Some("kvm-clock")), "{report:?}");
         let total: u64 = lines.iter().map(|range| length(range)).sum();
-        let asked: u64 = size.trim_end_matches(['M', 'G']).parse::<u64>().unwrap() << if size.ends_with('G') { 30 } else { 20 };
+        let asked: u64 = size.trim_end_matches(['M', 'G']).parse::<u64>().unwrap()
+            << if size.ends_with('G') { 30 } else { 20 };
         // What the tables below 1 MiB take is not the guest's.
         assert!(total <= asked && total > asked - (1 << 20), "{size}: {lines:?}");
         if let Some(high) = high {
@@ -43,7 +47,10 @@ fn memory_beyond_the_hole_holds_what_is_written() {
 fn processors_start_and_count_together() {
     for (cpus, topology) in [(1, ""), (2, ""), (4, ",topology=2:1:1:2"), (3, ",max=6"), (16, "")] {
         let line = format!("smp cpus={cpus}");
-        let report = MonitorBuilder::bare(&line).args(["--cpus", &format!("boot={cpus}{topology}")]).start().complete();
+        let report = MonitorBuilder::bare(&line)
+            .args(["--cpus", &format!("boot={cpus}{topology}")])
+            .start()
+            .complete();
         assert_eq!(report.number("smp", "cpus"), cpus, "{report:?}");
     }
 }

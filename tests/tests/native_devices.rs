@@ -103,10 +103,11 @@ fn entropy_is_fresh() {
 #[test]
 fn the_console_speaks_and_listens() {
     let mut terminal = Terminal::new();
-    let mut command = MonitorBuilder::bare("console text=are-you-there read=4 secs=60; console packed=1 text=over")
-        .replace("--serial", "null")
-        .replace("--console", "tty")
-        .command();
+    let mut command =
+        MonitorBuilder::bare("console text=are-you-there read=4 secs=60; console packed=1 text=over")
+            .replace("--serial", "null")
+            .replace("--console", "tty")
+            .command();
     terminal.attach(&mut command);
     let mut child = command.spawn().unwrap();
     terminal.wait_for("are-you-there");
@@ -150,7 +151,8 @@ fn a_tap_carries_frames_both_ways() {
 
 #[test]
 fn a_tap_made_for_the_guest_goes_with_it() {
-    let mut monitor = MonitorBuilder::bare("net-tx n=1000 end=reset").args(["--net", "tap=vivt1,ip=198.51.100.1"]).start();
+    let mut monitor =
+        MonitorBuilder::bare("net-tx n=1000 end=reset").args(["--net", "tap=vivt1,ip=198.51.100.1"]).start();
     monitor.wait_for("@@ done rc=0");
     assert!(shell("ip -o addr show dev vivt1").contains("198.51.100.1/24"));
     monitor.signal(libc::SIGINT);
@@ -172,7 +174,10 @@ fn rate_limits_hold() {
         let report = MonitorBuilder::bare(task).args(disk(&path, &format!(",{keys}"))).start().complete();
         let name = task.split(' ').next().unwrap();
         let rate = report.number(name, unit) as f64 / (report.number(name, "ns") as f64 / 1e9);
-        assert!((limit * 0.9..limit * 1.1).contains(&rate), "{keys}: {rate} {unit} a second instead of {limit}");
+        assert!(
+            (limit * 0.9..limit * 1.1).contains(&rate),
+            "{keys}: {rate} {unit} a second instead of {limit}"
+        );
     }
 }
 

@@ -57,16 +57,27 @@ fn an_initramfs_too_large_for_memory_is_refused() {
     let folder = Folder::new();
     let path = folder.sparse("initramfs", 1 << 30);
     let words = format!("--memory size=128M --initramfs {}", path.display());
-    failed(&words, &output(&mut with(&words)), &[&format!("--initramfs {}: ", path.display()), "more memory"]);
-    failed("missing", &output(&mut with("--initramfs /nowhere")), &["--initramfs /nowhere: ", "No such file"]);
+    failed(
+        &words,
+        &output(&mut with(&words)),
+        &[&format!("--initramfs {}: ", path.display()), "more memory"],
+    );
+    failed(
+        "missing",
+        &output(&mut with("--initramfs /nowhere")),
+        &["--initramfs /nowhere: ", "No such file"],
+    );
 }
 
 #[test]
 fn disks_that_cannot_be_are_refused() {
     let folder = Folder::new();
     let empty = folder.sparse("empty", 0);
-    let (missing, empty, directory) = (folder.join("missing").display().to_string(), empty.display().to_string(), "/tmp");
-    for (path, why) in [(missing.as_str(), "truncate"), (&empty, "at least one sector"), (directory, "directory")] {
+    let (missing, empty, directory) =
+        (folder.join("missing").display().to_string(), empty.display().to_string(), "/tmp");
+    for (path, why) in
+        [(missing.as_str(), "truncate"), (&empty, "at least one sector"), (directory, "directory")]
+    {
         let words = format!("--disk path={path}");
         failed(&words, &output(&mut with(&words)), &[&format!("--disk path={path}: "), why]);
     }
@@ -77,10 +88,15 @@ fn a_locked_disk_names_who_has_it() {
     let folder = Folder::new();
     let path = folder.sparse("disk", 1 << 20);
     let words = format!("--disk path={}", path.display());
-    let mut holder = MonitorBuilder::bare("blk-verify size=64K; hello end=halt").args(words.split(' ')).start();
+    let mut holder =
+        MonitorBuilder::bare("blk-verify size=64K; hello end=halt").args(words.split(' ')).start();
     holder.wait_for("@@ done rc=0");
     let refused = output(&mut with(&words));
-    failed(&words, &refused, &[&format!("path={}: ", path.display()), "another process", &format!("{}", holder.pid())]);
+    failed(
+        &words,
+        &refused,
+        &[&format!("path={}: ", path.display()), "another process", &format!("{}", holder.pid())],
+    );
     // Readers do not mind each other, but a writer.
     failed("reader", &output(&mut with(&format!("{words},readonly=on"))), &["open for writing"]);
     drop(holder);
@@ -97,7 +113,9 @@ fn a_file_that_cannot_be_written_wants_readonly() {
     std::fs::set_permissions(base, Permissions::from_mode(0o755)).unwrap();
     // Root may write whatever the mode says, so the test gives up that right, and keeps all others.
     let mut command = Command::new("setpriv");
-    command.args(["--bounding-set", "-dac_override", "--inh-caps", "-dac_override", "--"]).arg(required("VIVARIUM_BIN"));
+    command
+        .args(["--bounding-set", "-dac_override", "--inh-caps", "-dac_override", "--"])
+        .arg(required("VIVARIUM_BIN"));
     command.arg("--kernel").arg(required("VIVARIUM_BARE_GUEST"));
     command.args(["--console", "off", "--disk", &format!("path={}", path.display())]);
     failed("read-only file", &output(&mut command), &[&format!("path={}: ", path.display()), "readonly=on"]);
@@ -109,7 +127,10 @@ fn memory_and_processors_beyond_the_host_are_refused() {
         ("--memory size=100000T", &["--memory", "less memory"][..]),
         ("--cpus boot=100000", &["--cpus boot=100000", "at most"]),
         ("--memory size=1T,hugepages=on", &["--memory size=1T,hugepages=on", "nr_hugepages"]),
-        ("--memory size=128M,hugepages=on,hugepage_size=16M", &["--memory size=128M,hugepage_size=16M", "no huge pages of that size"]),
+        (
+            "--memory size=128M,hugepages=on,hugepage_size=16M",
+            &["--memory size=128M,hugepage_size=16M", "no huge pages of that size"],
+        ),
     ] {
         let refused = output(&mut with(words));
         let errors = String::from_utf8_lossy(&refused.stderr);
@@ -132,8 +153,15 @@ fn networks_that_cannot_be_are_refused() {
     }
     // Without the right to make one.
     let mut command = Command::new("setpriv");
-    command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"]).arg(required("VIVARIUM_BIN"));
-    command.arg("--kernel").arg(required("VIVARIUM_BARE_GUEST")).args(["--console", "off", "--net", "tap=vivt8"]);
+    command
+        .args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"])
+        .arg(required("VIVARIUM_BIN"));
+    command.arg("--kernel").arg(required("VIVARIUM_BARE_GUEST")).args([
+        "--console",
+        "off",
+        "--net",
+        "tap=vivt8",
+    ]);
     failed("no right", &output(&mut command), &["--net tap=vivt8: ", "ip tuntap add"]);
 }
 
@@ -152,7 +180,11 @@ fn sources_and_places_that_are_not_there_are_refused() {
 #[test]
 fn a_host_without_kvm_is_told_what_to_do() {
     let run = |before: &str| {
-        let script = format!("{before}; exec {} --kernel {}", required("VIVARIUM_BIN").display(), required("VIVARIUM_BARE_GUEST").display());
+        let script = format!(
+            "{before}; exec {} --kernel {}",
+            required("VIVARIUM_BIN").display(),
+            required("VIVARIUM_BARE_GUEST").display()
+        );
         output(Command::new("unshare").args(["--mount", "sh", "-ec", &script]))
     };
     failed("missing", &run("mount -t tmpfs tmpfs /dev"), &["/dev/kvm: not found", "modprobe"]);
@@ -163,7 +195,10 @@ fn a_host_without_kvm_is_told_what_to_do() {
     std::fs::copy(required("VIVARIUM_BIN"), &copy).unwrap();
     std::fs::set_permissions(copy.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&copy).args(["--kernel", "k"]);
+    command
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(&copy)
+        .args(["--kernel", "k"]);
     if std::fs::metadata("/dev/kvm").unwrap().permissions().mode() & 0o006 == 0 {
         failed("not permitted", &output(&mut command), &["/dev/kvm: permission denied", "group kvm"]);
     }

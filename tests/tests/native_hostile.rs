@@ -37,7 +37,10 @@ fn no_abuse_of_a_ring_does_harm() {
 
 #[test]
 fn an_abused_disk_of_several_queues_recovers() {
-    let report = run("ring-abuse case=all; blk-verify queues=4; blk-randwrite check=1 n=500 queues=4", ",num_queues=4");
+    let report = run(
+        "ring-abuse case=all; blk-verify queues=4; blk-randwrite check=1 n=500 queues=4",
+        ",num_queues=4",
+    );
     assert_eq!(report.number("ring-abuse", "failed"), 0);
 }
 
@@ -45,7 +48,10 @@ fn an_abused_disk_of_several_queues_recovers() {
 fn a_disk_without_packed_rings_survives_what_applies_to_it() {
     let report = run("ring-abuse case=all", ",packed=off");
     assert_eq!(report.number("ring-abuse", "failed"), 0);
-    assert!(report.of("ring-abuse").any(|line| line.get("skipped") == Some("1")), "packed rings are not offered");
+    assert!(
+        report.of("ring-abuse").any(|line| line.get("skipped") == Some("1")),
+        "packed rings are not offered"
+    );
 }
 
 #[test]
@@ -116,10 +122,11 @@ fn nobody_reading_the_log_does_not_hold_up_the_guest() {
     let folder = Folder::new();
     let (disk, debug) = (folder.sparse("disk", 16 << 20), folder.join("debug"));
     // Every case is logged; the log's reader is gone from the start.
-    let mut command = MonitorBuilder::bare("ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9")
-        .args(["--disk", &format!("path={}", disk.display())])
-        .args(["--debug-console", &format!("file={}", debug.display())])
-        .command();
+    let mut command =
+        MonitorBuilder::bare("ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9")
+            .args(["--disk", &format!("path={}", disk.display())])
+            .args(["--debug-console", &format!("file={}", debug.display())])
+            .command();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut child = command.stderr(writer).spawn().unwrap();

@@ -68,7 +68,8 @@ fn a_pseudo_terminal_is_announced_and_carries_the_console() {
     let mut line = String::new();
     let mut errors = std::io::BufReader::new(child.stderr.take().unwrap());
     std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
-    let path = line.trim().strip_prefix("vivarium: --console is at ").unwrap_or_else(|| panic!("{line}")).to_owned();
+    let path =
+        line.trim().strip_prefix("vivarium: --console is at ").unwrap_or_else(|| panic!("{line}")).to_owned();
     let mut terminal = Terminal::open(path.as_ref());
     terminal.wait_for("ready");
     terminal.type_in("abc");
