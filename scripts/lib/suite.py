@@ -9,6 +9,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
+import disks
 import ground
 import guests
 import nested_host
@@ -146,6 +147,8 @@ def nested(run):
         return
     if where == ground.NESTED and not run.set_up("nested tests", nested_host.snapshot):
         return
+    # For the test that boots it. When it cannot be had, that test fails and says why.
+    run.set_up("Debian root disk", disks.debian)
     variable = f"CARGO_TARGET_{os.uname().machine.upper()}_UNKNOWN_LINUX_GNU_RUNNER"
     name = "stock Linux, in the nested host" if where == ground.NESTED else "stock Linux"
     run.nextest(name, _binaries(NESTED, run.filter), {variable: str(PROJECT / "scripts" / "nested-runner")})
