@@ -29,7 +29,10 @@ EXAMPLES = """examples:
   scripts/bench
   scripts/bench --quick --only boot --only randread
   scripts/bench --peer ch=/opt/cloud-hypervisor --peer fc=/opt/firecracker-v1.12:firecracker
-  scripts/bench --peer before=/tmp/vivarium-before:vivarium
+  scripts/bench --peer before=/tmp/vivarium-before:vivarium --peer same=/tmp/copy-of-vivarium:vivarium
+
+The last compares two builds. `same` is a copy of the binary that is measured: what it differs by is noise, and on a busy
+machine that is easily a fifth. Build both from one commit, with nothing but the change between them.
 
 Written to DIR (default target/bench): figures.json, figures.md, figures.svg, and figures.png if rsvg-convert is there.
 """
