@@ -54,7 +54,7 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
             };
             let take = size.min(zone.size.0 - offset);
             let region = backing.map(zone, offset, take)?;
-            advise(&region, start, zone, config.thp)?;
+            advise(&region, zone, config.thp)?;
             regions.push(
                 GuestRegion::new(region, GuestAddress(start))
                     .context("a memory region wraps the address space")?,
@@ -231,31 +231,24 @@ fn bind(region: &MmapRegion, node: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Memory below this guest address stays in small pages. Boot data, tables and holes lie scattered there: a huge page
-/// under them costs every start the time to clear it, more than half of what else a small guest's start takes.
-const SMALL_PAGES_BELOW: u64 = 2 << 20;
-
-fn advise(region: &MmapRegion, start: u64, zone: &MemoryZoneConfig, thp: bool) -> Result<()> {
+fn advise(region: &MmapRegion, zone: &MemoryZoneConfig, thp: bool) -> Result<()> {
     if zone.mergeable {
-        madvise(region, 0, libc::MADV_MERGEABLE).with_context(|| {
+        madvise(region, libc::MADV_MERGEABLE).with_context(|| {
             format!("{},mergeable=on: the host's kernel cannot merge pages", option(zone))
         })?;
     }
     if thp && !zone.hugepages && zone.file.is_none() {
         // A wish: a kernel without transparent huge pages just does not have them.
-        let small = usize::try_from(SMALL_PAGES_BELOW.saturating_sub(start))?.min(region.size());
-        let _ = madvise(region, small, libc::MADV_HUGEPAGE);
+        let _ = madvise(region, libc::MADV_HUGEPAGE);
     }
     // A guest's memory does not belong into the monitor's core dump.
-    let _ = madvise(region, 0, libc::MADV_DONTDUMP);
+    let _ = madvise(region, libc::MADV_DONTDUMP);
     Ok(())
 }
 
-/// Advises on the region from `offset` bytes, at most its size, to its end.
-fn madvise(region: &MmapRegion, offset: usize, advice: i32) -> io::Result<()> {
-    let size = region.size() - offset;
-    // SAFETY: the range lies in this mapping; the advice does not change its contents.
-    let result = unsafe { libc::madvise(region.as_ptr().add(offset).cast(), size, advice) };
+fn madvise(region: &MmapRegion, advice: i32) -> io::Result<()> {
+    // SAFETY: the range is this mapping; the advice does not change its contents.
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -356,36 +349,6 @@ mod tests {
         // SAFETY: reads one byte into a buffer of one byte.
         let read = unsafe { libc::pread(fd, byte.as_mut_ptr().cast(), 1, (2 * M).cast_signed()) };
         assert_eq!((read, byte[0]), (1, 0x55));
-    }
-
-    #[test]
-    fn huge_pages_are_wished_for_except_under_boot_data() {
-        let config = MemoryConfig { size: ByteSize(16 * M), ..MemoryConfig::default() };
-        let memory = provide(&config, &[(0, 16 * M)]).unwrap();
-        let host = memory.ram.iter().next().unwrap().as_ptr() as u64;
-        assert!(!wishes_huge_pages(host));
-        assert!(!wishes_huge_pages(host + 2 * M - 1));
-        // A kernel without transparent huge pages refuses the advice.
-        if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
-            assert!(wishes_huge_pages(host + 2 * M));
-            assert!(wishes_huge_pages(host + 16 * M - 1));
-        }
-    }
-
-    /// Whether the mapping that holds a host address has the flag `hg` (proc(5), smaps).
-    fn wishes_huge_pages(address: u64) -> bool {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        for line in smaps.lines() {
-            let range = line.split(' ').next().and_then(|word| word.split_once('-'));
-            if let Some((start, end)) = range {
-                let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
-                inside = (start..end).contains(&address);
-            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
-                return flags.split_whitespace().any(|flag| flag == "hg");
-            }
-        }
-        panic!("no mapping at {address:#x}");
     }
 
     #[test]
