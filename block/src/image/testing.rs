@@ -183,9 +183,6 @@ pub(crate) struct Held {
 struct HeldState {
     waiting: BTreeMap<u16, String>,
     done: VecDeque<Completed>,
-    /// How many requests came between kicks, and since the last.
-    batches: Vec<usize>,
-    unkicked: usize,
 }
 
 impl HeldImage {
@@ -200,11 +197,6 @@ impl Held {
     /// Requests that were submitted and not released, in words.
     pub(crate) fn waiting(&self) -> Vec<String> {
         self.state.lock().unwrap().waiting.values().cloned().collect()
-    }
-
-    /// How many requests each kick gave to the host.
-    pub(crate) fn batches(&self) -> Vec<usize> {
-        self.state.lock().unwrap().batches.clone()
     }
 
     /// Ends all requests waiting, with an error number or 0.
@@ -235,18 +227,11 @@ impl Stream for HeldStream {
                 format!("zero {offset}+{length} unmap={unmap} stable={stable}")
             }
         };
-        let mut state = self.0.state.lock().unwrap();
-        state.unkicked += 1;
-        assert_eq!(state.waiting.insert(tag, words), None, "a tag names one request at a time");
+        let present = self.0.state.lock().unwrap().waiting.insert(tag, words);
+        assert_eq!(present, None, "a tag names one request at a time");
     }
 
-    fn kick(&mut self) {
-        let mut state = self.0.state.lock().unwrap();
-        let count = std::mem::take(&mut state.unkicked);
-        if count > 0 {
-            state.batches.push(count);
-        }
-    }
+    fn kick(&mut self) {}
 
     fn complete(&mut self) -> Option<Completed> {
         self.0.state.lock().unwrap().done.pop_front()

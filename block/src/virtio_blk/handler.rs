@@ -17,8 +17,6 @@ const BUDGET: u32 = 128;
 /// Requests given to the host at once. Small enough that the driver can take results and make new requests while the host
 /// works on the next ones; larger ones save few system calls.
 const BATCH: u32 = 8;
-/// Bytes of requests given to the host at once: beside the copying of so many, a system call costs nothing.
-const BATCH_BYTES: u64 = 128 << 10;
 
 /// One queue's handler.
 pub(super) struct BlockHandler {
@@ -72,8 +70,7 @@ enum Doing {
 
 /// What became of an attempt to start a request.
 enum Started {
-    /// One that transfers so many bytes.
-    Yes(u64),
+    Yes,
     /// There is none.
     Nothing,
     /// Not before that time.
@@ -144,7 +141,7 @@ impl BlockHandler {
                 self.answer(tag, status, 0);
             }
         }
-        Started::Yes(bytes)
+        Started::Yes
     }
 
     fn start(&mut self, tag: u16, parsed: Parsed, room: u64) {
@@ -315,14 +312,13 @@ impl QueueHandler for BlockHandler {
         self.take_completed();
         self.throttled = None;
         let mut progress = Progress::More;
-        let (mut batch, mut bytes) = (0_u32, 0_u64);
+        let mut batch = 0_u32;
         for _ in 0..BUDGET {
             match self.start_next() {
-                Started::Yes(transferred) => {
+                Started::Yes => {
                     batch = batch.saturating_add(1);
-                    bytes = bytes.saturating_add(transferred);
-                    if batch >= BATCH || bytes >= BATCH_BYTES {
-                        (batch, bytes) = (0, 0);
+                    if batch >= BATCH {
+                        batch = 0;
                         self.stream.kick();
                         self.take_completed();
                         self.queue.flush();

@@ -283,22 +283,6 @@ fn nothing_is_answered_before_the_host_is_done_and_quiescing_waits_for_it() {
 }
 
 #[test]
-fn small_requests_reach_the_host_together_and_large_ones_alone() {
-    for (length, batches) in [(4096, vec![8, 2]), (64 << 10, vec![2; 5]), (128 << 10, vec![1; 10])] {
-        let image = HeldImage::new(1 << 20);
-        let held = Arc::clone(&image.held);
-        let mut rig = Rig::new(Arc::new(image), options(), layouts()[0]);
-        for _ in 0..10 {
-            rig.submit(&Wanted::new(IN, 0).room(length).indirect());
-        }
-        rig.run_once();
-        assert_eq!(held.batches(), batches, "{length} bytes each");
-        held.release(0);
-        rig.run_once();
-    }
-}
-
-#[test]
 fn writes_are_stable_unless_the_driver_may_flush_and_wants_a_cache() {
     let write = || Wanted::new(OUT, 0).data(&[1; 512]);
     let zeroes = || Wanted::new(WRITE_ZEROES_KIND, 0).data(&range(0, 1, 1));
