@@ -61,7 +61,8 @@ pub fn debian_root(folder: &Folder) -> PathBuf {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         name.starts_with("root-") && name.ends_with(".ext4")
     });
-    let root = root.unwrap_or_else(|| panic!("there is no root-*.ext4 in {}; scripts/test makes it", guests.display()));
+    let root = root
+        .unwrap_or_else(|| panic!("there is no root-*.ext4 in {}; scripts/test makes it", guests.display()));
     let copy = folder.join("root");
     // Only what the file system uses, which is a small part of it.
     shell(&format!("e2image -ra {} {} 2>&1", root.display(), copy.display()));

@@ -13,6 +13,7 @@
 pub mod guests;
 pub mod host;
 pub mod monitor;
+pub mod rate;
 pub mod report;
 pub mod terminal;
 pub mod tiny_kernel;

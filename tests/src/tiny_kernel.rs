@@ -29,7 +29,9 @@ pub fn bytes() -> Vec<u8> {
     };
     header(64, 1, 5, CODE_AT, ADDRESS, 4096);
     header(120, 4, 4, NOTE_AT, 0, NOTE_SIZE);
-    for (index, word) in [4, 4, PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), ADDRESS as u32].into_iter().enumerate() {
+    for (index, word) in
+        [4, 4, PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), ADDRESS as u32].into_iter().enumerate()
+    {
         put(NOTE_AT + index * 4, &word.to_le_bytes());
     }
     // A loop that halts.

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
-use vivarium_tests::MonitorBuilder;
 use vivarium_tests::host::{Folder, Tap, shell};
 use vivarium_tests::terminal::Terminal;
+use vivarium_tests::{MonitorBuilder, rate};
 
 /// Rings and engines that a disk can be driven by.
 const VARIANTS: [&str; 6] = [
@@ -171,13 +171,11 @@ fn rate_limits_hold() {
         ("ops_size=50,ops_refill_time=100", "blk-randread bs=4K qd=16 secs=3", "ops", 500.0),
         ("bw_size=209716,bw_refill_time=100", "blk-randwrite bs=16K qd=4 secs=3", "bytes", 2.0 * 1048576.0),
     ] {
-        let report = MonitorBuilder::bare(task).args(disk(&path, &format!(",{keys}"))).start().complete();
-        let name = task.split(' ').next().unwrap();
-        let rate = report.number(name, unit) as f64 / (report.number(name, "ns") as f64 / 1e9);
-        assert!(
-            (limit * 0.9..limit * 1.1).contains(&rate),
-            "{keys}: {rate} {unit} a second instead of {limit}"
-        );
+        rate::holds(keys, limit, 0.1, || {
+            let report = MonitorBuilder::bare(task).args(disk(&path, &format!(",{keys}"))).start().complete();
+            let name = task.split(' ').next().unwrap();
+            report.number(name, unit) as f64 / (report.number(name, "ns") as f64 / 1e9)
+        });
     }
 }
 

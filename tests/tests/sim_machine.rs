@@ -136,7 +136,8 @@ struct Virtio {
 
 /// The virtio function with this PCI device ID, decoding and mastering.
 fn find(cpu: &mut SimCpu<'_>, id: u32) -> Virtio {
-    let device = (0..32).find(|device| config(cpu, *device, 0) == id << 16 | 0x1af4).expect("the device is there");
+    let device =
+        (0..32).find(|device| config(cpu, *device, 0) == id << 16 | 0x1af4).expect("the device is there");
     write_config(cpu, device, 4, ENABLE);
     let mut found = Virtio { device, ..Virtio::default() };
     let bar = bar0(cpu, device);
