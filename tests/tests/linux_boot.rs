@@ -37,10 +37,9 @@ const WHERE_CPUS_ARE: &str = r#"
 cd /sys/devices/system/cpu
 for cpu in cpu[0-9]*; do
     read -r package <$cpu/topology/physical_package_id
-    read -r die <$cpu/topology/die_id
     read -r core <$cpu/topology/core_id
     threads=$(cat $cpu/topology/thread_siblings_list) cores=$(cat $cpu/topology/core_siblings_list)
-    echo "place $cpu package=$package die=$die core=$core threads=$threads cores=$cores"
+    echo "place $cpu package=$package core=$core threads=$threads cores=$cores"
 done
 echo "online $(cat online) listed $(grep -c ^processor /proc/cpuinfo) packages $(grep '^physical id' /proc/cpuinfo | sort -u | wc -l)"
 echo "siblings $(sed -n 's/^siblings.*: //p' /proc/cpuinfo | sort -u) cores $(sed -n 's/^cpu cores.*: //p' /proc/cpuinfo | sort -u)"
@@ -74,10 +73,10 @@ fn four_cpus_in_two_packages_of_two_threads_are_seen() {
         &[
             "online 0-3 listed 4 packages 2",
             "siblings 2 cores 1",
-            "place cpu0 package=0 die=0 core=0 threads=0-1 cores=0-1",
-            "place cpu1 package=0 die=0 core=0 threads=0-1 cores=0-1",
-            "place cpu2 package=1 die=0 core=0 threads=2-3 cores=2-3",
-            "place cpu3 package=1 die=0 core=0 threads=2-3 cores=2-3",
+            "place cpu0 package=0 core=0 threads=0-1 cores=0-1",
+            "place cpu1 package=0 core=0 threads=0-1 cores=0-1",
+            "place cpu2 package=1 core=0 threads=2-3 cores=2-3",
+            "place cpu3 package=1 core=0 threads=2-3 cores=2-3",
         ],
     );
 }
