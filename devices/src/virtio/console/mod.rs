@@ -139,6 +139,9 @@ impl VirtioDevice for Console {
         let multiport = activation.features & F_MULTIPORT != 0;
         let mut queues: Vec<(u16, Option<Queue>)> =
             activation.queues.into_iter().map(|(index, queue)| (index, Some(queue))).collect();
+        // Without MULTIPORT there is no control, whatever the driver enabled.
+        let is_control = |index: u16| matches!(index, CONTROL_RECEIVE | CONTROL_TRANSMIT);
+        queues.retain(|(index, _)| multiport || !is_control(*index));
         let indices: Vec<u16> = queues.iter().map(|(index, _)| *index).collect();
         let mut take = |wanted: u16| {
             let found = queues.iter_mut().find(|(index, _)| *index == wanted);

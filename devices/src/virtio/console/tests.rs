@@ -101,6 +101,22 @@ fn a_single_port_works_both_ways_without_control_queues() {
     }
 }
 
+#[test]
+fn queues_keep_their_place_when_a_driver_without_control_is_stopped() {
+    let path = socket_path("place", 0);
+    let ports =
+        vec![port("", &path), port("a", &path.with_extension("a")), port("b", &path.with_extension("b"))];
+    let mut driver = Driver::new(Box::new(Console::new(ports).unwrap()), Layout::SPLIT);
+    driver.initialize(Layout::SPLIT, F_SIZE);
+    for _ in 0..2 {
+        driver.request(7, &[b"x"], &[]).unwrap();
+        settle(&mut driver);
+        assert!(driver.completion(7).is_some());
+        driver.stop();
+        driver.start();
+    }
+}
+
 /// Linux drops what it gets before it has opened a console.
 #[test]
 fn a_single_port_gets_input_when_it_is_open() {
