@@ -48,13 +48,13 @@ fn absent_output_files(config: &config::VmConfig) -> Vec<std::path::PathBuf> {
     files.into_iter().flatten().filter(|path| !path.exists()).cloned().collect()
 }
 
-/// Has all threads share a few of the allocator's arenas. Nothing allocates on a data path, so there is no contention to
+/// Has all threads share the allocator's one arena. Nothing allocates on a data path, so there is no contention to
 /// avoid; memory is saved; and the C library does not come to count the host's CPUs, for which it would open a file, on
 /// a thread that may open none.
 fn limit_arenas() {
     // SAFETY: only sets a parameter of the allocator. No other thread is there yet.
     #[cfg(target_env = "gnu")]
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
