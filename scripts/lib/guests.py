@@ -27,7 +27,7 @@ INIT = PROJECT / "scripts" / "lib" / "guest-init"
 
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
-    "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button",
+    "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button", "evdev?",
     "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
 ]  # fmt: skip
 

@@ -66,7 +66,7 @@ class Guest:
         """Vivarium's command line; `disk` is where the image is, `tap` an interface made by `guest-network`."""
         words = ["console=hvc0", "quiet", "viv.marks=no"]
         # systemd asks for autofs4 before it could load modules of this kernel.
-        words += ["viv.root=/dev/vda", "viv.modules=autofs4"] if self.debian else ["viv.mount=/dev/vda:/data"]
+        words += ["viv.root=/dev/vda", "viv.modules=autofs4,evdev"] if self.debian else ["viv.mount=/dev/vda:/data"]
         if tap:
             words.append(f"viv.net=192.168.{126 + number}.2/24,192.168.{126 + number}.1,{dns}")
         command = [str(VIVARIUM), "--kernel", str(CACHE / f"vmlinuz-{self.series}")]

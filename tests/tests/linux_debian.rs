@@ -12,7 +12,7 @@ fn debian_boots_to_a_login_and_obeys_the_power_button() {
     let mut terminal = Terminal::new();
     let mut command = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
         .args(["--memory", "size=512M", "--cpus", "boot=2", "--disk", &format!("path={}", root.display())])
-        .cmdline("viv.root=/dev/vda viv.modules=autofs4")
+        .cmdline("viv.root=/dev/vda viv.modules=autofs4,evdev")
         .command();
     terminal.attach(&mut command);
     let mut child = command.spawn().unwrap();
