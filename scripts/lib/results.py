@@ -16,12 +16,14 @@ class Results:
     passed: int = 0
     failed: int = 0
     skipped: list = field(default_factory=list)  # (what, why)
+    retried: list = field(default_factory=list)  # what failed before it passed
 
     def add(self, other):
         """Takes another's counts in."""
         self.passed += other.passed
         self.failed += other.failed
         self.skipped += other.skipped
+        self.retried += other.retried
 
     def summary(self):
         """The last line of scripts/test."""
@@ -36,6 +38,8 @@ def of_junit(path):
         if case.find("failure") is not None or case.find("error") is not None:
             results.failed += 1
             continue
+        if case.find("flakyFailure") is not None:
+            results.retried.append(name)
         output = "".join(case.itertext())
         reason = re.search(rf"^{SKIP_MARK}(.*)$", output, re.MULTILINE)
         if reason:
