@@ -105,6 +105,21 @@ pub struct LayoutRequest {
     pub amd: bool,
 }
 
+/// How much of the windows for BARs a PCI segment gets, compared with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentWeights {
+    /// Of 32-bit BARs; at least 1.
+    pub bars_32: u32,
+    /// Of 64-bit BARs; at least 1.
+    pub bars_64: u32,
+}
+
+impl Default for SegmentWeights {
+    fn default() -> Self {
+        Self { bars_32: 1, bars_64: 1 }
+    }
+}
+
 impl LayoutRequest {
     /// A machine with one segment and nothing special.
     pub fn new(ram: u64, phys_bits: u8) -> Self {
@@ -174,11 +189,19 @@ pub struct MemoryLayout {
 }
 
 impl MemoryLayout {
-    /// Lays out a machine.
+    /// Lays out a machine whose segments get equal windows.
+    ///
+    /// # Errors
+    /// As [`MemoryLayout::weighted`].
+    pub fn new(request: &LayoutRequest) -> Result<Self, LayoutError> {
+        Self::weighted(request, &[])
+    }
+
+    /// Lays out a machine. Segments beyond the end of `weights` have the default ones.
     ///
     /// # Errors
     /// When something asked for is out of range, or all of it does not fit in the CPU's address bits.
-    pub fn new(request: &LayoutRequest) -> Result<Self, LayoutError> {
+    pub fn weighted(request: &LayoutRequest, weights: &[SegmentWeights]) -> Result<Self, LayoutError> {
         let &LayoutRequest { ram, hotplug, segments, bar_space, .. } = request;
         if ram < MIN_RAM {
             return Err(LayoutError::TooSmall { ram });
@@ -196,7 +219,7 @@ impl MemoryLayout {
         let windows = window.saturating_mul(u64::from(segments));
         [phys_bits.min(PREFERRED_BITS), phys_bits]
             .into_iter()
-            .find_map(|bits| Self::place(request, 1 << bits, further_ecams, windows))
+            .find_map(|bits| Self::place(request, weights, 1 << bits, further_ecams, windows))
             .ok_or(LayoutError::DoesNotFit {
                 ram: ram / MIB,
                 hotplug: hotplug / MIB,
@@ -207,7 +230,13 @@ impl MemoryLayout {
     }
 
     /// Tries to place everything below `end`, with at least `windows` bytes for 64-bit BARs.
-    fn place(request: &LayoutRequest, end: u64, further_ecams: u64, windows: u64) -> Option<Self> {
+    fn place(
+        request: &LayoutRequest,
+        weights: &[SegmentWeights],
+        end: u64,
+        further_ecams: u64,
+        windows: u64,
+    ) -> Option<Self> {
         let low = request.ram.min(HOLE_START);
         let mut ram = vec![Range { start: 0, size: low }];
         let mut rest = request.ram - low;
@@ -237,17 +266,31 @@ impl MemoryLayout {
         let space = free_space(start, end, request.amd, windows)?;
 
         let count = u64::from(request.segments);
-        let size_32 = prev_power_of_two(BARS_32.size / count);
-        let size_64 = space.size / count / WINDOW_ALIGNMENT * WINDOW_ALIGNMENT;
+        let weights: Vec<_> =
+            (0..usize::from(request.segments)).map(|n| weights.get(n).copied().unwrap_or_default()).collect();
+        let sum_32: u64 = weights.iter().map(|weights| u64::from(weights.bars_32)).sum();
+        let sum_64: u64 = weights.iter().map(|weights| u64::from(weights.bars_64)).sum();
+        // Each segment has one unit, and its share of the rest.
+        let rest = u128::from(space.size - count * WINDOW_ALIGNMENT);
+        let (mut next_32, mut next_64) = (BARS_32.start, space.start);
         let segments = (0..count)
-            .map(|n| SegmentWindows {
-                ecam: match n.checked_sub(1) {
-                    None => ECAM_0,
-                    Some(further) => Range { start: ecams + further * ECAM_SIZE, size: ECAM_SIZE },
-                },
-                bars_32: Range { start: BARS_32.start + n * size_32, size: size_32 },
-                bars_64: Range { start: space.start + n * size_64, size: size_64 },
-                io: (n == 0).then_some(BARS_IO),
+            .zip(weights)
+            .map(|(n, weights)| {
+                let size_32 = prev_power_of_two(BARS_32.size * u64::from(weights.bars_32) / sum_32);
+                let share = rest * u128::from(weights.bars_64) / u128::from(sum_64);
+                let size_64 = (share as u64 / WINDOW_ALIGNMENT + 1) * WINDOW_ALIGNMENT;
+                let windows = SegmentWindows {
+                    ecam: match n.checked_sub(1) {
+                        None => ECAM_0,
+                        Some(further) => Range { start: ecams + further * ECAM_SIZE, size: ECAM_SIZE },
+                    },
+                    bars_32: Range { start: next_32, size: size_32 },
+                    bars_64: Range { start: next_64, size: size_64 },
+                    io: (n == 0).then_some(BARS_IO),
+                };
+                next_32 += size_32;
+                next_64 += size_64;
+                windows
             })
             .collect();
         Some(Self { ram, hotplug, segments })
@@ -371,6 +414,19 @@ mod tests {
         assert_eq!(bars(intel), Range { start: 4 * GIB, size: (1 << 46) - 4 * GIB });
         let beyond = LayoutRequest { bar_space: 1 << 46, ..intel };
         assert_eq!(bars(beyond).last(), (1 << 48) - 1, "the preferred limit gives way to the need");
+    }
+
+    #[test]
+    fn segments_get_windows_by_their_weights() {
+        let request = LayoutRequest { segments: 3, ..LayoutRequest::new(GIB, 40) };
+        let weights = [SegmentWeights { bars_32: 2, bars_64: 1 }, SegmentWeights { bars_32: 1, bars_64: 6 }];
+        let layout = MemoryLayout::weighted(&request, &weights).unwrap();
+        let [a, b, c] = layout.segments() else { panic!("three segments") };
+        assert_eq!([a.bars_32.size, b.bars_32.size, c.bars_32.size], [256 * MIB, 128 * MIB, 128 * MIB]);
+        assert_eq!((b.bars_64.size - GIB) / (a.bars_64.size - GIB), 6);
+        assert_eq!(a.bars_64.size, c.bars_64.size);
+        assert!(c.bars_64.last() < 1 << 40);
+        assert_eq!(b.bars_64.start, a.bars_64.last() + 1);
     }
 
     #[test]

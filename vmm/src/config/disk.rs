@@ -23,7 +23,7 @@ options! {
         /// Name of the device; made up if not given.
         ["id"] id: Option<String> = None,
         /// PCI segment the device is in.
-        ["pci_segment", 0..=95] pci_segment: u16 = 0,
+        ["pci_segment", 0..=63] pci_segment: u16 = 0,
         /// Serial number the guest sees; at most 20 characters.
         ["serial"] serial: Option<String> = None,
         /// How requests reach the host: by io_uring, by a pool of threads, or whichever works (io_uring first).

@@ -28,7 +28,7 @@ options! {
         /// Name of the device; made up if not given.
         ["id"] id: Option<String> = None,
         /// PCI segment the device is in.
-        ["pci_segment", 0..=95] pci_segment: u16 = 0,
+        ["pci_segment", 0..=63] pci_segment: u16 = 0,
         /// Offer TCP segmentation offloads.
         ["offload_tso"] offload_tso: bool = true,
         /// Offer UDP fragmentation and segmentation offloads.

@@ -20,7 +20,7 @@ options! {
     /// The machine's identity and its PCI segments.
     pub struct PlatformConfig {
         /// Number of PCI segments.
-        ["num_pci_segments", 1..=96] num_pci_segments: u16 = 1,
+        ["num_pci_segments", 1..=64] num_pci_segments: u16 = 1,
         /// Serial number, in SMBIOS.
         ["serial_number"] serial_number: Option<String> = None,
         /// UUID, in SMBIOS.
@@ -44,7 +44,7 @@ options! {
     /// How the address space for device memory is shared between PCI segments.
     pub struct PciSegmentConfig {
         /// The segment.
-        ["pci_segment", 0..=95] pci_segment: u16 = 0,
+        ["pci_segment", 0..=63] pci_segment: u16 = 0,
         /// Its weight below 4 GiB.
         ["mmio32_aperture_weight", 1..=1000] mmio32_aperture_weight: u32 = 1,
         /// Its weight above the memory.

@@ -18,7 +18,7 @@ use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use arch::x86_64::boot::EntryPoint;
 use arch::x86_64::cpu::{CpuModel, CpuOptions, Topology, Vendor, configure_vcpu, reset_vcpu};
-use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
+use arch::x86_64::layout::{LayoutRequest, MemoryLayout, SegmentWeights};
 use firmware::BootFiles;
 use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
 use machine::bus::BusHandle;
@@ -354,7 +354,16 @@ fn memory_layout(config: &VmConfig, model: &CpuModel) -> Result<MemoryLayout> {
         amd: model.vendor() == Vendor::Amd,
         ..LayoutRequest::new(ram, model.phys_bits())
     };
-    MemoryLayout::new(&request).context("--memory")
+    let weights: Vec<_> = (0..config.platform.num_pci_segments)
+        .map(|number| {
+            let weights = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
+            weights.map_or_else(SegmentWeights::default, |weights| SegmentWeights {
+                bars_32: weights.mmio32_aperture_weight,
+                bars_64: weights.mmio64_aperture_weight,
+            })
+        })
+        .collect();
+    MemoryLayout::weighted(&request, &weights).context("--memory")
 }
 
 fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
