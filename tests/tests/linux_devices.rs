@@ -195,3 +195,20 @@ fn a_kernel_without_message_signalled_interrupts_uses_the_pins() {
         .succeed();
     assert!(output.contains("IO-APIC") && output.contains("0% packet loss"), "{output}");
 }
+
+#[test]
+fn a_disk_of_a_further_segment_is_found_there() {
+    let folder = Folder::new();
+    let disk = folder.sparse("disk", 8 << 20);
+    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--platform", "num_pci_segments=2", "--pci-segment", "pci_segment=1,mmio64_aperture_weight=3"])
+        .args(["--disk", &format!("path={},pci_segment=1", disk.display())])
+        .script(
+            "set -e; readlink -f /sys/block/vda; cat /sys/bus/pci/devices/0001:00:01.0/device
+            dd if=/dev/vda of=/dev/null bs=64k; ls /proc/irq/*/*virtio*req*",
+        )
+        .start()
+        .succeed();
+    assert!(output.contains("/pci0001:00/0001:00:01.0/virtio"), "{output}");
+    assert!(output.contains("0x1042"), "{output}");
+}
