@@ -5,76 +5,20 @@
 //! by writing 1. What a write sets off (BARs that moved, a function-level reset, interrupts enabled or masked)
 //! is found by comparing before and after. How a space is put together is in [`crate::capability`].
 
+mod header;
+mod interrupts;
+mod saved;
+
+pub use header::{Identity, command, register};
+pub(crate) use interrupts::{MSI_64_BIT, MsixPlace};
+pub use saved::ConfigState;
+
 use crate::bar::{Bar, BarKind, MappedBar, ROM_BAR, Space};
 use crate::intx::Intx;
-use crate::msi::{Msi, MsiRegisters};
-use crate::msix::{Msix, MsixState};
+use crate::msi::Msi;
+use interrupts::pending_bits;
 use machine::effect::DeviceChange;
-use machine::inspect::{Value, json};
-use machine::interrupt::MsiMessage;
-use machine::state::StateError;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use thiserror::Error;
-
-/// Offsets of the registers of a type-0 header (PCIe 6.0, 7.5.1).
-pub mod register {
-    /// Vendor ID, 2 bytes.
-    pub const VENDOR: u16 = 0x00;
-    /// Device ID, 2 bytes.
-    pub const DEVICE: u16 = 0x02;
-    /// Command, 2 bytes.
-    pub const COMMAND: u16 = 0x04;
-    /// Status, 2 bytes.
-    pub const STATUS: u16 = 0x06;
-    /// Revision ID, 1 byte; the class code follows it.
-    pub const REVISION: u16 = 0x08;
-    /// Header type, 1 byte.
-    pub const HEADER_TYPE: u16 = 0x0e;
-    /// The first BAR, 4 bytes; five more follow it.
-    pub const BAR0: u16 = 0x10;
-    /// Subsystem vendor ID, 2 bytes; the subsystem ID follows it.
-    pub const SUBSYSTEM_VENDOR: u16 = 0x2c;
-    /// Expansion ROM base address, 4 bytes.
-    pub const ROM: u16 = 0x30;
-    /// Offset of the first capability, 1 byte.
-    pub const CAPABILITIES: u16 = 0x34;
-    /// Interrupt line, 1 byte; software's scratch.
-    pub const INTERRUPT_LINE: u16 = 0x3c;
-    /// Interrupt pin, 1 byte: 1 to 4 for INTA to INTD, 0 for none.
-    pub const INTERRUPT_PIN: u16 = 0x3d;
-}
-
-/// Bits of the command register.
-pub mod command {
-    /// The function answers in its I/O windows.
-    pub const IO: u16 = 1;
-    /// The function answers in its memory windows.
-    pub const MEMORY: u16 = 1 << 1;
-    /// The function may make memory accesses.
-    pub const BUS_MASTER: u16 = 1 << 2;
-    /// The interrupt pin is kept inactive.
-    pub const INTX_DISABLE: u16 = 1 << 10;
-    /// All bits the guest may write; also parity and system error reporting, which never happen.
-    pub(crate) const WRITABLE: u16 = IO | MEMORY | BUS_MASTER | 1 << 6 | 1 << 8 | INTX_DISABLE;
-}
-
-/// What a function is: the identifying registers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// Vendor ID.
-    pub vendor: u16,
-    /// Device ID.
-    pub device: u16,
-    /// Class code: base class, sub-class and programming interface in bits 23:16, 15:8 and 7:0.
-    pub class: u32,
-    /// Revision ID.
-    pub revision: u8,
-    /// Subsystem vendor ID.
-    pub subsystem_vendor: u16,
-    /// Subsystem ID.
-    pub subsystem: u16,
-}
 
 /// Why a configuration space cannot be put together as asked.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -146,31 +90,6 @@ pub struct ConfigSpace {
     pub(crate) msix: Option<MsixPlace>,
     pub(crate) intx: Option<Intx>,
     requester: u16,
-}
-
-/// The MSI-X capability and where its structures lie.
-pub(crate) struct MsixPlace {
-    pub(crate) offset: u16,
-    pub(crate) bar: u8,
-    pub(crate) table: u64,
-    pub(crate) pba: u64,
-    pub(crate) msix: Msix,
-}
-
-/// What is saved of a configuration space: the bits that the guest may change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ConfigState {
-    /// Vendor ID, to recognise a state of another function.
-    pub vendor: u16,
-    /// Device ID.
-    pub device: u16,
-    /// The dwords that have writable bits, by offset in bytes.
-    pub registers: BTreeMap<u16, u32>,
-    /// MSI's pending bits.
-    pub msi_pending: u32,
-    /// The MSI-X table, if there is one.
-    pub msix: Option<MsixState>,
 }
 
 impl ConfigSpace {
@@ -353,43 +272,6 @@ impl ConfigSpace {
         })
     }
 
-    /// The interrupt pin, if the function has one.
-    pub fn intx(&self) -> Option<&Intx> {
-        self.intx.as_ref()
-    }
-
-    /// The MSI vectors, if the function has them.
-    pub fn msi(&self) -> Option<&Msi> {
-        self.msi.as_ref().map(|(_, msi)| msi)
-    }
-
-    /// The MSI-X vectors, if the function has them.
-    pub fn msix(&self) -> Option<&Msix> {
-        self.msix.as_ref().map(|place| &place.msix)
-    }
-
-    /// Serves a BAR read that falls into the MSI-X table or pending bits; `false` if it does not.
-    pub fn msix_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> bool {
-        match self.msix.as_ref().and_then(|place| Some((place, place.find(bar, offset, data.len())?))) {
-            Some((place, MsixPart::Table(at))) => place.msix.table_read(at, data),
-            Some((place, MsixPart::Pending(at))) => place.msix.pba_read(at, data),
-            None => return false,
-        }
-        true
-    }
-
-    /// Serves a BAR write that falls into the MSI-X table or pending bits (which are read-only); `false` if it
-    /// does not.
-    pub fn msix_write(&mut self, bar: u8, offset: u64, data: &[u8]) -> bool {
-        let Some(place) = self.msix.as_mut() else { return false };
-        match place.find(bar, offset, data.len()) {
-            Some(MsixPart::Table(at)) => place.msix.table_write(at, data),
-            Some(MsixPart::Pending(_)) => {}
-            None => return false,
-        }
-        true
-    }
-
     /// Tells the function its bus, device and function numbers, which its messages carry.
     pub fn set_requester(&mut self, bdf: u16) {
         self.requester = bdf;
@@ -413,95 +295,6 @@ impl ConfigSpace {
         self.reset_interrupts();
     }
 
-    fn reset_interrupts(&mut self) {
-        if let Some(intx) = &self.intx {
-            intx.set(false);
-            intx.block(false);
-        }
-        if let Some((_, msi)) = self.msi.as_mut() {
-            msi.reset();
-        }
-        if let Some(place) = self.msix.as_mut() {
-            place.msix.reset();
-        }
-    }
-
-    /// The state to save.
-    pub fn save(&self) -> ConfigState {
-        let guests = self.registers.iter().zip((0u16..).step_by(4));
-        let guests = guests.filter(|(register, _)| register.writable | register.clear != 0);
-        ConfigState {
-            vendor: self.word(register::VENDOR),
-            device: self.word(register::DEVICE),
-            registers: guests.map(|(register, offset)| (offset, register.value)).collect(),
-            msi_pending: self.msi().map_or(0, Msi::pending),
-            msix: self.msix().map(Msix::save),
-        }
-    }
-
-    /// Becomes what `state` says, in the bits the guest may change. The interrupt pin is not asserted: the device
-    /// sets it when it knows its own state. On an error the space is as after [`Self::reset`].
-    ///
-    /// # Errors
-    /// When the state is one of another function.
-    pub fn restore(&mut self, state: &ConfigState) -> Result<(), StateError> {
-        self.reset();
-        let (vendor, device) = (self.word(register::VENDOR), self.word(register::DEVICE));
-        if (state.vendor, state.device) != (vendor, device) {
-            let reason = format!(
-                "it is of function {:04x}:{:04x}, and this one is {vendor:04x}:{device:04x}",
-                state.vendor, state.device
-            );
-            return Err(StateError::Value { kind: "pci-config", reason });
-        }
-        if let (Some(place), Some(saved)) = (self.msix.as_mut(), state.msix.as_ref()) {
-            place.msix.restore(saved)?;
-        }
-        if let Some((_, msi)) = &self.msi {
-            msi.set_pending(state.msi_pending);
-        }
-        for (register, offset) in self.registers.iter_mut().zip((0u16..).step_by(4)) {
-            if let Some(value) = state.registers.get(&offset) {
-                let guests = register.writable | register.clear;
-                register.value = (register.value & !guests) | (value & guests);
-            }
-        }
-        self.apply_all_interrupts();
-        Ok(())
-    }
-
-    /// The header's fields and the interrupts' counters, for inspection.
-    pub fn inspect(&self) -> Value {
-        let bars: serde_json::Map<String, Value> = self
-            .bars()
-            .map(|bar| {
-                let address = self.bar_address(bar.number).unwrap_or(0);
-                let mapped = self.mapped().into_iter().flatten().any(|window| window.bar == bar.number);
-                let kind = format!("{:?}", bar.kind);
-                let fields =
-                    json!({"kind": kind, "size": bar.size, "address": format!("{address:#x}"), "decoded": mapped});
-                (bar.number.to_string(), fields)
-            })
-            .collect();
-        let vectors = |handle: &crate::vectors::VectorHandle| {
-            json!({
-                "vectors": handle.count(),
-                "enabled": handle.enabled(),
-                "out_of_range": handle.out_of_range(),
-                "failures": handle.failures(),
-            })
-        };
-        json!({
-            "id": format!("{:04x}:{:04x}", self.word(register::VENDOR), self.word(register::DEVICE)),
-            "class": format!("{:#08x}", self.dword(register::REVISION) >> 8),
-            "command": format!("{:#06x}", self.command()),
-            "bars": bars,
-            "msi": self.msi().map(|msi| vectors(&msi.handle())),
-            "msix": self.msix().map(|msix| vectors(&msix.handle())),
-            "intx": self.intx().map(|intx| json!({"gsi": intx.gsi(), "asserted": intx.asserted()})),
-        })
-    }
-
     /// Makes a register what it is at power-on. For the builder.
     pub(crate) fn define(&mut self, offset: u16, value: u32, writable: u32) {
         if let Some(register) = self.registers.get_mut(usize::from(offset >> 2)) {
@@ -515,71 +308,6 @@ impl ConfigSpace {
             register.clear = clear;
         }
     }
-
-    /// A register at `offset` was written: brings interrupts into the state it asks for.
-    fn apply_interrupts(&mut self, offset: u16) {
-        if offset == register::COMMAND {
-            self.apply_intx();
-        }
-        if self.msi.as_ref().is_some_and(|(place, _)| (*place..place.wrapping_add(24)).contains(&offset)) {
-            self.apply_msi();
-            self.apply_intx();
-        }
-        if self.msix.as_ref().is_some_and(|place| place.offset == offset) {
-            self.apply_msix();
-            self.apply_intx();
-        }
-    }
-
-    fn apply_all_interrupts(&mut self) {
-        self.apply_msi();
-        self.apply_msix();
-        self.apply_intx();
-    }
-
-    fn apply_msix(&mut self) {
-        let Some(control) = self.msix.as_ref().map(|place| self.dword(place.offset)) else { return };
-        if let Some(place) = self.msix.as_mut() {
-            place.msix.set_control(control & 1 << 31 != 0, control & 1 << 30 != 0);
-        }
-    }
-
-    fn apply_msi(&mut self) {
-        let Some(at) = self.msi.as_ref().map(|(place, _)| *place) else { return };
-        let header = self.dword(at);
-        let wide = header & MSI_64_BIT != 0;
-        let data_at = at.wrapping_add(if wide { 12 } else { 8 });
-        let high = if wide { u64::from(self.dword(at.wrapping_add(8))) << 32 } else { 0 };
-        let registers = MsiRegisters {
-            enabled: header & 1 << 16 != 0,
-            granted_log2: (header >> 20) as u8 & 7,
-            message: MsiMessage {
-                address: u64::from(self.dword(at.wrapping_add(4))) | high,
-                data: self.dword(data_at) & 0xffff,
-                requester: self.requester,
-            },
-            mask: self.dword(data_at.wrapping_add(4)),
-        };
-        if let Some((_, msi)) = self.msi.as_mut() {
-            msi.apply(registers);
-        }
-    }
-
-    fn apply_intx(&mut self) {
-        let messages = self.msi().is_some_and(|msi| msi.handle().enabled())
-            || self.msix().is_some_and(|msix| msix.handle().enabled());
-        if let Some(intx) = &self.intx {
-            intx.block(messages || self.command() & command::INTX_DISABLE != 0);
-        }
-    }
-}
-
-/// In the first dword of the MSI capability: 64-bit addresses.
-pub(crate) const MSI_64_BIT: u32 = 1 << 23;
-
-/// Where the pending bits lie in an MSI capability at `at` whose first dword is `header`.
-fn pending_bits(at: u16, header: u32) -> u16 {
-    at.wrapping_add(if header & MSI_64_BIT != 0 { 20 } else { 16 })
 }
 
 /// The offset of BAR `number`'s register.
@@ -593,28 +321,6 @@ pub(crate) fn bar_register(number: u8) -> u16 {
 /// The writable address bits of a BAR's (low) register.
 pub(crate) fn address_bits(bar: &Bar) -> u32 {
     !(bar.size.wrapping_sub(1)) as u32 & if bar.kind == BarKind::Io { !3 } else { !0xf }
-}
-
-enum MsixPart {
-    Table(u64),
-    Pending(u64),
-}
-
-impl MsixPlace {
-    /// Which structure an access lies in, and where. One that only begins there is cut short by the structures
-    /// themselves.
-    fn find(&self, bar: u8, offset: u64, size: usize) -> Option<MsixPart> {
-        let within = |start: u64, length: u64| {
-            let at = offset.checked_sub(start)?;
-            (at.checked_add(size as u64)? <= length).then_some(at)
-        };
-        if bar != self.bar {
-            return None;
-        }
-        within(self.table, self.msix.table_size())
-            .map(MsixPart::Table)
-            .or_else(|| within(self.pba, self.msix.pba_size()).map(MsixPart::Pending))
-    }
 }
 
 #[cfg(test)]

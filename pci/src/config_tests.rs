@@ -4,10 +4,11 @@
 use super::*;
 use crate::capability::{ExpressKind, id};
 use crate::function::Function;
+use crate::msix::Msix;
 use crate::msix::NO_VECTOR;
 use crate::testing::{BAR0_SIZE, MSIX_PBA, MSIX_TABLE, TestFunction, VECTORS};
-use machine::interrupt::InterruptLine;
 use machine::interrupt::recording::{Pins, Sources};
+use machine::interrupt::{InterruptLine, MsiMessage};
 use machine::state::Saved;
 use proptest::prelude::*;
 use std::sync::Arc;

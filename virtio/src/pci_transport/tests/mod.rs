@@ -3,13 +3,14 @@
 mod odd;
 
 use super::common::register::*;
-use super::layout::{COMMON_SIZE, MSIX_TABLE, SHARED_MEMORY_BAR, structure};
+use super::layout::{COMMON_SIZE, DEVICE, MSIX_TABLE, SHARED_MEMORY_BAR, structure};
 use super::*;
 use crate::testing::{Driver, DriverRing, Echo, Layout};
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::{Bytes, GuestAddress};
 use machine::state::{Saved, SavedState, StateError};
 use pci::bar::BarKind;
+use pci::function::Function;
 use pci::msix::NO_VECTOR;
 
 crate::conformance!(echo, || Box::new(Echo::new()));

@@ -1,6 +1,7 @@
 //! Devices at the edges of what the transport takes.
 
 use super::*;
+use pci::function::Function;
 
 /// A device of which everything can be chosen.
 struct Odd {
