@@ -15,6 +15,7 @@
 )]
 
 pub mod acpi;
+pub mod acpi_hotplug;
 pub mod debug_console;
 pub mod host_console;
 pub mod i8042;

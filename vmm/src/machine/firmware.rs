@@ -11,6 +11,7 @@ use arch::x86_64::layout::{self, MemoryLayout};
 use arch::x86_64::reset_vector;
 use arch::x86_64::smbios::{self, Processors, SmbiosConfig, SystemStrings};
 use devices::acpi::AcpiRegisters;
+use devices::acpi_hotplug::pci::PciHotplug;
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
@@ -159,6 +160,7 @@ fn acpi_config(
             pm_timer: Some(acpi_port + 8),
         },
         events: EventDevice { port: acpi_port + 4, gsi: platform::EVENT_GSI },
+        pci_hotplug: Some(PciHotplug::PORTS.start as u16),
         serial: platform::serial_mode(&config.serial)
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: platform::SERIAL_GSI })
             .into_iter()

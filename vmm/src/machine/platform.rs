@@ -3,7 +3,8 @@
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::InterruptPins;
-use devices::acpi::AcpiRegisters;
+use devices::acpi::{AcpiRegisters, Event};
+use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
 use devices::host_console::{self, ConsolePump, Mode};
 use devices::i8042::I8042;
@@ -38,6 +39,7 @@ pub struct Platform {
     /// The I/O APIC's pins.
     pub pins: Arc<IoApicPins>,
     acpi: Arc<Mutex<AcpiRegisters>>,
+    pci_hotplug: Arc<Mutex<PciHotplug>>,
     devices: Vec<(&'static str, Arc<Mutex<dyn PlatformDevice>>)>,
 }
 
@@ -86,6 +88,8 @@ impl Platform {
         board.put("I/O APIC", board.mmio, IoApic::WINDOW, io_apic)?;
         let acpi = AcpiRegisters::new(Arc::clone(clock), line(EVENT_GSI));
         let acpi = board.put("ACPI registers", board.port, AcpiRegisters::PORTS, acpi)?;
+        let pci_hotplug = PciHotplug::new(config.platform.num_pci_segments);
+        let pci_hotplug = board.put("PCI hotplug", board.port, PciHotplug::PORTS, pci_hotplug)?;
         board.put("clock", board.port, Rtc::PORTS, Rtc::new(Arc::clone(clock)))?;
         board.put("keyboard controller", board.port, I8042::PORTS, I8042::default())?;
         board.put("diagnostic port", board.port, PostCode::PORTS, PostCode::default())?;
@@ -115,12 +119,31 @@ impl Platform {
                 pumps.push(pump);
             }
         }
-        Ok(Self { pins, acpi, devices: board.devices })
+        Ok(Self { pins, acpi, pci_hotplug, devices: board.devices })
     }
 
     /// Presses the power button.
     pub fn press_power_button(&self) {
         lock(&self.acpi).press_power_button();
+    }
+
+    /// Tells the guest that a device came at number `device` (1 to 31) of the root bus of PCI segment `segment`. Its
+    /// configuration space answers already.
+    pub fn pci_device_came(&self, segment: u16, device: u8) {
+        lock(&self.pci_hotplug).plug(segment, device);
+        lock(&self.acpi).raise(Event::Pci);
+    }
+
+    /// Asks the guest to let go of a device. When it has, which may be never, it answers with
+    /// [`machine::effect::Effect::Eject`]; it may be asked again.
+    pub fn ask_to_release_pci_device(&self, segment: u16, device: u8) {
+        lock(&self.pci_hotplug).request_unplug(segment, device);
+        lock(&self.acpi).raise(Event::Pci);
+    }
+
+    /// A device is gone: what the guest has not heard of it yet, it does not hear any more.
+    pub fn pci_device_gone(&self, segment: u16, device: u8) {
+        lock(&self.pci_hotplug).forget(segment, device);
     }
 
     /// Returns every device to its state at power-on.

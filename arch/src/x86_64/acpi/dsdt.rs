@@ -1,14 +1,17 @@
 //! The DSDT: devices that cannot be discovered, and methods.
 
 use super::fixed::last_bus;
+use super::hotplug::{self, Encoded};
 use super::table::TableWriter;
-use super::{AcpiConfig, EVENT_POWER_BUTTON, EventDevice, InterruptPins, IsaDevice, SLEEP_TYPE_S5};
+use super::{
+    AcpiConfig, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice, InterruptPins, IsaDevice, SLEEP_TYPE_S5,
+};
 use crate::x86_64::layout::SegmentWindows;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path,
+    Method, MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path,
     ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
 use machine::bus::Range;
@@ -32,10 +35,13 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         pin_routes(config.interrupt_pins, &mut devices);
     }
     for (segment, number) in config.segments.iter().zip(0u16..) {
-        root(segment, number, &mut devices);
+        root(segment, number, config.pci_hotplug.is_some(), &mut devices);
+    }
+    if let Some(port) = config.pci_hotplug {
+        hotplug::pci_controller(port, config.segments.len() as u16).to_aml_bytes(&mut devices);
     }
     power_button(&mut devices);
-    event_device(config.events, &mut devices);
+    event_device(config, &mut devices);
     for (port, number) in config.serial.iter().zip(0u8..) {
         serial(*port, number, &mut devices);
     }
@@ -73,6 +79,7 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
         (config.events.port, 4),
     ];
     ports.extend(registers.pm_timer.map(|port| (port, 4)));
+    ports.extend(config.pci_hotplug.map(|port| (port, hotplug::PCI_PORTS)));
     ports.retain(|(port, _)| *port != 0);
     for (port, length) in ports {
         resources.push(Box::new(IO::new(port, port, 1, length)));
@@ -103,7 +110,7 @@ fn pin_routes(pins: InterruptPins, out: &mut Vec<u8>) {
 }
 
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
-fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
+fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
         vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
     if number == 0 {
@@ -121,8 +128,9 @@ fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
         resources.push(Box::new(memory_window(segment.bars_64)));
     }
     let resources = ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect());
+    let slots = if hotplug { hotplug::pci_slots(number) } else { Encoded::default() };
     Device::new(
-        Path::new(&format!("PC{:02X}", number & 0xff)),
+        Path::new(&root_name(number)),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
             &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
@@ -132,9 +140,15 @@ fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
             &Name::new("_CRS".into(), &resources),
             &Method::new("_PRT".into(), 0, false, vec![&Return::new(&Path::new("\\_SB_.PRTS"))]),
             &OperatingSystemCapabilities,
+            &slots,
         ],
     )
     .to_aml_bytes(out);
+}
+
+/// The name of a segment's root bridge.
+pub(super) fn root_name(segment: u16) -> String {
+    format!("PC{:02X}", segment & 0xff)
 }
 
 /// `_OSC` of a root bridge: grants [`PCIE_CONTROL`].
@@ -189,20 +203,33 @@ fn power_button(out: &mut Vec<u8>) {
 
 /// The generic event device (ACPI 6.5, 5.6.9). Its method reads which events there are, and tells each one's
 /// device.
-fn event_device(events: EventDevice, out: &mut Vec<u8>) {
-    let interrupt = Interrupt::new(true, true, false, false, events.gsi);
-    let pending = Local(0);
-    let register = Path::new("ESEL");
-    // One line for each kind of event: its bit, whom to tell, and what.
+fn event_device(config: &AcpiConfig, out: &mut Vec<u8>) {
+    let EventDevice { port, gsi } = config.events;
+    let interrupt = Interrupt::new(true, true, false, false, gsi);
+    let (pending, register) = (Local(0), Path::new("ESEL"));
+    // One line for each kind of event: its bit, and what is done.
     let power_button = Path::new("\\_SB_.PWRB");
-    let notify = Notify::new(&power_button, &BUTTON_PRESSED);
+    let press = Notify::new(&power_button, &BUTTON_PRESSED);
+    let scan_pci = MethodCall::new("\\_SB_.PHPC.PSCN".into(), vec![]);
+    let mut actions: Vec<(u32, &dyn Aml)> = vec![(EVENT_POWER_BUTTON, &press)];
+    if config.pci_hotplug.is_some() {
+        actions.push((EVENT_PCI, &scan_pci));
+    }
+    // The `And` has no target.
+    let tests: Vec<_> = actions.iter().map(|(bit, _)| And::new(&ZERO, &pending, bit)).collect();
+    let branches: Vec<_> =
+        tests.iter().zip(&actions).map(|(test, (_, action))| If::new(test, vec![*action])).collect();
+    // Reading takes the events, so it is done once.
+    let take = Store::new(&pending, &register);
+    let mut body: Vec<&dyn Aml> = vec![&take];
+    body.extend(branches.iter().map(|branch| branch as &dyn Aml));
     Device::new(
         "GED0".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
-            &OpRegion::new("EREG".into(), OpRegionSpace::SystemIO, &events.port, &4u8),
+            &OpRegion::new("EREG".into(), OpRegionSpace::SystemIO, &port, &4u8),
             &Field::new(
                 "EREG".into(),
                 FieldAccessType::DWord,
@@ -210,16 +237,7 @@ fn event_device(events: EventDevice, out: &mut Vec<u8>) {
                 FieldUpdateRule::WriteAsZeroes,
                 vec![FieldEntry::Named(*b"ESEL", 32)],
             ),
-            &Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    // Reading takes the events, so it is done once. The `And` has no target.
-                    &Store::new(&pending, &register),
-                    &If::new(&And::new(&ZERO, &pending, &EVENT_POWER_BUTTON), vec![&notify]),
-                ],
-            ),
+            &Method::new("_EVT".into(), 1, true, body),
         ],
     )
     .to_aml_bytes(out);

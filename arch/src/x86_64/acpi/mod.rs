@@ -7,6 +7,7 @@
 
 mod dsdt;
 mod fixed;
+mod hotplug;
 mod numa;
 mod table;
 
@@ -38,6 +39,8 @@ pub struct AcpiConfig {
     pub registers: Registers,
     /// What reports hardware events, such as the power button.
     pub events: EventDevice,
+    /// The first port of the PCI hotplug controller, if functions may come and go.
+    pub pci_hotplug: Option<u16>,
     /// The 16550A serial ports.
     pub serial: Vec<IsaDevice>,
     /// The first of the CMOS clock's two ports. It has a century register at `0x32`, and no interrupt.
@@ -115,7 +118,7 @@ pub struct Registers {
 /// The generic event device (ACPI 6.5, 5.6.9): an interrupt, and a register that says what for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventDevice {
-    /// I/O port of the register, 4 bytes. Reading it takes the events: bit 0 is the power button.
+    /// I/O port of the register, 4 bytes. Reading it takes the events: see [`EVENT_POWER_BUTTON`] and its like.
     pub port: u16,
     /// Its interrupt, an edge.
     pub gsi: u32,
@@ -134,7 +137,9 @@ pub struct IsaDevice {
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// Bit of the event device's register: the power button was pressed.
-pub const EVENT_POWER_BUTTON: u32 = 1;
+pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
+/// Bit of the event device's register: the PCI hotplug controller has something to tell.
+pub const EVENT_PCI: u32 = 1 << 3;
 
 /// Why tables could not be put into memory.
 #[derive(Debug, Error)]

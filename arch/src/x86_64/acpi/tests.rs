@@ -35,6 +35,7 @@ fn config() -> AcpiConfig {
             pm_timer: Some(0x608),
         },
         events: EventDevice { port: 0x604, gsi: 5 },
+        pci_hotplug: Some(0x620),
         serial: vec![IsaDevice { port: 0x3f8, gsi: 4 }],
         rtc: Some(0x70),
         pvpanic: Some(0x505),
@@ -195,6 +196,7 @@ fn iasl_takes_a_machine_with_little_and_one_with_much() {
         memory: Vec::new(),
         distances: Vec::new(),
         registers: Registers { pm_timer: None, ..config().registers },
+        pci_hotplug: None,
         serial: Vec::new(),
         rtc: None,
         pvpanic: None,
@@ -247,9 +249,16 @@ fn methods_do_what_they_should_when_interpreted() {
     for ((_, _, _, expected), answer) in calls.iter().zip(answers) {
         assert!(answer.starts_with(expected), "{expected}: {said}");
     }
-    for (fill, pressed) in [("0x01", true), ("0x02", false)] {
+    for (fill, pressed) in [("0x01", true), ("0x02", false), ("0x09", true)] {
         let said = acpiexec("ged", fill, "evaluate \\_SB.GED0._EVT 5").unwrap();
         assert!(said.contains("No object was returned"), "{said}");
         assert_eq!(said.contains("PWRB"), pressed, "events {fill}: {said}");
     }
+    // All registers read 9: the devices 0 and 3 of each segment came, and are asked to go.
+    let said = acpiexec("pci", "0x09", "evaluate \\_SB.PHPC.PSCN;evaluate \\_SB.PC01.S01F._EJ0 1").unwrap();
+    for expected in ["0x01", "0x03"] {
+        let told = said.lines().filter(|line| line.contains("S003") && line.contains(expected)).count();
+        assert_eq!(told, 2, "{expected} in both segments: {said}");
+    }
+    assert!(!said.contains("S001") && !said.contains("AE_"), "{said}");
 }

@@ -1,0 +1,135 @@
+//! The devices and methods through which an operating system is told what came and asked what is to go (ACPI 6.5,
+//! 6.3): the methods' side of the controllers in `devices::acpi_hotplug`, where their registers are described.
+
+use super::dsdt::root_name;
+use acpi_tables::aml::{
+    Acquire, And, Arg, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule,
+    If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, OpRegion, OpRegionSpace, Path, Release,
+    ShiftLeft, Store, ZERO,
+};
+use acpi_tables::{Aml, AmlSink};
+
+/// Ports of the PCI hotplug controller.
+pub(super) const PCI_PORTS: u8 = 16;
+
+/// Notification: something may have come (ACPI 6.5, 5.6.6).
+const DEVICE_CHECK: u8 = 1;
+/// Notification: it is asked to go.
+const EJECT_REQUEST: u8 = 3;
+/// Waits for a mutex for as long as it takes.
+const FOREVER: u16 = 0xffff;
+
+/// Objects that are encoded already.
+#[derive(Default)]
+pub(super) struct Encoded(Vec<u8>);
+
+impl Encoded {
+    fn push(&mut self, term: &dyn Aml) {
+        term.to_aml_bytes(&mut self.0);
+    }
+}
+
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// Registers of 32 bits at consecutive ports.
+fn registers(region: &str, port: u16, names: &[&[u8; 4]]) -> Encoded {
+    let mut out = Encoded::default();
+    let size = (names.len() * 4) as u8;
+    out.push(&OpRegion::new(region.into(), OpRegionSpace::SystemIO, &port, &size));
+    out.push(&Field::new(
+        region.into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        names.iter().map(|name| FieldEntry::Named(**name, 32)).collect(),
+    ));
+    out
+}
+
+/// Device numbers that have a slot on a root bus: all but the host bridge's.
+const SLOTS: std::ops::Range<u8> = 1..32;
+
+fn slot_name(device: u8) -> Path {
+    Path::new(&format!("S{device:03X}"))
+}
+
+/// The slots of a root bus, which are objects of its bridge: a device for each, and `DVNT`, which notifies those whose
+/// bits are set in its first argument of its second.
+pub(super) fn pci_slots(segment: u16) -> Encoded {
+    let mut out = Encoded::default();
+    let segment_number = u32::from(segment);
+    for device in SLOTS {
+        // The user's number of the slot is unique in the machine; in segment 0 it is the device number.
+        let user_number = segment_number << 5 | u32::from(device);
+        let address = u32::from(device) << 16;
+        let eject = MethodCall::new("\\_SB_.PHPC.PCEJ".into(), vec![&device, &segment_number]);
+        out.push(&Device::new(
+            slot_name(device),
+            vec![
+                &Name::new("_SUN".into(), &user_number),
+                &Name::new("_ADR".into(), &address),
+                &Method::new("_EJ0".into(), 1, true, vec![&eject]),
+            ],
+        ));
+    }
+    let (devices, notification) = (Arg(0), Arg(1));
+    let mut notify = Encoded::default();
+    for device in SLOTS {
+        let bit = 1u32 << device;
+        // The `And` has no target.
+        let chosen = And::new(&ZERO, &devices, &bit);
+        notify.push(&If::new(&chosen, vec![&Notify::new(&slot_name(device), &notification)]));
+    }
+    out.push(&Method::new("DVNT".into(), 2, true, vec![&notify]));
+    out
+}
+
+/// The PCI hotplug controller. Its `PSCN` tells what the registers say of all segments; its `PCEJ` lets go of the
+/// device whose number is its first argument, of the segment that is the second.
+pub(super) fn pci_controller(port: u16, segments: u16) -> Encoded {
+    let (selected, up, down, eject) =
+        (Path::new("PSEG"), Path::new("PUPS"), Path::new("PDWN"), Path::new("PEJC"));
+    // Registers are those of the segment selected last, so there is one user at a time.
+    let (acquire, release) = (Acquire::new("PLCK".into(), FOREVER), Release::new("PLCK".into()));
+    let mut scan = Encoded::default();
+    let (came, going) = (Local(0), Local(1));
+    for segment in 0..segments {
+        scan.push(&acquire);
+        scan.push(&Store::new(&selected, &segment));
+        scan.push(&Store::new(&came, &up));
+        scan.push(&Store::new(&going, &down));
+        scan.push(&release);
+        for (devices, notification) in [(&came, DEVICE_CHECK), (&going, EJECT_REQUEST)] {
+            let tell = Path::new(&format!("\\_SB_.{}.DVNT", root_name(segment)));
+            scan.push(&MethodCall::new(tell, vec![devices, &notification]));
+        }
+    }
+    let (device, segment) = (Arg(0), Arg(1));
+    let mut out = Encoded::default();
+    out.push(&Device::new(
+        "PHPC".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A06")),
+            &Name::new("_UID".into(), &"PCI hotplug"),
+            &registers("PREG", port, &[b"PSEG", b"PUPS", b"PDWN", b"PEJC"]),
+            &Mutex::new("PLCK".into(), 0),
+            &Method::new("PSCN".into(), 0, true, vec![&scan]),
+            &Method::new(
+                "PCEJ".into(),
+                2,
+                true,
+                vec![
+                    &acquire,
+                    &Store::new(&selected, &segment),
+                    &ShiftLeft::new(&eject, &ONE, &device),
+                    &release,
+                ],
+            ),
+        ],
+    ));
+    out
+}
