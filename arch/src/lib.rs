@@ -5,3 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
+
+/// The architecture this is built for. The modules that each architecture has offer the same names to those who build
+/// machines.
+#[cfg(target_arch = "x86_64")]
+pub use x86_64 as native;

@@ -9,6 +9,10 @@ pub mod sim;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
+/// The architecture this is built for, for those who only pass its types on.
+#[cfg(target_arch = "x86_64")]
+pub use x86_64 as native;
+
 mod error;
 mod exit;
 
@@ -136,7 +140,14 @@ pub trait Vcpu: Send {
     /// The registers, as text for a person, for a report of a crash.
     fn describe(&self) -> String;
 
-    /// What is particular to x86_64.
-    #[cfg(target_arch = "x86_64")]
-    fn x86_64(&mut self) -> &mut dyn x86_64::VcpuState;
+    /// The registers and all else that is particular to the architecture.
+    fn native(&mut self) -> &mut dyn native::VcpuState;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl dyn Vcpu + '_ {
+    /// [`Vcpu::native`], where only x86_64 is meant.
+    pub fn x86_64(&mut self) -> &mut dyn x86_64::VcpuState {
+        self.native()
+    }
 }

@@ -410,7 +410,7 @@ pub fn set_affinity(host_cpus: &[usize]) -> io::Result<()> {
 mod tests {
     use super::*;
     use hypervisor::Result as Answer;
-    use hypervisor::x86_64::VcpuState;
+    use hypervisor::native::VcpuState;
     use machine::bus::{BusDevice, Range};
 
     /// A CPU that reads a port over and over. Like KVM's, it completes the instruction of an access when it is run again,
@@ -444,7 +444,7 @@ mod tests {
         fn describe(&self) -> String {
             String::new()
         }
-        fn x86_64(&mut self) -> &mut dyn VcpuState {
+        fn native(&mut self) -> &mut dyn VcpuState {
             unreachable!("the tests look at no registers")
         }
     }

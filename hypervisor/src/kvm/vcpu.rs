@@ -103,8 +103,7 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn x86_64(&mut self) -> &mut dyn crate::x86_64::VcpuState {
+    fn native(&mut self) -> &mut dyn crate::native::VcpuState {
         self
     }
 }

@@ -3,7 +3,7 @@
 //! [`Machine`] has the CPUs, memory, buses and devices as its fields. Everything that is to change about it
 //! arrives as a [`Message`], see [`Machine::run`].
 
-mod firmware;
+mod boot_files;
 mod pci_bus;
 mod platform;
 mod registry;
@@ -16,10 +16,10 @@ use crate::memory::{self, GuestMemory};
 use crate::message::{CpuFailure, Mailbox, Message};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
-use arch::x86_64::boot::EntryPoint;
-use arch::x86_64::cpu::{CpuModel, CpuOptions, Topology, Vendor, configure_vcpu, reset_vcpu};
-use arch::x86_64::layout::{LayoutRequest, MemoryLayout, SegmentWeights};
-use firmware::BootFiles;
+use arch::native::boot::EntryPoint;
+use arch::native::cpu::CpuModel;
+use arch::native::layout::MemoryLayout;
+use boot_files::BootFiles;
 use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
@@ -28,7 +28,7 @@ use machine::effect::{Effect, FunctionAddress};
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
 use pci_bus::{Completion, PciBus};
-use platform::Platform;
+use platform::{Foundation, Platform};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -74,22 +74,7 @@ impl Machine {
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
         let mut files = BootFiles::open(&config)?;
-        let topology = cpu_topology(&config)?;
-        let vm = hypervisor.create_vm()?;
-        let mut vcpus = (0..config.cpus.boot_vcpus)
-            .map(|index| {
-                vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}"))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
-        let options = CpuOptions {
-            max_phys_bits: config.cpus.max_phys_bits,
-            nested: config.cpus.nested,
-            tsc_khz,
-            ..CpuOptions::default()
-        };
-        let model = CpuModel::new(&hypervisor.supported_cpuid()?, topology, &options);
-        let layout = memory_layout(&config, &model)?;
+        let Foundation { vm, vcpus, model, layout } = platform::found(&config, hypervisor)?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
         let memory = memory::provide(&config.memory, &ranges)?;
         map_memory(&*vm, &memory)?;
@@ -97,7 +82,7 @@ impl Machine {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (mmio, port) = (BusHandle::default(), BusHandle::default());
         let mut pumps = Vec::new();
-        let platform = Platform::new(&config, &*vm, &mmio, &port, &clock, &mut pumps)?;
+        let platform = Platform::new(&config, &*vm, &layout, &mmio, &port, &clock, &mut pumps)?;
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
                 vm: Arc::clone(&vm),
@@ -105,7 +90,7 @@ impl Machine {
                 port: port.clone(),
                 mailbox: mailbox.clone(),
                 memory: Arc::clone(&memory.ram),
-                pins: platform.pins.clone(),
+                pins: Arc::clone(&platform.pins) as _,
                 wiring: platform::PCI_WIRING,
                 clock: Arc::clone(&clock),
             },
@@ -115,15 +100,14 @@ impl Machine {
         registry::add_devices(&config, &clock, &escape, &mut pci)?;
         pci.place_bars(layout.segments())?;
 
-        let entry = firmware::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
-        if files.is_linux(entry)? {
+        let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
+        if platform::is_linux(&files, entry)? {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
-        let pins = Arc::clone(&platform.pins);
         let surroundings = Surroundings {
             mmio,
             port,
-            end_of_interrupt: Arc::new(move |vector| pins.end_of_interrupt(vector)),
+            end_of_interrupt: platform.end_of_interrupt(),
             mailbox: mailbox.clone(),
         };
         let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
@@ -254,12 +238,12 @@ impl Machine {
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
         let (ram, zones) = (&self.memory.ram, &self.memory.zones);
-        let entry = firmware::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
+        let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
         let pending: Vec<_> = (0u32..)
             .zip(&self.cpus)
             .map(|(index, cpu)| {
                 let model = self.model.clone();
-                cpu.begin(move |vcpu| reset_vcpu(vcpu.x86_64(), &model, index, &entry))
+                cpu.begin(move |vcpu| platform::reset_vcpu(vcpu, &model, index, &entry))
             })
             .collect::<Result<_>>()?;
         for reset in pending {
@@ -335,37 +319,6 @@ fn refuse_linux_where_it_cannot_run(config: &VmConfig, hypervisor: &dyn Hypervis
     anyhow::bail!("--kernel {}: {reason}", kernel.display())
 }
 
-fn cpu_topology(config: &VmConfig) -> Result<Topology> {
-    let limit = config.cpus.limit();
-    let Some(shape) = config.cpus.topology else { return Ok(Topology::flat(limit)) };
-    let (threads, cores) = (shape.threads_per_core.into(), shape.cores_per_die.into());
-    let (dies, packages) = (shape.dies_per_package.into(), shape.packages.into());
-    Topology::new(threads, cores, dies, packages, limit).context("--cpus topology")
-}
-
-fn memory_layout(config: &VmConfig, model: &CpuModel) -> Result<MemoryLayout> {
-    let zones = config.memory.zones.as_deref().unwrap_or_default();
-    let ram = match zones {
-        [] => config.memory.size.0,
-        zones => zones.iter().map(|zone| zone.size.0).sum(),
-    };
-    let request = LayoutRequest {
-        segments: config.platform.num_pci_segments,
-        amd: model.vendor() == Vendor::Amd,
-        ..LayoutRequest::new(ram, model.phys_bits())
-    };
-    let weights: Vec<_> = (0..config.platform.num_pci_segments)
-        .map(|number| {
-            let weights = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
-            weights.map_or_else(SegmentWeights::default, |weights| SegmentWeights {
-                bars_32: weights.mmio32_aperture_weight,
-                bars_64: weights.mmio64_aperture_weight,
-            })
-        })
-        .collect();
-    MemoryLayout::weighted(&request, &weights).context("--memory")
-}
-
 fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
     for (slot, region) in (0u32..).zip(memory.ram.iter()) {
         let slot = MemorySlot {
@@ -402,7 +355,7 @@ fn start_cpus(
         };
         let thread = CpuThread::start(index, vcpu, surroundings.clone(), confine)?;
         let model = model.clone();
-        pending.push(thread.begin(move |vcpu| configure_vcpu(vcpu.x86_64(), &model, index, &entry))?);
+        pending.push(thread.begin(move |vcpu| platform::configure_vcpu(vcpu, &model, index, &entry))?);
         cpus.push(thread);
     }
     for (index, configured) in pending.into_iter().enumerate() {

@@ -6,8 +6,8 @@
 use super::workers::{self, FunctionWorkers};
 use crate::message::Mailbox;
 use anyhow::{Context, Result};
-use arch::x86_64::acpi::InterruptPins;
-use arch::x86_64::layout::SegmentWindows;
+use arch::native::acpi::InterruptPins;
+use arch::native::layout::SegmentWindows;
 use hypervisor::{AddressSpace, Vm};
 use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
@@ -90,7 +90,7 @@ impl PciBus {
             let place = || format!("placing PCI segment {number}");
             let ecam = Arc::new(Mutex::new(segment.ecam()));
             surroundings.mmio.change(|bus| bus.insert(windows.ecam, ecam)).with_context(place)?;
-            if number == 0 {
+            if windows.io.is_some() {
                 let range = Range { start: CONFIG_PORTS, size: CONFIG_PORTS_SIZE };
                 let ports = Arc::new(Mutex::new(segment.config_ports()));
                 surroundings.port.change(|bus| bus.insert(range, ports)).with_context(place)?;

@@ -1,9 +1,11 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
-use super::platform;
+use super::{EVENT_GSI, PCI_WIRING, SERIAL_GSI};
 use crate::config::{NumaConfig, VmConfig};
+use crate::machine::boot_files::{BootFiles, name_option};
+use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use arch::x86_64::acpi::{self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers};
 use arch::x86_64::boot::{self, EntryPoint, Protocol};
 use arch::x86_64::cpu::CpuModel;
@@ -17,77 +19,6 @@ use devices::rtc::Rtc;
 use devices::serial::Serial;
 use machine::bus::Range;
 use machine::memory::Memory;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
-/// The files a guest is booted from, open.
-pub struct BootFiles {
-    kernel: File,
-    initramfs: Option<File>,
-}
-
-impl BootFiles {
-    /// Opens them.
-    ///
-    /// # Errors
-    /// When one cannot be read, naming its option.
-    pub fn open(config: &VmConfig) -> Result<Self> {
-        let payload = &config.payload;
-        let kernel = payload.kernel.as_ref().context("--kernel is missing")?;
-        let open = |option: &str, path: &std::path::Path| {
-            let file = File::open(path).map_err(|error| {
-                anyhow!("{option} {}: {error}; correct the path, or allow reading the file", path.display())
-            })?;
-            anyhow::ensure!(
-                !file.metadata()?.is_dir(),
-                "{option} {}: is a directory; give a file",
-                path.display()
-            );
-            Ok(file)
-        };
-        let initramfs = payload.initramfs.as_ref().map(|path| open("--initramfs", path)).transpose()?;
-        Ok(Self { kernel: open("--kernel", kernel)?, initramfs })
-    }
-
-    /// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything; Linux has
-    /// its banner in it, and is never small.
-    ///
-    /// # Errors
-    /// When the kernel cannot be read.
-    pub fn is_linux(&self, entry: EntryPoint) -> Result<bool> {
-        const BANNER: &[u8] = b"Linux version ";
-        const SMALL: u64 = 1 << 20;
-        const PIECE: usize = 1 << 20;
-        if entry.protocol == Protocol::Linux64 {
-            return Ok(true);
-        }
-        let size = self.kernel.metadata()?.len();
-        if size < SMALL {
-            return Ok(false);
-        }
-        let mut piece = vec![0; PIECE];
-        let mut at = 0;
-        while at < size {
-            let read = self.kernel.read_at(&mut piece, at)?;
-            let found = piece.get(..read).is_some_and(|piece| memmem(piece, BANNER));
-            if found || read < BANNER.len() {
-                return Ok(found);
-            }
-            // Pieces overlap, so that one that is split is found too.
-            at += (read - BANNER.len() + 1) as u64;
-        }
-        Ok(false)
-    }
-}
-
-/// Whether `needle` is in `haystack`.
-fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
-    // SAFETY: both pointers are valid for the lengths given with them.
-    let found = unsafe {
-        libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len())
-    };
-    !found.is_null()
-}
 
 /// Writes into guest memory what the boot CPU starts with.
 ///
@@ -109,19 +40,18 @@ pub fn load(
     reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
     boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline, layout::ACPI_RSDP)
-        .map_err(|error| {
-            let payload = &config.payload;
-            match (&error, &payload.kernel, &payload.initramfs) {
-                (boot::BootError::Kernel(reason), Some(path), _) => {
-                    anyhow!("--kernel {}: {reason}", path.display())
-                }
-                (boot::BootError::Initramfs(reason), _, Some(path)) => {
-                    anyhow!("--initramfs {}: {reason}", path.display())
-                }
-                (boot::BootError::CommandLine(reason), ..) => anyhow!("--cmdline: {reason}"),
-                _ => error.into(),
-            }
-        })
+        .map_err(|error| name_option(config, error))
+}
+
+/// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything.
+///
+/// # Errors
+/// When the kernel cannot be read.
+pub fn is_linux(files: &BootFiles, entry: EntryPoint) -> Result<bool> {
+    if entry.protocol == Protocol::Linux64 {
+        return Ok(true);
+    }
+    files.has_linux_banner()
 }
 
 fn acpi_config(
@@ -149,7 +79,7 @@ fn acpi_config(
         local_apic: layout::LOCAL_APIC.start as u32,
         io_apic: IoApic { id: 0, address: layout::IOAPIC.start as u32, first_gsi: 0 },
         segments: layout.segments().to_vec(),
-        interrupt_pins: platform::PCI_WIRING,
+        interrupt_pins: PCI_WIRING,
         memory,
         distances: distances(&config.numa),
         registers: Registers {
@@ -159,10 +89,10 @@ fn acpi_config(
             reset_value: 1,
             pm_timer: Some(acpi_port + 8),
         },
-        events: EventDevice { port: acpi_port + 4, gsi: platform::EVENT_GSI },
+        events: EventDevice { port: acpi_port + 4, gsi: EVENT_GSI },
         pci_hotplug: Some(PciHotplug::PORTS.start as u16),
-        serial: platform::serial_mode(&config.serial)
-            .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: platform::SERIAL_GSI })
+        serial: serial_mode(&config.serial)
+            .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
             .into_iter()
             .collect(),
         rtc: Some(Rtc::PORTS.start as u16),

@@ -1,27 +1,36 @@
-//! The devices on the mainboard: interrupt controller, clock, power, serial port.
+//! The devices on the mainboard of a PC: interrupt controller, clock, power, serial port.
 
-use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
+mod firmware;
+
+pub use firmware::{is_linux, load};
+
+use super::{
+    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, ram_size,
+    reset_devices, segment_weights, serial_mode,
+};
+use crate::config::VmConfig;
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::InterruptPins;
+use arch::x86_64::boot::EntryPoint;
+use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Vendor};
+use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
 use devices::acpi::{AcpiRegisters, Event};
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
-use devices::host_console::{self, ConsolePump, Mode};
+use devices::host_console::{self, ConsolePump};
 use devices::i8042::I8042;
 use devices::ioapic::{IoApic, IoApicPins};
 use devices::legacy_ports::{PostCode, SystemControl};
-use devices::platform::PlatformDevice;
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
-use hypervisor::Vm;
+use hypervisor::{Hypervisor, Vcpu, Vm};
 use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Interrupt of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
@@ -30,40 +39,13 @@ pub const EVENT_GSI: u32 = 5;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 16, count: 8 };
 
-fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The mainboard.
 pub struct Platform {
     /// The I/O APIC's pins.
     pub pins: Arc<IoApicPins>,
     acpi: Arc<Mutex<AcpiRegisters>>,
     pci_hotplug: Arc<Mutex<PciHotplug>>,
-    devices: Vec<(&'static str, Arc<Mutex<dyn PlatformDevice>>)>,
-}
-
-/// Where a device is put.
-struct Mainboard<'a> {
-    mmio: &'a BusHandle,
-    port: &'a BusHandle,
-    devices: Vec<(&'static str, Arc<Mutex<dyn PlatformDevice>>)>,
-}
-
-impl Mainboard<'_> {
-    fn put<T: PlatformDevice + 'static>(
-        &mut self,
-        name: &'static str,
-        bus: &BusHandle,
-        range: Range,
-        device: T,
-    ) -> Result<Arc<Mutex<T>>> {
-        let device = Arc::new(Mutex::new(device));
-        bus.change(|bus| bus.insert(range, Arc::clone(&device) as _))
-            .with_context(|| format!("placing the {name}"))?;
-        self.devices.push((name, Arc::clone(&device) as _));
-        Ok(device)
-    }
+    devices: Vec<Placed>,
 }
 
 impl Platform {
@@ -74,6 +56,7 @@ impl Platform {
     pub fn new(
         config: &VmConfig,
         vm: &dyn Vm,
+        _: &MemoryLayout,
         mmio: &BusHandle,
         port: &BusHandle,
         clock: &Arc<dyn Clock>,
@@ -122,6 +105,12 @@ impl Platform {
         Ok(Self { pins, acpi, pci_hotplug, devices: board.devices })
     }
 
+    /// What is told when the guest acknowledges a level-triggered interrupt.
+    pub fn end_of_interrupt(&self) -> Arc<dyn Fn(u8) + Send + Sync> {
+        let pins = Arc::clone(&self.pins);
+        Arc::new(move |vector| pins.end_of_interrupt(vector))
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
         lock(&self.acpi).press_power_button();
@@ -148,40 +137,54 @@ impl Platform {
 
     /// Returns every device to its state at power-on.
     pub fn reset(&self) {
-        for (_, device) in &self.devices {
-            lock(device).reset();
-        }
+        reset_devices(&self.devices);
     }
 
     /// The devices, for inspection.
     pub fn inspect(&self) -> Value {
-        self.devices.iter().map(|(name, device)| ((*name).to_owned(), lock(device).inspect())).collect()
+        inspect_devices(&self.devices)
     }
 }
 
-/// Tells the user where a pseudo-terminal is, which only the host knows.
-fn announce(option: &str, pump: &ConsolePump) {
-    if let Some(path) = pump.console().path() {
-        eprintln!("vivarium: {option} is at {}", path.display());
-    }
+/// Makes the hypervisor's machine and its CPUs, and lays out its memory.
+///
+/// # Errors
+/// When the host cannot have such a machine, naming the option at fault.
+pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundation> {
+    let topology = cpu_topology(config)?;
+    let vm = hypervisor.create_vm()?;
+    let mut vcpus = (0..config.cpus.boot_vcpus)
+        .map(|index| vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}")))
+        .collect::<Result<Vec<_>>>()?;
+    let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
+    let options = CpuOptions {
+        max_phys_bits: config.cpus.max_phys_bits,
+        nested: config.cpus.nested,
+        tsc_khz,
+        ..CpuOptions::default()
+    };
+    let model = CpuModel::new(&hypervisor.supported_cpuid()?, topology, &options);
+    let request = LayoutRequest {
+        segments: config.platform.num_pci_segments,
+        amd: model.vendor() == Vendor::Amd,
+        ..LayoutRequest::new(ram_size(config), model.phys_bits())
+    };
+    let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
+    Ok(Foundation { vm, vcpus, model, layout })
 }
 
-/// Where a console's configuration says it ends; `None` if there is no device.
-pub fn serial_mode(config: &ConsoleConfig) -> Option<Mode> {
-    mode(config.mode, config.file.as_ref(), config.socket.as_ref())
+/// See [`arch::x86_64::cpu::configure_vcpu`].
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn configure_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
+    Ok(cpu::configure_vcpu(vcpu.native(), model, index, entry)?)
 }
 
-fn debug_mode(config: &DebugConsoleConfig) -> Option<Mode> {
-    mode(config.mode, config.file.as_ref(), None)
-}
-
-fn mode(mode: ConsoleMode, file: Option<&PathBuf>, socket: Option<&PathBuf>) -> Option<Mode> {
-    match mode {
-        ConsoleMode::Off => None,
-        ConsoleMode::Null => Some(Mode::Null),
-        ConsoleMode::Tty => Some(Mode::Tty),
-        ConsoleMode::Pty => Some(Mode::Pty(None)),
-        ConsoleMode::File => Some(file.map_or(Mode::Null, |path| Mode::File(path.clone()))),
-        ConsoleMode::Socket => Some(socket.map_or(Mode::Null, |path| Mode::Socket(path.clone()))),
-    }
+/// See [`arch::x86_64::cpu::reset_vcpu`].
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
+    Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
 }

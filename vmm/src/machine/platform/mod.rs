@@ -1,0 +1,137 @@
+//! The mainboard, and what else of a machine depends on its architecture. Each architecture has a module here with the same
+//! names, and the machine uses that of the one it is built for; nothing else in this crate asks which one that is.
+//!
+//! | name | what it is |
+//! |---|---|
+//! | `found` | makes the hypervisor's machine, its CPUs and its memory layout |
+//! | `Platform` | the devices at fixed places |
+//! | `load` | the kernel, and the tables that firmware would have left |
+//! | `is_linux` | whether the kernel is Linux |
+//! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
+//! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{PCI_WIRING, Platform, configure_vcpu, found, is_linux, load, reset_vcpu};
+
+use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
+use anyhow::{Context, Result};
+use arch::native::cpu::{CpuModel, Topology};
+use arch::native::layout::{MemoryLayout, SegmentWeights};
+use devices::host_console::{ConsolePump, Mode};
+use devices::platform::PlatformDevice;
+use hypervisor::{Vcpu, Vm};
+use machine::bus::{BusHandle, Range};
+use machine::inspect::Value;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a machine is built on.
+pub struct Foundation {
+    /// The hypervisor's machine, without memory.
+    pub vm: Arc<dyn Vm>,
+    /// The CPUs that are there at the start.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// What CPUs are like.
+    pub model: CpuModel,
+    /// Where everything is.
+    pub layout: MemoryLayout,
+}
+
+fn cpu_topology(config: &VmConfig) -> Result<Topology> {
+    let limit = config.cpus.limit();
+    let Some(shape) = config.cpus.topology else { return Ok(Topology::flat(limit)) };
+    let (threads, cores) = (shape.threads_per_core.into(), shape.cores_per_die.into());
+    let (dies, packages) = (shape.dies_per_package.into(), shape.packages.into());
+    Topology::new(threads, cores, dies, packages, limit).context("--cpus topology")
+}
+
+/// RAM at the start, in bytes.
+fn ram_size(config: &VmConfig) -> u64 {
+    match config.memory.zones.as_deref().unwrap_or_default() {
+        [] => config.memory.size.0,
+        zones => zones.iter().map(|zone| zone.size.0).sum(),
+    }
+}
+
+fn segment_weights(config: &VmConfig) -> Vec<SegmentWeights> {
+    (0..config.platform.num_pci_segments)
+        .map(|number| {
+            let weights = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
+            weights.map_or_else(SegmentWeights::default, |weights| SegmentWeights {
+                bars_32: weights.mmio32_aperture_weight,
+                bars_64: weights.mmio64_aperture_weight,
+            })
+        })
+        .collect()
+}
+
+fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device at a fixed place, by the name it has in messages.
+type Placed = (&'static str, Arc<Mutex<dyn PlatformDevice>>);
+
+/// Where devices are put.
+struct Mainboard<'a> {
+    mmio: &'a BusHandle,
+    port: &'a BusHandle,
+    devices: Vec<Placed>,
+}
+
+impl Mainboard<'_> {
+    fn put<T: PlatformDevice + 'static>(
+        &mut self,
+        name: &'static str,
+        bus: &BusHandle,
+        range: Range,
+        device: T,
+    ) -> Result<Arc<Mutex<T>>> {
+        let device = Arc::new(Mutex::new(device));
+        bus.change(|bus| bus.insert(range, Arc::clone(&device) as _))
+            .with_context(|| format!("placing the {name}"))?;
+        self.devices.push((name, Arc::clone(&device) as _));
+        Ok(device)
+    }
+}
+
+/// Returns every device to its state at power-on.
+fn reset_devices(devices: &[Placed]) {
+    for (_, device) in devices {
+        lock(device).reset();
+    }
+}
+
+/// The devices, for inspection.
+fn inspect_devices(devices: &[Placed]) -> Value {
+    devices.iter().map(|(name, device)| ((*name).to_owned(), lock(device).inspect())).collect()
+}
+
+/// Tells the user where a pseudo-terminal is, which only the host knows.
+fn announce(option: &str, pump: &ConsolePump) {
+    if let Some(path) = pump.console().path() {
+        eprintln!("vivarium: {option} is at {}", path.display());
+    }
+}
+
+/// Where a console's configuration says it ends; `None` if there is no device.
+pub fn serial_mode(config: &ConsoleConfig) -> Option<Mode> {
+    mode(config.mode, config.file.as_ref(), config.socket.as_ref())
+}
+
+fn debug_mode(config: &DebugConsoleConfig) -> Option<Mode> {
+    mode(config.mode, config.file.as_ref(), None)
+}
+
+fn mode(mode: ConsoleMode, file: Option<&PathBuf>, socket: Option<&PathBuf>) -> Option<Mode> {
+    match mode {
+        ConsoleMode::Off => None,
+        ConsoleMode::Null => Some(Mode::Null),
+        ConsoleMode::Tty => Some(Mode::Tty),
+        ConsoleMode::Pty => Some(Mode::Pty(None)),
+        ConsoleMode::File => Some(file.map_or(Mode::Null, |path| Mode::File(path.clone()))),
+        ConsoleMode::Socket => Some(socket.map_or(Mode::Null, |path| Mode::Socket(path.clone()))),
+    }
+}
