@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
 use vmm::cli::{self, Command};
-use vmm::machine::{Ended, Machine};
+use vmm::machine::Ended;
+use vmm::monitor::Monitor;
 
 /// Sleep and reset registers, as the FADT says.
 const SLEEP_CONTROL: u16 = 0x601;
@@ -15,7 +16,7 @@ const SLEEP_NOW: u8 = 5 << 2 | 1 << 5;
 const RESET: u16 = 0x602;
 
 /// Runs a machine of `words` whose CPUs have the programs of `sim`, to its end.
-fn run(sim: &Sim, folder: &Folder, words: &str) -> Ended {
+fn run(sim: &Arc<Sim>, folder: &Folder, words: &str) -> Ended {
     let kernel = folder.join("kernel");
     std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
     let line = format!("vivarium --kernel {} --console off --memory size=64M {words}", kernel.display());
@@ -23,7 +24,9 @@ fn run(sim: &Sim, folder: &Folder, words: &str) -> Ended {
         Ok(Command::Run(run)) => run,
         other => panic!("{line}: {other:?}"),
     };
-    Machine::new(run.config, sim).unwrap().run().unwrap()
+    let mut monitor = Monitor::new(Arc::clone(sim) as _).unwrap();
+    monitor.boot(run.config).unwrap();
+    monitor.run().unwrap()
 }
 
 fn power_off(cpu: &mut SimCpu<'_>) {
@@ -32,14 +35,14 @@ fn power_off(cpu: &mut SimCpu<'_>) {
 
 #[test]
 fn a_machine_powers_off() {
-    let sim = Sim::new();
+    let sim = Arc::new(Sim::new());
     sim.program(0, power_off);
     assert!(matches!(run(&sim, &Folder::new(), ""), Ended::PoweredOff));
 }
 
 #[test]
 fn a_machine_restarts_with_its_memory_and_devices_as_they_were() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let starts = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&starts);
     sim.program(0, move |cpu| {
@@ -59,7 +62,7 @@ fn a_machine_restarts_with_its_memory_and_devices_as_they_were() {
 
 #[test]
 fn a_cpu_that_fails_says_why() {
-    let sim = Sim::new();
+    let sim = Arc::new(Sim::new());
     sim.program(0, |cpu| cpu.triple_fault());
     let ended = run(&sim, &Folder::new(), "");
     assert!(matches!(&ended, Ended::Failed(failure) if failure.reason.contains("triple fault")), "{ended:?}");
@@ -67,7 +70,7 @@ fn a_cpu_that_fails_says_why() {
 
 #[test]
 fn cpus_start_one_another_and_share_memory() {
-    let sim = Sim::new();
+    let sim = Arc::new(Sim::new());
     sim.program(0, |cpu| {
         for other in 1..4 {
             cpu.start_cpu(other);
@@ -83,7 +86,7 @@ fn cpus_start_one_another_and_share_memory() {
 
 #[test]
 fn any_cpu_can_end_the_machine_while_others_are_busy() {
-    let sim = Sim::new();
+    let sim = Arc::new(Sim::new());
     sim.program(0, |cpu| {
         cpu.start_cpu(1);
         loop {
@@ -96,7 +99,7 @@ fn any_cpu_can_end_the_machine_while_others_are_busy() {
 
 #[test]
 fn the_serial_port_writes_to_its_file() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, |cpu| {
         for byte in b"hello" {
             cpu.port_write8(0x3f8, *byte);
@@ -257,7 +260,7 @@ const ENTROPY: u32 = 0x1044;
 
 #[test]
 fn a_disk_serves_requests_and_serves_again_after_resets() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     sim.program(0, |cpu| {
         let device = find(cpu, BLOCK);
@@ -286,7 +289,7 @@ fn a_disk_serves_requests_and_serves_again_after_resets() {
 
 #[test]
 fn a_restart_of_the_machine_keeps_the_disk_and_resets_its_device() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     // After the restart the guest reads what it wrote, and ends.
     let restarted = Arc::new(AtomicU32::new(0));
@@ -312,7 +315,7 @@ fn a_restart_of_the_machine_keeps_the_disk_and_resets_its_device() {
 
 #[test]
 fn a_bar_that_is_moved_takes_registers_and_doorbells_along() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, |cpu| {
         let mut device = find(cpu, ENTROPY);
         let old = bar0(cpu, device.device);
@@ -337,7 +340,7 @@ fn a_bar_that_is_moved_takes_registers_and_doorbells_along() {
 
 #[test]
 fn one_bar_moved_onto_another_harms_neither_for_good() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     sim.program(0, |cpu| {
         let (block, entropy) = (find(cpu, BLOCK), find(cpu, ENTROPY));
@@ -363,7 +366,7 @@ fn one_bar_moved_onto_another_harms_neither_for_good() {
 
 #[test]
 fn a_ring_of_nonsense_needs_a_reset_and_gets_over_it() {
-    let (sim, folder) = (Sim::new(), Folder::new());
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     sim.program(0, |cpu| {
         let device = find(cpu, BLOCK);

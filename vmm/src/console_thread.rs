@@ -1,22 +1,38 @@
 //! The thread that carries console bytes and hears signals.
 //!
 //! Consoles have no threads of their own; this one waits for all of them, and for the signals that ask the process to
-//! end.
+//! end. It is there as long as the process; the consoles come and go with machines.
 
-use crate::message::{Mailbox, Message};
+use crate::message::{Event, Inbox};
 use anyhow::{Context, Result};
 use devices::host_console::ConsolePump;
 use machine::doorbell::Doorbell;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// The running thread. Dropping it carries the last output and ends it.
+/// The running thread. Dropping it ends it.
 pub struct ConsoleThread {
-    stop: Doorbell,
+    orders: Sender<Order>,
+    bell: Doorbell,
     thread: Option<JoinHandle<()>>,
 }
+
+/// What the thread is to do.
+enum Order {
+    /// Carry the bytes of these consoles, and wait for `escape`, by which another console tells that the user wants out.
+    Serve { pumps: Vec<ConsolePump>, escape: Doorbell },
+    /// Carry the consoles' last output, forget them, and tell.
+    Finish(Sender<()>),
+    /// End.
+    End,
+}
+
+/// A machine's consoles, served by the thread. Dropping it carries their last output.
+pub struct Consoles(Arc<ConsoleThread>);
 
 /// Signals that mean something to the machine: three ask it to end, SIGUSR1 presses its power button.
 const HEARD: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
@@ -58,71 +74,143 @@ fn signal_descriptor() -> io::Result<OwnedFd> {
 }
 
 impl ConsoleThread {
-    /// Starts the thread. It also waits for `escape`, by which a console that is not among `pumps` tells that the user
-    /// wants out. `confine` is called on the thread first.
+    /// Starts the thread. `confine` is called on it first.
     ///
     /// # Errors
     /// When the host is out of resources.
-    pub fn start(
-        mut pumps: Vec<ConsolePump>,
-        escape: Doorbell,
-        mailbox: Mailbox,
-        confine: impl FnOnce() + Send + 'static,
-    ) -> Result<Self> {
-        let stop = Doorbell::new().context("making an event for the console thread")?;
+    pub fn start(inbox: Inbox, confine: impl FnOnce() + Send + 'static) -> Result<Self> {
+        let bell = Doorbell::new().context("making an event for the console thread")?;
         let signals = signal_descriptor().context("listening for signals")?;
         let epoll = Epoll::new().context("making the console thread's epoll")?;
-        let watch =
-            |fd: RawFd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64));
-        watch(stop.as_raw_fd()).context("watching for the end")?;
-        watch(signals.as_raw_fd()).context("watching for signals")?;
-        watch(escape.as_raw_fd()).context("watching for the escape")?;
-        for pump in &pumps {
-            watch(pump.fd()).context("watching a console")?;
-        }
-        let stopped = stop.clone();
+        watch(&epoll, bell.as_raw_fd()).context("watching for orders")?;
+        watch(&epoll, signals.as_raw_fd()).context("watching for signals")?;
+        let (orders, received) = channel();
+        let serving = Serving {
+            inbox,
+            epoll,
+            bell: bell.clone(),
+            signals,
+            orders: received,
+            pumps: Vec::new(),
+            escape: None,
+        };
         let thread = std::thread::Builder::new()
             .name("console".into())
             .stack_size(256 << 10)
             .spawn(move || {
                 confine();
-                let mut events = [EpollEvent::default(); 16];
-                'serve: loop {
-                    let count = epoll.wait(-1, &mut events).unwrap_or(0);
-                    for event in events.iter().take(count) {
-                        if event.data() == stopped.as_raw_fd() as u64 {
-                            break 'serve;
-                        }
-                        if event.data() == signals.as_raw_fd() as u64 {
-                            mailbox.post(match take_signal(&signals) {
-                                Some(libc::SIGUSR1) => Message::PowerButton,
-                                _ => Message::Terminate,
-                            });
-                        }
-                        if event.data() == escape.as_raw_fd() as u64 && escape.take() {
-                            mailbox.post(Message::Terminate);
-                        }
-                        let pump = pumps.iter_mut().find(|pump| pump.fd() as u64 == event.data());
-                        if pump.is_some_and(|pump| pump.ready().escape) {
-                            mailbox.post(Message::Terminate);
-                        }
-                    }
-                }
-                for pump in &mut pumps {
-                    pump.finish();
-                }
+                serving.run();
             })
             .context("starting the console thread")?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { orders, bell, thread: Some(thread) })
+    }
+
+    /// Has the thread carry the bytes of a machine's consoles. It also waits for `escape`, by which a console that is not
+    /// among `pumps` tells that the user wants out.
+    pub fn serve(self: &Arc<Self>, pumps: Vec<ConsolePump>, escape: Doorbell) -> Consoles {
+        self.order(Order::Serve { pumps, escape });
+        Consoles(Arc::clone(self))
+    }
+
+    fn order(&self, order: Order) {
+        // The thread only ends when told to.
+        let _ = self.orders.send(order);
+        self.bell.ring();
     }
 }
 
 impl Drop for ConsoleThread {
     fn drop(&mut self) {
-        self.stop.ring();
+        self.order(Order::End);
         if let Some(thread) = self.thread.take() {
             // If it panicked, the hook has said so.
             let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Consoles {
+    fn drop(&mut self) {
+        let (sender, receiver) = channel();
+        self.0.order(Order::Finish(sender));
+        // If the thread is gone, there is nobody to wait for.
+        let _ = receiver.recv();
+    }
+}
+
+/// What the thread works with.
+struct Serving {
+    inbox: Inbox,
+    epoll: Epoll,
+    bell: Doorbell,
+    signals: OwnedFd,
+    orders: Receiver<Order>,
+    pumps: Vec<ConsolePump>,
+    escape: Option<Doorbell>,
+}
+
+fn watch(epoll: &Epoll, fd: RawFd) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
+}
+
+impl Serving {
+    fn run(mut self) {
+        let mut events = [EpollEvent::default(); 16];
+        loop {
+            let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+            for event in events.iter().take(count) {
+                let fd = event.data();
+                if fd == self.bell.as_raw_fd() as u64 {
+                    self.bell.take();
+                } else if fd == self.signals.as_raw_fd() as u64 {
+                    self.inbox.tell(match take_signal(&self.signals) {
+                        Some(libc::SIGUSR1) => Event::PowerButton,
+                        _ => Event::Terminate,
+                    });
+                } else if self
+                    .escape
+                    .as_ref()
+                    .is_some_and(|bell| bell.as_raw_fd() as u64 == fd && bell.take())
+                {
+                    self.inbox.tell(Event::Terminate);
+                } else if let Some(pump) = self.pumps.iter_mut().find(|pump| pump.fd() as u64 == fd)
+                    && pump.ready().escape
+                {
+                    self.inbox.tell(Event::Terminate);
+                }
+            }
+            // After the events: they may be of consoles that an order does away with.
+            while let Ok(order) = self.orders.try_recv() {
+                match order {
+                    Order::Serve { pumps, escape } => self.serve(pumps, escape),
+                    Order::Finish(done) => {
+                        self.finish();
+                        let _ = done.send(());
+                    }
+                    Order::End => return,
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, pumps: Vec<ConsolePump>, escape: Doorbell) {
+        for fd in pumps.iter().map(ConsolePump::fd).chain([escape.as_raw_fd()]) {
+            if let Err(error) = watch(&self.epoll, fd) {
+                tracing::error!("a console does not work: watching it: {error}");
+            }
+        }
+        self.pumps = pumps;
+        self.escape = Some(escape);
+    }
+
+    fn finish(&mut self) {
+        let escape = self.escape.take();
+        for fd in self.pumps.iter().map(ConsolePump::fd).chain(escape.as_ref().map(AsRawFd::as_raw_fd)) {
+            // A descriptor that is not watched needs not be forgotten.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+        for mut pump in self.pumps.drain(..) {
+            pump.finish();
         }
     }
 }

@@ -180,6 +180,11 @@ impl CpuThread {
         self.control.direct(|state| state.paused = false);
     }
 
+    /// The maps changed: the CPU lets go of the old ones.
+    pub fn refresh_maps(&self) {
+        self.control.direct(|_| {});
+    }
+
     /// An effect the CPU waits for is complete.
     pub fn effect_done(&self) {
         self.control.direct(|state| state.effects = state.effects.saturating_sub(1));
@@ -280,6 +285,10 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 kick.kick();
             } else if !control.attend(&mut *vcpu) {
                 break;
+            } else {
+                // What was taken out of the machine is not kept by an old map.
+                mmio.bus();
+                port.bus();
             }
         }
         let step = step(&mut *vcpu, &mut mmio, &mut port, &*end_of_interrupt, &control.exits);
@@ -463,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_parked_cpu_is_between_two_instructions() {
-        let (mailbox, _messages) = Mailbox::new();
+        let (inbox, _events) = crate::message::Inbox::new();
+        let mailbox = inbox.mailbox(1);
         let port = BusHandle::default();
         let (sender, reads) = std::sync::mpsc::channel();
         let device = Arc::new(Mutex::new(Pausing(Arc::new(Mutex::new(sender)))));

@@ -1,20 +1,25 @@
 //! The control plane: configuration, the machine thread, lifecycle.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod config_help;
 pub mod console_thread;
 pub mod cpu;
+pub mod event;
 pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod message;
+pub mod monitor;
 pub mod seccomp;
 
-use crate::machine::{Ended, Machine};
+use crate::machine::Ended;
+use crate::monitor::Monitor;
 use anyhow::{Result, bail};
 use hypervisor::kvm::{DEFAULT_PATH, Kvm};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Runs the machine the command line describes, until it ends.
 ///
@@ -27,14 +32,15 @@ pub fn run(run: cli::Run) -> Result<()> {
     console_thread::hold_signals()?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let new_files = absent_output_files(&run.config);
-    let machine = Machine::new(run.config, &kvm).inspect_err(|_| {
+    let mut monitor = Monitor::new(Arc::new(kvm))?;
+    monitor.boot(run.config).inspect_err(|_| {
         for path in &new_files {
             // It may not have come to be made.
             let _ = std::fs::remove_file(path);
         }
     })?;
     seccomp::confine(seccomp::ThreadKind::Machine);
-    match machine.run()? {
+    match monitor.run()? {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
         Ended::Failed(failure) => {
             bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)

@@ -1,5 +1,9 @@
 //! What the machine thread is told by others.
+//!
+//! The machine thread outlives machines: one is shut down, and another one is booted. What is told by the threads of a machine
+//! carries that machine's number, so that what comes late from one that is gone is not taken for another's.
 
+use crate::api::Call;
 use machine::effect::{Effect, FunctionAddress};
 use std::sync::mpsc;
 use virtio::device::QueueTask;
@@ -15,7 +19,7 @@ pub struct CpuFailure {
     pub registers: String,
 }
 
-/// Something the machine thread has to act upon.
+/// Something a machine's own threads tell.
 pub enum Message {
     /// A CPU made an access with this effect, and waits until it is complete.
     Effect {
@@ -40,25 +44,57 @@ pub enum Message {
         /// Its handlers.
         tasks: Vec<QueueTask>,
     },
+}
+
+/// What the machine thread has to act upon.
+pub enum Event {
+    /// A machine's thread tells something.
+    Machine {
+        /// The machine's number.
+        machine: u64,
+        /// What it tells.
+        message: Message,
+    },
+    /// The API asks for something.
+    Call(Call),
     /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
     PowerButton,
     /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).
     Terminate,
 }
 
-/// Where messages for the machine thread are put. Never blocks.
+/// Where the machine thread is told things. Never blocks.
 #[derive(Clone)]
-pub struct Mailbox(mpsc::Sender<Message>);
+pub struct Inbox(mpsc::Sender<Event>);
 
-impl Mailbox {
-    /// A mailbox, and the end the machine thread reads.
-    pub fn new() -> (Self, mpsc::Receiver<Message>) {
+impl Inbox {
+    /// An inbox, and the end the machine thread reads.
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel();
         (Self(sender), receiver)
     }
 
-    /// Leaves a message. If the machine thread is gone, so is the machine, and the message with it.
+    /// Tells the machine thread. If it is gone, so is everything it could have done.
+    pub fn tell(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+
+    /// Where the threads of machine number `machine` leave their messages.
+    pub fn mailbox(&self, machine: u64) -> Mailbox {
+        Mailbox { inbox: self.clone(), machine }
+    }
+}
+
+/// Where the threads of one machine leave messages. Never blocks.
+#[derive(Clone)]
+pub struct Mailbox {
+    inbox: Inbox,
+    machine: u64,
+}
+
+impl Mailbox {
+    /// Leaves a message.
     pub fn post(&self, message: Message) {
-        let _ = self.0.send(message);
+        self.inbox.tell(Event::Machine { machine: self.machine, message });
     }
 }

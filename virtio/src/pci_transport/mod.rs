@@ -15,6 +15,7 @@
 //! To pause, save, or give the device other memory, stop and later start it in the same way. Where things lie in the BARs
 //! is told in [`layout`].
 
+mod absent;
 pub mod common;
 mod function;
 mod interrupts;
@@ -24,6 +25,7 @@ mod saved;
 use crate::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
 use crate::features::Features;
 use crate::queue::{MAX_SIZE, Queue, QueueError, QueueState};
+use absent::Absent;
 use interrupts::{Interrupts, QueueInterrupt};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
@@ -257,6 +259,14 @@ impl VirtioPci {
     /// The device behind the transport, to change what the host side sets.
     pub fn device_mut(&mut self) -> &mut dyn VirtioDevice {
         self.device.as_mut()
+    }
+
+    /// Takes the device out, to be dropped with what it holds of the host: the function is being removed, and no handler is out.
+    /// What is left answers as a device without features and queues.
+    pub fn take_device(&mut self) -> Box<dyn VirtioDevice> {
+        self.reset_device();
+        self.queues.clear();
+        std::mem::replace(&mut self.device, Box::new(Absent))
     }
 
     /// Tells the driver that the device's configuration space changed.

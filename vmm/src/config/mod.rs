@@ -62,3 +62,42 @@ pub struct VmConfig {
     /// What segments weigh when windows are shared out.
     pub pci_segments: Vec<PciSegmentConfig>,
 }
+
+impl VmConfig {
+    /// Gives each device that has no id one that no other device has.
+    pub fn name_devices(&mut self) {
+        let taken: std::collections::BTreeSet<String> = self.device_ids().map(str::to_owned).collect();
+        let name = |kind: &str, next: &mut usize| loop {
+            let id = format!("_{kind}{next}");
+            *next += 1;
+            if !taken.contains(&id) {
+                return id;
+            }
+        };
+        let mut next = 0;
+        for disk in &mut self.disks {
+            disk.id.get_or_insert_with(|| name("disk", &mut next));
+        }
+        next = 0;
+        for net in &mut self.net {
+            net.id.get_or_insert_with(|| name("net", &mut next));
+        }
+    }
+
+    /// The ids of the devices that can be added and removed.
+    fn device_ids(&self) -> impl Iterator<Item = &str> {
+        let disks = self.disks.iter().filter_map(|disk| disk.id.as_deref());
+        disks.chain(self.net.iter().filter_map(|net| net.id.as_deref()))
+    }
+
+    /// Whether a device of that id was configured.
+    pub fn has_device(&self, id: &str) -> bool {
+        self.device_ids().any(|other| other == id)
+    }
+
+    /// Forgets the device of that id.
+    pub fn forget_device(&mut self, id: &str) {
+        self.disks.retain(|disk| disk.id.as_deref() != Some(id));
+        self.net.retain(|net| net.id.as_deref() != Some(id));
+    }
+}

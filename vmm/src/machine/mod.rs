@@ -1,47 +1,65 @@
 //! The machine: built from a configuration, run by one thread that owns it.
 //!
 //! [`Machine`] has the CPUs, memory, buses and devices as its fields. Everything that is to change about it
-//! arrives as a [`Message`], see [`Machine::run`].
+//! arrives as a message or a call from [`crate::monitor`], and is done at once or begun: see [`life`] for what a whole machine does,
+//! [`hotplug`] for devices that come and go.
 
 mod boot_files;
+pub mod hotplug;
+mod life;
 mod pci_bus;
 mod platform;
 mod registry;
 mod workers;
 
 use crate::config::{ConfigError, VmConfig};
-use crate::console_thread::ConsoleThread;
+use crate::console_thread::{ConsoleThread, Consoles};
 use crate::cpu::{self, CpuThread, Surroundings};
+use crate::event::Events;
 use crate::memory::{self, GuestMemory};
-use crate::message::{CpuFailure, Mailbox, Message};
+use crate::message::{CpuFailure, Mailbox};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use arch::native::boot::EntryPoint;
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
+use hotplug::Removal;
 use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
+use life::Phase;
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
 use machine::doorbell::Doorbell;
-use machine::effect::{Effect, FunctionAddress};
+use machine::effect::FunctionAddress;
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
-use pci_bus::{Completion, PciBus};
+use pci_bus::PciBus;
 use platform::{Foundation, Platform};
+use registry::Site;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 /// How a machine came to its end.
 #[derive(Debug)]
 pub enum Ended {
     /// The guest powered off.
     PoweredOff,
-    /// The process was asked to end.
+    /// It was asked to end.
     Terminated,
     /// A CPU cannot go on.
     Failed(CpuFailure),
+}
+
+/// What a machine is given of the process.
+pub struct Place<'a> {
+    /// What runs CPUs.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// Where the machine's threads leave messages.
+    pub mailbox: Mailbox,
+    /// What carries console bytes.
+    pub consoles: &'a Arc<ConsoleThread>,
+    /// Where it is told what happens.
+    pub events: Events,
 }
 
 /// A machine.
@@ -54,13 +72,14 @@ pub struct Machine {
     files: BootFiles,
     layout: MemoryLayout,
     model: CpuModel,
-    messages: Receiver<Message>,
+    site: Site,
+    events: Events,
     /// CPUs whose effect waits for a function's workers to stop.
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
-    /// A reset waits for all workers to stop.
-    resetting: bool,
+    phase: Phase,
     resets: u64,
-    _consoles: ConsoleThread,
+    removals: BTreeMap<String, Removal>,
+    _consoles: Consoles,
     _vm: Arc<dyn Vm>,
     memory: GuestMemory,
 }
@@ -70,7 +89,9 @@ impl Machine {
     ///
     /// # Errors
     /// When something it is made of cannot be had, naming the option it comes from.
-    pub fn new(config: VmConfig, hypervisor: &dyn Hypervisor) -> Result<Self> {
+    pub fn new(mut config: VmConfig, place: Place<'_>) -> Result<Self> {
+        let Place { hypervisor, mailbox, consoles, events } = place;
+        config.name_devices();
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
         let mut files = BootFiles::open(&config)?;
@@ -78,7 +99,6 @@ impl Machine {
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
         let memory = memory::provide(&config.memory, &ranges)?;
         map_memory(&*vm, &memory)?;
-        let (mailbox, messages) = Mailbox::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (mmio, port) = (BusHandle::default(), BusHandle::default());
         let mut pumps = Vec::new();
@@ -97,7 +117,8 @@ impl Machine {
             layout.segments(),
         )?;
         let escape = Doorbell::new().context("making an event")?;
-        registry::add_devices(&config, &clock, &escape, &mut pci)?;
+        let site = Site::new(&config, &clock, escape.clone());
+        site.add_all(&config, &mut pci)?;
         pci.place_bars(layout.segments())?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
@@ -108,11 +129,9 @@ impl Machine {
             mmio,
             port,
             end_of_interrupt: platform.end_of_interrupt(),
-            mailbox: mailbox.clone(),
+            mailbox,
         };
         let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
-        let consoles =
-            ConsoleThread::start(pumps, escape, mailbox, || seccomp::confine(ThreadKind::Console))?;
         Ok(Self {
             cpus,
             pci,
@@ -121,161 +140,26 @@ impl Machine {
             files,
             layout,
             model,
-            messages,
+            site,
+            events,
             waiting: BTreeMap::new(),
-            resetting: false,
+            phase: Phase::Paused,
             resets: 0,
-            _consoles: consoles,
+            removals: BTreeMap::new(),
+            _consoles: consoles.serve(pumps, escape),
             _vm: vm,
             memory,
         })
     }
 
-    /// Runs the machine until it ends.
-    ///
-    /// # Errors
-    /// When the host fails the machine in a way it cannot go on after.
-    pub fn run(mut self) -> Result<Ended> {
-        for cpu in &self.cpus {
-            cpu.resume();
-        }
-        loop {
-            let message = self.messages.recv().context("every thread of the machine has ended")?;
-            if let Some(ended) = self.handle(message)? {
-                self.end();
-                return Ok(ended);
-            }
-        }
+    /// The configuration as it is now.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
     }
 
-    fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
-        match message {
-            Message::Effect { cpu, generation, effect } => {
-                if self.is_current(cpu, generation) {
-                    return self.apply(cpu, effect);
-                }
-            }
-            Message::TasksStopped { function, tasks } => {
-                if self.pci.stopped(function, tasks)? == Completion::Done {
-                    for cpu in self.waiting.remove(&function).unwrap_or_default() {
-                        self.effect_done(cpu);
-                    }
-                }
-                if self.resetting && !self.pci.stopping() {
-                    self.finish_reset()?;
-                }
-            }
-            Message::CpuFailed { generation, failure } => {
-                if self.is_current(failure.cpu, generation) {
-                    return Ok(Some(Ended::Failed(failure)));
-                }
-            }
-            Message::PowerButton => self.platform.press_power_button(),
-            Message::Terminate => return Ok(Some(Ended::Terminated)),
-        }
-        Ok(None)
-    }
-
-    /// Whether what a CPU did in this generation still counts: the machine has not been reset since.
-    fn is_current(&self, cpu: u32, generation: u64) -> bool {
-        self.cpus.get(cpu as usize).map(CpuThread::generation) == Some(generation)
-    }
-
-    fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
-        match effect {
-            Effect::PowerOff => return Ok(Some(Ended::PoweredOff)),
-            Effect::Reset => {
-                self.begin_reset()?;
-                return Ok(None);
-            }
-            Effect::Panicked(events) => tracing::warn!(events, "the guest reports a panic"),
-            Effect::Eject { .. } => {}
-            Effect::Function(address, change) => {
-                if self.pci.apply(address, change)? == Completion::Later {
-                    self.waiting.entry(address).or_default().push(cpu);
-                    return Ok(None);
-                }
-            }
-        }
-        self.effect_done(cpu);
-        Ok(None)
-    }
-
-    fn effect_done(&self, cpu: u32) {
-        if let Some(cpu) = self.cpus.get(cpu as usize) {
-            cpu.effect_done();
-        }
-    }
-
-    /// Pauses all CPUs and has all workers stop.
-    fn begin_reset(&mut self) -> Result<()> {
-        if self.resetting {
-            return Ok(());
-        }
-        tracing::info!("the guest restarts the machine");
-        for cpu in &self.cpus {
-            cpu.pause();
-        }
-        for cpu in &self.cpus {
-            cpu.wait_parked();
-            // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
-            // would go on in the memory of the restarted guest.
-            cpu.forget_effects();
-        }
-        self.waiting.clear();
-        self.resetting = true;
-        if self.pci.stop_all() {
-            return Ok(());
-        }
-        self.finish_reset()
-    }
-
-    /// Makes the machine what it was at power-on, and lets it run.
-    fn finish_reset(&mut self) -> Result<()> {
-        self.resetting = false;
-        self.resets += 1;
-        self.pci.reset()?;
-        self.pci.place_bars(self.layout.segments())?;
-        self.platform.reset();
-        let (ram, zones) = (&self.memory.ram, &self.memory.zones);
-        let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
-        let pending: Vec<_> = (0u32..)
-            .zip(&self.cpus)
-            .map(|(index, cpu)| {
-                let model = self.model.clone();
-                cpu.begin(move |vcpu| platform::reset_vcpu(vcpu, &model, index, &entry))
-            })
-            .collect::<Result<_>>()?;
-        for reset in pending {
-            reset.wait()?.context("resetting a CPU")?;
-        }
-        for cpu in &self.cpus {
-            cpu.resume();
-        }
-        Ok(())
-    }
-
-    /// Ends what runs, so that requests in flight are complete and the last output is carried.
-    fn end(&mut self) {
-        for cpu in &self.cpus {
-            cpu.pause();
-        }
-        for cpu in &mut self.cpus {
-            cpu.end();
-        }
-        if self.pci.stop_all() {
-            while self.pci.stopping() {
-                match self.messages.recv() {
-                    Ok(Message::TasksStopped { function, tasks }) => {
-                        // The machine ends: what a failure to remap would leave behind goes with it.
-                        let _ = self.pci.stopped(function, tasks);
-                    }
-                    Ok(Message::Terminate) => abandon(),
-                    Ok(_) => {}
-                    Err(_) => break,
-                }
-            }
-        }
+    /// Memory that the guest can use, in bytes.
+    pub fn memory_size(&self) -> u64 {
+        self.memory.ram.iter().map(GuestMemoryRegion::len).sum()
     }
 }
 
@@ -289,14 +173,6 @@ impl Inspect for Machine {
             "pci": self.pci.inspect(),
         })
     }
-}
-
-/// Ends the process while requests are in flight, which a disk that hangs may never complete. The guest was not told that
-/// any of them is.
-fn abandon() -> ! {
-    devices::host_console::restore_terminal();
-    eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
-    std::process::exit(1)
 }
 
 fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {

@@ -3,7 +3,7 @@
 //! All of this belongs to the machine thread. Functions ask for changes by effects; what takes time (workers that
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
-use super::workers::{self, FunctionWorkers};
+use super::workers::{self, FunctionWorkers, Purpose};
 use crate::message::Mailbox;
 use anyhow::{Context, Result};
 use arch::native::acpi::InterruptPins;
@@ -69,6 +69,8 @@ pub struct PciBus {
     segments: Vec<Segment>,
     placement: Placement,
     virtio: BTreeMap<FunctionAddress, VirtioFunction>,
+    /// No worker is started.
+    paused: bool,
     /// The doorbells attached at the hypervisor, by where they are.
     doorbells: BTreeMap<(FunctionAddress, u8), (AddressSpace, u64, Vec<DoorbellAddress>)>,
 }
@@ -100,7 +102,14 @@ impl PciBus {
             segments.push(segment);
         }
         let placement = Placement::new(allowed_memory, allowed_io);
-        Ok(Self { surroundings, segments, placement, virtio: BTreeMap::new(), doorbells: BTreeMap::new() })
+        Ok(Self {
+            surroundings,
+            segments,
+            placement,
+            virtio: BTreeMap::new(),
+            paused: false,
+            doorbells: BTreeMap::new(),
+        })
     }
 
     /// Adds a virtio device named `id` at the next free device number of its segment.
@@ -179,16 +188,20 @@ impl PciBus {
             | DeviceChange::StopQueue(_)
             | DeviceChange::Reset => {
                 let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-                let reset = change == DeviceChange::Reset;
-                if function.workers.stop(reset) {
+                let purpose = if change == DeviceChange::Reset { Purpose::Reset } else { Purpose::Rest };
+                if function.workers.stop(purpose) {
                     return Ok(Completion::Later);
                 }
-                self.at_rest(address, reset, Vec::new()).map(|()| Completion::Done)
+                self.at_rest(address, purpose, Vec::new()).map(|()| Completion::Done)
             }
         }
     }
 
     fn start(&mut self, address: FunctionAddress) {
+        if self.paused {
+            // It is started when the machine goes on.
+            return;
+        }
         let Some(function) = self.virtio.get_mut(&address) else { return };
         let mut transport = lock(&function.transport);
         // A driver that set its device up wrongly has been told; that is no failure of the machine.
@@ -214,34 +227,104 @@ impl PciBus {
     /// As [`PciBus::apply`].
     pub fn stopped(&mut self, address: FunctionAddress, tasks: Vec<QueueTask>) -> Result<Completion> {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
-        let Some((reset, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
-        self.at_rest(address, reset, tasks).map(|()| Completion::Done)
+        let Some((purpose, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
+        self.at_rest(address, purpose, tasks).map(|()| Completion::Done)
     }
 
     /// Nothing runs for a function any more: completes what was asked for.
-    fn at_rest(&mut self, address: FunctionAddress, reset: bool, tasks: Vec<QueueTask>) -> Result<()> {
+    fn at_rest(&mut self, address: FunctionAddress, purpose: Purpose, tasks: Vec<QueueTask>) -> Result<()> {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
         let mut transport = lock(&function.transport);
         let again = transport.stopped(tasks);
-        if reset {
-            pci::function::Function::reset(&mut *transport);
-        }
-        drop(transport);
-        if reset {
-            self.remap(address)
-        } else {
-            if again {
-                self.start(address);
+        match purpose {
+            Purpose::Rest => {
+                drop(transport);
+                if again {
+                    self.start(address);
+                }
+                Ok(())
             }
-            Ok(())
+            Purpose::Reset => {
+                pci::function::Function::reset(&mut *transport);
+                drop(transport);
+                self.remap(address)
+            }
+            Purpose::Remove => {
+                // What it holds of the host is given back now. The function itself goes when no CPU has the old map any more.
+                let device = transport.take_device();
+                drop(transport);
+                drop(device);
+                self.take_out(address)
+            }
         }
     }
 
-    /// Stops all workers, for a reset of the machine. `true`: some are still to stop.
-    pub fn stop_all(&mut self) -> bool {
+    /// Takes a function out of the machine. Its workers first complete what they have begun.
+    ///
+    /// # Errors
+    /// When the host refuses a change of the map.
+    pub fn remove(&mut self, address: FunctionAddress) -> Result<Completion> {
+        if let Some(function) = self.virtio.get_mut(&address) {
+            if function.workers.stop(Purpose::Remove) {
+                return Ok(Completion::Later);
+            }
+            self.at_rest(address, Purpose::Remove, Vec::new())?;
+        } else {
+            self.take_out(address)?;
+        }
+        Ok(Completion::Done)
+    }
+
+    fn take_out(&mut self, address: FunctionAddress) -> Result<()> {
+        let changes = self.placement.update(address, Vec::new());
+        self.carry_out(&changes)?;
+        self.virtio.remove(&address);
+        if let Some(segment) = self.segments.get(usize::from(address.segment)) {
+            segment.remove(address);
+        }
+        Ok(())
+    }
+
+    /// Where the device named `id` is.
+    pub fn address_of(&self, id: &str) -> Option<FunctionAddress> {
+        self.ids().find(|(name, _)| *name == id).map(|(_, address)| address)
+    }
+
+    /// The name of the device at `address`.
+    pub fn id_of(&self, address: FunctionAddress) -> Option<&str> {
+        self.virtio.get(&address).map(|function| function.id.as_str())
+    }
+
+    /// The devices that have names, and where they are.
+    pub fn ids(&self) -> impl Iterator<Item = (&str, FunctionAddress)> {
+        self.virtio.iter().map(|(address, function)| (function.id.as_str(), *address))
+    }
+
+    /// Whether there is a function at `address`.
+    pub fn has(&self, address: FunctionAddress) -> bool {
+        self.segments.get(usize::from(address.segment)).is_some_and(|segment| segment.get(address).is_some())
+    }
+
+    /// Starts no more workers, and stops those that run. `true`: some are still to stop.
+    pub fn pause(&mut self) -> bool {
+        self.paused = true;
+        self.stop_all(Purpose::Rest)
+    }
+
+    /// Starts the workers of all functions that are to run.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        let addresses: Vec<_> = self.virtio.keys().copied().collect();
+        for address in addresses {
+            self.start(address);
+        }
+    }
+
+    /// Stops all workers, for a reset or the end of the machine. `true`: some are still to stop.
+    pub fn stop_all(&mut self, purpose: Purpose) -> bool {
         let mut waiting = false;
         for function in self.virtio.values_mut() {
-            waiting |= function.workers.stop(true);
+            waiting |= function.workers.stop(purpose);
         }
         waiting
     }
@@ -256,6 +339,7 @@ impl PciBus {
     /// # Errors
     /// When the host refuses a change of the map.
     pub fn reset(&mut self) -> Result<()> {
+        self.paused = false;
         let functions: Vec<_> = self.segments.iter().flat_map(Segment::functions).collect();
         for (address, function) in functions {
             lock(&function).reset();

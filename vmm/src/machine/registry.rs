@@ -15,6 +15,7 @@ use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
+use machine::effect::FunctionAddress;
 use net::link::tap::{Ipv4Setting, Tap, TapConfig};
 use net::mac::MacAddress;
 use net::virtio_net::Net;
@@ -28,36 +29,34 @@ use virtio::pci_transport;
 use virtio::rate_limit::{Limit, RateLimiter};
 
 /// Adds the devices of one kind.
-type Add = fn(&Site<'_>, &mut PciBus) -> Result<()>;
+type Add = fn(&Site, &VmConfig, &mut PciBus) -> Result<()>;
 
 /// Every kind of device on PCI, in the order in which a guest finds them.
 const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng];
 
-/// What is known when devices are added.
-struct Site<'a> {
-    config: &'a VmConfig,
-    clock: &'a Arc<dyn Clock>,
-    escape: &'a Doorbell,
-    groups: BTreeMap<&'a str, RateLimiter>,
+/// What devices of a machine share.
+pub struct Site {
+    clock: Arc<dyn Clock>,
+    escape: Doorbell,
+    groups: BTreeMap<String, RateLimiter>,
 }
 
-/// Adds all devices that `config` asks for. `escape` rings when the user wants out of a console on the terminal.
-///
-/// # Errors
-/// When one cannot be had, naming its option.
-pub fn add_devices(
-    config: &VmConfig,
-    clock: &Arc<dyn Clock>,
-    escape: &Doorbell,
-    pci: &mut PciBus,
-) -> Result<()> {
-    let groups = config
-        .rate_limit_groups
-        .iter()
-        .map(|group| (group.id.as_str(), limiter(&group.rate_limiter_config, clock)))
-        .collect();
-    let site = Site { config, clock, escape, groups };
-    REGISTRY.iter().try_for_each(|add| add(&site, pci))
+impl Site {
+    /// For the machine of `config`. `escape` rings when the user wants out of a console on the terminal.
+    pub fn new(config: &VmConfig, clock: &Arc<dyn Clock>, escape: Doorbell) -> Self {
+        let groups = config.rate_limit_groups.iter();
+        let groups =
+            groups.map(|group| (group.id.clone(), limiter(&group.rate_limiter_config, clock))).collect();
+        Self { clock: Arc::clone(clock), escape, groups }
+    }
+
+    /// Adds all devices that `config` asks for.
+    ///
+    /// # Errors
+    /// When one cannot be had, naming its option.
+    pub fn add_all(&self, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+        REGISTRY.iter().try_for_each(|add| add(self, config, pci))
+    }
 }
 
 /// How workers run that need nothing special.
@@ -69,8 +68,8 @@ fn worker_options() -> workers::Options {
     }
 }
 
-fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
-    let Some(mode) = serial_mode(&site.config.console) else { return Ok(()) };
+fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    let Some(mode) = serial_mode(&config.console) else { return Ok(()) };
     let mut host = HostConsole::open(&mode).context("--console")?;
     host.on_escape(site.escape.clone());
     if let Some(path) = host.path() {
@@ -82,8 +81,8 @@ fn add_console(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     Ok(())
 }
 
-fn add_rng(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
-    let source = &site.config.rng.src;
+fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    let source = &config.rng.src;
     let rng = Rng::open(source).with_context(|| {
         format!("--rng src={}: this source of entropy cannot be opened", source.display())
     })?;
@@ -91,26 +90,30 @@ fn add_rng(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
     Ok(())
 }
 
-fn add_disks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
-    for (number, disk) in site.config.disks.iter().enumerate() {
-        let id = disk.id.clone().unwrap_or_else(|| format!("_disk{number}"));
-        let path = disk.path.clone().unwrap_or_default();
-        let option = format!("--disk path={}", path.display());
-        let device = open_disk(site, disk, &id).with_context(|| option.clone())?;
-        let transport = pci_transport::Options { packed: disk.packed, ..pci_transport::Options::default() };
-        let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));
-        let workers = workers::Options {
-            poll: Duration::from_micros(disk.poll_us.into()),
-            affinity: affinity.collect(),
-            ..worker_options()
-        };
-        pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers)
-            .with_context(|| option.clone())?;
-    }
-    Ok(())
+fn add_disks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    config.disks.iter().try_for_each(|disk| add_disk(site, pci, disk).map(drop))
 }
 
-fn open_disk(site: &Site<'_>, disk: &DiskConfig, id: &str) -> Result<Block> {
+/// Adds a disk, which has an id.
+///
+/// # Errors
+/// When it cannot be had, naming its option.
+pub fn add_disk(site: &Site, pci: &mut PciBus, disk: &DiskConfig) -> Result<FunctionAddress> {
+    let id = disk.id.clone().unwrap_or_default();
+    let path = disk.path.clone().unwrap_or_default();
+    let option = format!("--disk path={}", path.display());
+    let device = open_disk(site, disk, &id).with_context(|| option.clone())?;
+    let transport = pci_transport::Options { packed: disk.packed, ..pci_transport::Options::default() };
+    let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));
+    let workers = workers::Options {
+        poll: Duration::from_micros(disk.poll_us.into()),
+        affinity: affinity.collect(),
+        ..worker_options()
+    };
+    pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers).with_context(|| option)
+}
+
+fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
     let image = image::open(&OpenOptions {
         path: disk.path.clone().unwrap_or_default(),
         read_only: disk.readonly,
@@ -123,7 +126,7 @@ fn open_disk(site: &Site<'_>, disk: &DiskConfig, id: &str) -> Result<Block> {
         thread_start: Some(Arc::new(|| seccomp::confine(ThreadKind::Worker))),
         ..OpenOptions::default()
     })?;
-    let own = disk.rate_limiter_config.as_ref().map(|limits| limiter(limits, site.clock));
+    let own = disk.rate_limiter_config.as_ref().map(|limits| limiter(limits, &site.clock));
     let shared = disk.rate_limit_group.as_deref().and_then(|group| site.groups.get(group).cloned());
     let options = BlockOptions {
         name: id.to_owned(),
@@ -136,25 +139,28 @@ fn open_disk(site: &Site<'_>, disk: &DiskConfig, id: &str) -> Result<Block> {
     Ok(Block::new(image, options)?)
 }
 
-fn add_networks(site: &Site<'_>, pci: &mut PciBus) -> Result<()> {
-    for (number, net) in site.config.net.iter().enumerate() {
-        let id = net.id.clone().unwrap_or_else(|| format!("_net{number}"));
-        let option = match (&net.tap, &net.mac) {
-            (Some(tap), _) => format!("--net tap={tap}"),
-            (None, Some(mac)) => format!("--net mac={mac}"),
-            (None, None) => "--net".to_owned(),
-        };
-        let device = open_net(site, net).with_context(|| option.clone())?;
-        let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
-        let workers =
-            workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
-        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers)
-            .with_context(|| option.clone())?;
-    }
-    Ok(())
+fn add_networks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    config.net.iter().try_for_each(|net| add_net(site, pci, net).map(drop))
 }
 
-fn open_net(site: &Site<'_>, config: &NetConfig) -> Result<Net> {
+/// Adds a network interface, which has an id.
+///
+/// # Errors
+/// When it cannot be had, naming its option.
+pub fn add_net(site: &Site, pci: &mut PciBus, net: &NetConfig) -> Result<FunctionAddress> {
+    let id = net.id.clone().unwrap_or_default();
+    let option = match (&net.tap, &net.mac) {
+        (Some(tap), _) => format!("--net tap={tap}"),
+        (None, Some(mac)) => format!("--net mac={mac}"),
+        (None, None) => "--net".to_owned(),
+    };
+    let device = open_net(site, net).with_context(|| option.clone())?;
+    let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
+    let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
+    pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option)
+}
+
+fn open_net(site: &Site, config: &NetConfig) -> Result<Net> {
     let mac = |text: &Option<String>| text.as_deref().map(str::parse::<MacAddress>).transpose();
     let mask = |mask: Option<IpAddr>| match mask {
         Some(IpAddr::V4(mask)) => Ok(mask),
@@ -186,8 +192,8 @@ fn open_net(site: &Site<'_>, config: &NetConfig) -> Result<Net> {
         offload_ufo: config.offload_ufo,
     };
     let limit = || match &config.rate_limiter_config {
-        Some(limits) => limiter(limits, site.clock),
-        None => RateLimiter::unlimited(Arc::clone(site.clock)),
+        Some(limits) => limiter(limits, &site.clock),
+        None => RateLimiter::unlimited(Arc::clone(&site.clock)),
     };
     Ok(Net::new(device, tap.links(), limit(), limit())?)
 }

@@ -33,9 +33,20 @@ pub struct FunctionWorkers {
     stopping: Option<Stopping>,
 }
 
+/// What a function's workers are stopped for. A later one includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// The driver asks for it, or the machine is paused.
+    Rest,
+    /// The function is reset.
+    Reset,
+    /// The function is taken out of the machine.
+    Remove,
+}
+
 /// A stop that has begun.
 struct Stopping {
-    reset: bool,
+    purpose: Purpose,
     /// Workers that have not given back what they ran.
     workers: usize,
     tasks: Vec<QueueTask>,
@@ -79,17 +90,16 @@ impl FunctionWorkers {
             .with_context(|| format!("starting the worker of queue {} of {}", task.name, self.id))
     }
 
-    /// Begins to stop all workers. `reset`: the whole function is reset when they have. `false`: none runs, so
-    /// there is nothing to wait for.
-    pub fn stop(&mut self, reset: bool) -> bool {
+    /// Begins to stop all workers. `false`: none runs, so there is nothing to wait for.
+    pub fn stop(&mut self, purpose: Purpose) -> bool {
         if let Some(stopping) = &mut self.stopping {
-            stopping.reset |= reset;
+            stopping.purpose = stopping.purpose.max(purpose);
             return true;
         }
         if self.running.is_empty() {
             return false;
         }
-        self.stopping = Some(Stopping { reset, workers: self.running.len(), tasks: Vec::new() });
+        self.stopping = Some(Stopping { purpose, workers: self.running.len(), tasks: Vec::new() });
         for worker in &self.running {
             let (mailbox, function) = (self.mailbox.clone(), self.address);
             worker.stop_all(move |tasks| mailbox.post(Message::TasksStopped { function, tasks }));
@@ -102,9 +112,8 @@ impl FunctionWorkers {
         self.stopping.is_some()
     }
 
-    /// A worker gave back `tasks`. When it was the last one: all that was given back, and whether the function is to be
-    /// reset.
-    pub fn returned(&mut self, tasks: Vec<QueueTask>) -> Option<(bool, Vec<QueueTask>)> {
+    /// A worker gave back `tasks`. When it was the last one: all that was given back, and what for.
+    pub fn returned(&mut self, tasks: Vec<QueueTask>) -> Option<(Purpose, Vec<QueueTask>)> {
         let mut stopping = self.stopping.take()?;
         stopping.workers = stopping.workers.saturating_sub(1);
         stopping.tasks.extend(tasks);
@@ -114,7 +123,7 @@ impl FunctionWorkers {
         }
         // The threads have nothing left to run, so their ends are not waited for long.
         self.running.clear();
-        Some((stopping.reset, stopping.tasks))
+        Some((stopping.purpose, stopping.tasks))
     }
 
     /// The workers, for inspection.

@@ -1,0 +1,293 @@
+//! A machine's life: it runs, is paused, goes on, is reset in place, and ends.
+//!
+//! What has to wait for workers (their requests in flight) is a phase: it is begun here, and completed by the message of the
+//! last worker that came to rest. A call that waits for it is answered then.
+
+use super::pci_bus::Completion;
+use super::workers::Purpose;
+use super::{Ended, Machine, platform};
+use crate::api::{ApiError, ErrorKind, Reply, Respond};
+use crate::cpu::CpuThread;
+use crate::message::Message;
+use anyhow::{Context, Result};
+use machine::effect::Effect;
+use std::time::{Duration, Instant};
+
+/// How long workers may take to complete their requests before a pause is given up.
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a machine is doing.
+pub enum Phase {
+    /// The CPUs run.
+    Running,
+    /// The CPUs are parked; workers come to rest.
+    Pausing {
+        /// Takes the answer.
+        respond: Respond,
+        /// When to give up.
+        deadline: Instant,
+    },
+    /// Nothing runs.
+    Paused,
+    /// The CPUs are parked; workers come to rest, then all is as at power-on.
+    Resetting {
+        /// Takes the answer, if the API asked for it.
+        respond: Option<Respond>,
+    },
+    /// The CPUs have ended; workers come to rest.
+    Ending(Ended),
+}
+
+impl Machine {
+    /// Lets a machine that was just built run.
+    pub fn start(&mut self) {
+        self.phase = Phase::Running;
+        for cpu in &self.cpus {
+            cpu.resume();
+        }
+    }
+
+    /// Whether something is under way that changes of the machine have to wait for.
+    pub fn busy(&self) -> bool {
+        !matches!(self.phase, Phase::Running | Phase::Paused)
+    }
+
+    /// Whether the CPUs are stopped by a pause.
+    pub fn paused(&self) -> bool {
+        matches!(self.phase, Phase::Paused)
+    }
+
+    /// Whether the machine is coming to its end.
+    pub fn ending(&self) -> bool {
+        matches!(self.phase, Phase::Ending(_))
+    }
+
+    /// Acts upon what a thread of the machine tells.
+    ///
+    /// # Errors
+    /// When the host fails the machine in a way it cannot go on after.
+    pub fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
+        match message {
+            Message::Effect { cpu, generation, effect } => {
+                if self.is_current(cpu, generation) {
+                    return self.apply(cpu, effect);
+                }
+            }
+            Message::TasksStopped { function, tasks } => {
+                if self.pci.stopped(function, tasks)? == Completion::Done {
+                    self.settled(function);
+                    for cpu in self.waiting.remove(&function).unwrap_or_default() {
+                        self.effect_done(cpu);
+                    }
+                }
+                if !self.pci.stopping() {
+                    return self.at_rest();
+                }
+            }
+            Message::CpuFailed { generation, failure } => {
+                if self.is_current(failure.cpu, generation) {
+                    return Ok(self.end(Ended::Failed(failure)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// All workers have come to rest: completes the phase that waited for it.
+    fn at_rest(&mut self) -> Result<Option<Ended>> {
+        match std::mem::replace(&mut self.phase, Phase::Paused) {
+            Phase::Pausing { respond, .. } => {
+                self.events.emit("vm", "paused");
+                respond(Ok(Reply::Done));
+            }
+            Phase::Resetting { respond } => {
+                self.finish_reset()?;
+                if let Some(respond) = respond {
+                    respond(Ok(Reply::Done));
+                }
+            }
+            Phase::Ending(ended) => return Ok(Some(ended)),
+            other => self.phase = other,
+        }
+        Ok(None)
+    }
+
+    /// Whether what a CPU did in this generation still counts: the machine has not been reset since.
+    fn is_current(&self, cpu: u32, generation: u64) -> bool {
+        self.cpus.get(cpu as usize).map(CpuThread::generation) == Some(generation)
+    }
+
+    fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
+        if self.ending() {
+            return Ok(None);
+        }
+        match effect {
+            Effect::PowerOff => return Ok(self.end(Ended::PoweredOff)),
+            Effect::Reset => return self.reset(None),
+            Effect::Panicked(events) => {
+                tracing::warn!(events, "the guest reports a panic");
+                self.events.emit_with("guest", "panic", [("events", events.into())]);
+            }
+            Effect::Eject { segment, devices } => {
+                if self.eject(cpu, segment, devices)? == Completion::Later {
+                    return Ok(None);
+                }
+            }
+            Effect::Function(address, change) => {
+                if self.pci.apply(address, change)? == Completion::Later {
+                    self.waiting.entry(address).or_default().push(cpu);
+                    return Ok(None);
+                }
+            }
+        }
+        self.effect_done(cpu);
+        Ok(None)
+    }
+
+    pub(super) fn effect_done(&self, cpu: u32) {
+        if let Some(cpu) = self.cpus.get(cpu as usize) {
+            cpu.effect_done();
+        }
+    }
+
+    fn park_cpus(&self) {
+        for cpu in &self.cpus {
+            cpu.pause();
+        }
+        for cpu in &self.cpus {
+            cpu.wait_parked();
+        }
+    }
+
+    /// Stops the CPUs and the workers, and answers when they have.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub fn pause(&mut self, respond: Respond) -> Result<Option<Ended>> {
+        self.events.emit("vm", "pausing");
+        self.park_cpus();
+        self.phase = Phase::Pausing { respond, deadline: Instant::now() + PAUSE_LIMIT };
+        if self.pci.pause() || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+    }
+
+    /// Goes on after a pause.
+    pub fn resume(&mut self) {
+        self.events.emit("vm", "resuming");
+        self.pci.resume();
+        self.start();
+        self.events.emit("vm", "resumed");
+    }
+
+    /// Restarts the machine in place.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub fn reset(&mut self, respond: Option<Respond>) -> Result<Option<Ended>> {
+        if matches!(self.phase, Phase::Resetting { .. }) {
+            return Ok(None);
+        }
+        tracing::info!("the machine restarts");
+        self.events.emit("vm", "rebooting");
+        if let Phase::Pausing { respond, .. } =
+            std::mem::replace(&mut self.phase, Phase::Resetting { respond })
+        {
+            respond(Err(ApiError::new(
+                ErrorKind::Conflict,
+                "the guest restarted the machine while it was being paused",
+            )));
+        }
+        self.park_cpus();
+        for cpu in &self.cpus {
+            // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
+            // would go on in the memory of the restarted guest.
+            cpu.forget_effects();
+        }
+        self.waiting.clear();
+        if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+    }
+
+    /// Makes the machine what it was at power-on, and lets it run.
+    fn finish_reset(&mut self) -> Result<()> {
+        self.resets += 1;
+        // A guest that starts anew has let go of everything.
+        self.complete_removals()?;
+        self.pci.reset()?;
+        self.pci.place_bars(self.layout.segments())?;
+        self.platform.reset();
+        let (ram, zones) = (&self.memory.ram, &self.memory.zones);
+        let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
+        let pending: Vec<_> = (0u32..)
+            .zip(&self.cpus)
+            .map(|(index, cpu)| {
+                let model = self.model.clone();
+                cpu.begin(move |vcpu| platform::reset_vcpu(vcpu, &model, index, &entry))
+            })
+            .collect::<Result<_>>()?;
+        for reset in pending {
+            reset.wait()?.context("resetting a CPU")?;
+        }
+        self.start();
+        self.events.emit("vm", "rebooted");
+        Ok(())
+    }
+
+    /// Begins to end what runs, so that requests in flight are complete and the last output is carried. `Some`: it has ended.
+    pub fn end(&mut self, ended: Ended) -> Option<Ended> {
+        if self.ending() {
+            return None;
+        }
+        for cpu in &self.cpus {
+            cpu.pause();
+        }
+        for cpu in &mut self.cpus {
+            cpu.end();
+        }
+        let refused = || Err(ApiError::new(ErrorKind::Conflict, "the machine ended"));
+        match std::mem::replace(&mut self.phase, Phase::Paused) {
+            Phase::Pausing { respond, .. } | Phase::Resetting { respond: Some(respond) } => {
+                respond(refused())
+            }
+            _ => {}
+        }
+        for removal in std::mem::take(&mut self.removals).into_values() {
+            removal.answer(refused());
+        }
+        if self.pci.pause() || self.pci.stopping() {
+            self.phase = Phase::Ending(ended);
+            return None;
+        }
+        Some(ended)
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.platform.press_power_button();
+    }
+
+    /// When [`Machine::overdue`] is to be called, if nothing happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        let pause = match &self.phase {
+            Phase::Pausing { deadline, .. } => Some(*deadline),
+            _ => None,
+        };
+        self.removal_deadline().into_iter().chain(pause).min()
+    }
+
+    /// Gives up what was not done in its time.
+    pub fn overdue(&mut self, now: Instant) {
+        self.give_up_removals(now);
+        if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
+            && let Phase::Pausing { respond, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
+        {
+            self.resume();
+            respond(Err(ApiError::new(
+                ErrorKind::Timeout,
+                format!(
+                    "the machine is not paused and goes on: devices have requests in flight that the host did not \
+                     complete within {} seconds",
+                    PAUSE_LIMIT.as_secs()
+                ),
+            )));
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The machine thread: owns the configuration and the machine, and does what it is told, one thing after the other.
+//!
+//! What is told arrives as an [`Event`]. Queries are answered at once, whatever is under way. A call that changes the machine
+//! waits its turn while a pause, a restart or an end is being completed.
+
+use crate::api::request::{InfoReply, PingReply, VmState};
+use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
+use crate::config::VmConfig;
+use crate::console_thread::ConsoleThread;
+use crate::event::Events;
+use crate::machine::{Ended, Machine, Place, hotplug};
+use crate::message::{Event, Inbox};
+use crate::seccomp::{self, ThreadKind};
+use anyhow::Result;
+use hypervisor::Hypervisor;
+use machine::inspect::Inspect;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
+
+/// What there is to run.
+enum Vm {
+    /// Nothing.
+    Absent,
+    /// A configuration.
+    Created(Box<VmConfig>),
+    /// A machine.
+    Booted(Box<Machine>),
+}
+
+/// What to do when the machine has ended.
+enum AfterEnd {
+    /// Keep its configuration.
+    Keep(Respond),
+    /// Forget it.
+    Forget(Respond),
+    /// End the process.
+    Quit(Option<Respond>),
+}
+
+/// The machine thread's state.
+pub struct Monitor {
+    hypervisor: Arc<dyn Hypervisor>,
+    inbox: Inbox,
+    received: Receiver<Event>,
+    consoles: Arc<ConsoleThread>,
+    events: Events,
+    vm: Vm,
+    /// Counts machines.
+    machines: u64,
+    /// Calls whose turn has not come.
+    waiting: VecDeque<Call>,
+    after_end: Option<AfterEnd>,
+}
+
+fn not_created() -> ApiError {
+    ApiError::new(ErrorKind::NotFound, "there is no machine; create one with vm.create")
+}
+
+fn not_booted() -> ApiError {
+    ApiError::new(ErrorKind::State, "the machine is not running; start it with vm.boot")
+}
+
+impl Monitor {
+    /// A machine thread without a machine. It is the thread that calls [`Monitor::run`].
+    ///
+    /// # Errors
+    /// When the host is out of resources.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>) -> Result<Self> {
+        let (inbox, received) = Inbox::new();
+        let consoles = ConsoleThread::start(inbox.clone(), || seccomp::confine(ThreadKind::Console))?;
+        Ok(Self {
+            hypervisor,
+            inbox,
+            received,
+            consoles: Arc::new(consoles),
+            events: Events::default(),
+            vm: Vm::Absent,
+            machines: 0,
+            waiting: VecDeque::new(),
+            after_end: None,
+        })
+    }
+
+    /// Where the thread is told things.
+    pub fn inbox(&self) -> Inbox {
+        self.inbox.clone()
+    }
+
+    /// Where it tells what happens.
+    pub fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// Builds the machine of `config` and lets it run.
+    ///
+    /// # Errors
+    /// When something it is made of cannot be had, naming the option it comes from.
+    pub fn boot(&mut self, config: VmConfig) -> Result<()> {
+        self.events.emit("vm", "booting");
+        self.machines += 1;
+        let place = Place {
+            hypervisor: &*self.hypervisor,
+            mailbox: self.inbox.mailbox(self.machines),
+            consoles: &self.consoles,
+            events: self.events.clone(),
+        };
+        let mut machine = Machine::new(config, place)?;
+        machine.start();
+        self.vm = Vm::Booted(Box::new(machine));
+        self.events.emit("vm", "booted");
+        Ok(())
+    }
+
+    /// Does what the thread is told until the process is to end. The machine's own end is one, unless the API asked for it.
+    ///
+    /// # Errors
+    /// When the host fails the machine in a way it cannot go on after.
+    pub fn run(mut self) -> Result<Ended> {
+        loop {
+            if let Some(ended) = self.next()? {
+                self.events.emit("vmm", "shutdown");
+                return Ok(ended);
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Ended>> {
+        let deadline = match &self.vm {
+            Vm::Booted(machine) => machine.deadline(),
+            _ => None,
+        };
+        let event = match deadline {
+            None => self.received.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self.received.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        let ended = match event {
+            Ok(event) => self.handle(event)?,
+            Err(RecvTimeoutError::Timeout) => {
+                if let Vm::Booted(machine) = &mut self.vm {
+                    machine.overdue(Instant::now());
+                }
+                None
+            }
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("every thread of the machine has ended"),
+        };
+        let quit = ended.and_then(|ended| self.machine_ended(ended));
+        if quit.is_some() {
+            return Ok(quit);
+        }
+        while !self.busy()
+            && let Some(call) = self.waiting.pop_front()
+        {
+            let ended = self.call(call)?;
+            if let Some(quit) = ended.and_then(|ended| self.machine_ended(ended)) {
+                return Ok(Some(quit));
+            }
+        }
+        Ok(None)
+    }
+
+    fn busy(&self) -> bool {
+        matches!(&self.vm, Vm::Booted(machine) if machine.busy())
+    }
+
+    /// `Some`: the machine has ended.
+    fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
+        match event {
+            Event::Machine { machine: number, message } => match &mut self.vm {
+                Vm::Booted(machine) if number == self.machines => machine.handle(message),
+                _ => Ok(None),
+            },
+            Event::Call(call) => self.call(call),
+            Event::PowerButton => {
+                if let Vm::Booted(machine) = &self.vm {
+                    machine.press_power_button();
+                }
+                Ok(None)
+            }
+            Event::Terminate => Ok(self.terminate(None)),
+        }
+    }
+
+    /// Begins to end the process.
+    fn terminate(&mut self, respond: Option<Respond>) -> Option<Ended> {
+        let Vm::Booted(machine) = &mut self.vm else {
+            answer(respond, Ok(Reply::Done));
+            return Some(Ended::Terminated);
+        };
+        if machine.ending() {
+            if matches!(self.after_end, Some(AfterEnd::Quit(_))) {
+                abandon();
+            }
+            // It ends already; now the process does with it.
+            match self.after_end.replace(AfterEnd::Quit(respond)) {
+                Some(AfterEnd::Keep(respond) | AfterEnd::Forget(respond)) => respond(Ok(Reply::Done)),
+                Some(AfterEnd::Quit(respond)) => answer(respond, Ok(Reply::Done)),
+                None => {}
+            }
+            return None;
+        }
+        self.after_end = Some(AfterEnd::Quit(respond));
+        machine.end(Ended::Terminated)
+    }
+
+    /// The machine has ended: `Some` if the process is to end with it.
+    fn machine_ended(&mut self, ended: Ended) -> Option<Ended> {
+        let config = match std::mem::replace(&mut self.vm, Vm::Absent) {
+            Vm::Booted(machine) => {
+                let config = Box::new(machine.config().clone());
+                // The consoles' last output is carried, and files and locks are given back, before anybody is told.
+                drop(machine);
+                config
+            }
+            // There was none, and the process was asked to end.
+            _ => return Some(ended),
+        };
+        self.events.emit("vm", "shutdown");
+        match self.after_end.take() {
+            Some(AfterEnd::Keep(respond)) => {
+                self.vm = Vm::Created(config);
+                respond(Ok(Reply::Done));
+                None
+            }
+            Some(AfterEnd::Forget(respond)) => {
+                self.events.emit("vm", "deleted");
+                respond(Ok(Reply::Done));
+                None
+            }
+            Some(AfterEnd::Quit(respond)) => {
+                answer(respond, Ok(Reply::Done));
+                Some(ended)
+            }
+            None => Some(ended),
+        }
+    }
+
+    /// Does what a call asks, or has it wait its turn. `Some`: the machine has ended.
+    fn call(&mut self, call: Call) -> Result<Option<Ended>> {
+        let query = matches!(
+            call.request,
+            Request::Ping | Request::Info | Request::Counters | Request::Inspect(_) | Request::Metrics
+        );
+        if self.busy() && !query && !matches!(call.request, Request::VmmShutdown) {
+            self.waiting.push_back(call);
+            return Ok(None);
+        }
+        let Call { request, files, respond } = call;
+        match request {
+            Request::Ping => respond(ping()),
+            Request::Info => respond(self.info()),
+            Request::Unsupported(verb) => respond(Err(not_supported(verb))),
+            Request::VmmShutdown => return Ok(self.terminate(Some(respond))),
+            Request::Create(config) => respond(self.create(config)),
+            Request::Delete => return Ok(self.delete(respond)),
+            Request::Boot => respond(self.boot_created()),
+            request => return self.call_machine(request, files, respond),
+        }
+        Ok(None)
+    }
+
+    /// Does what is asked of the machine itself.
+    fn call_machine(
+        &mut self,
+        request: Request,
+        files: Vec<std::os::fd::OwnedFd>,
+        respond: Respond,
+    ) -> Result<Option<Ended>> {
+        let machine = match &mut self.vm {
+            Vm::Booted(machine) => machine,
+            Vm::Created(config) => {
+                respond(change_created(config, &request));
+                return Ok(None);
+            }
+            Vm::Absent => {
+                respond(Err(not_created()));
+                return Ok(None);
+            }
+        };
+        match request {
+            Request::Pause if machine.paused() => {
+                respond(Err(ApiError::new(ErrorKind::State, "the machine is paused already")));
+            }
+            Request::Pause => return machine.pause(respond),
+            Request::Resume if !machine.paused() => {
+                respond(Err(ApiError::new(ErrorKind::State, "the machine is not paused")));
+            }
+            Request::Resume => {
+                machine.resume();
+                respond(Ok(Reply::Done));
+            }
+            Request::Shutdown => {
+                self.after_end = Some(AfterEnd::Keep(respond));
+                return Ok(machine.end(Ended::Terminated));
+            }
+            Request::Reboot => return machine.reset(Some(respond)),
+            Request::PowerButton => {
+                machine.press_power_button();
+                respond(Ok(Reply::Done));
+            }
+            Request::Inspect(_) => respond(Ok(Reply::Json(machine.inspect()))),
+            request @ (Request::AddDisk(_) | Request::AddNet(_)) => {
+                respond(machine.add_device(&with_files(request, &files)));
+            }
+            Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
+            other => respond(Err(not_supported(&format!("{other:?}")))),
+        }
+        Ok(None)
+    }
+
+    fn create(&mut self, mut config: Box<VmConfig>) -> Answer {
+        if !matches!(self.vm, Vm::Absent) {
+            return Err(ApiError::new(
+                ErrorKind::Conflict,
+                "there is a machine already; vm.delete it before another one is created",
+            ));
+        }
+        config.name_devices();
+        config.validate()?;
+        self.vm = Vm::Created(config);
+        self.events.emit("vm", "created");
+        Ok(Reply::Done)
+    }
+
+    fn boot_created(&mut self) -> Answer {
+        let config = match &self.vm {
+            Vm::Created(config) => VmConfig::clone(config),
+            Vm::Booted(_) => return Err(ApiError::new(ErrorKind::State, "the machine is running already")),
+            Vm::Absent => return Err(not_created()),
+        };
+        self.boot(config).map_err(|error| ApiError::bad(crate::cli::failure(&error)))?;
+        Ok(Reply::Done)
+    }
+
+    fn delete(&mut self, respond: Respond) -> Option<Ended> {
+        match &mut self.vm {
+            Vm::Absent => respond(Err(not_created())),
+            Vm::Created(_) => {
+                self.vm = Vm::Absent;
+                self.events.emit("vm", "deleted");
+                respond(Ok(Reply::Done));
+            }
+            Vm::Booted(machine) => {
+                self.after_end = Some(AfterEnd::Forget(respond));
+                return machine.end(Ended::Terminated);
+            }
+        }
+        None
+    }
+
+    fn info(&self) -> Answer {
+        let info = match &self.vm {
+            Vm::Absent => return Err(not_created()),
+            Vm::Created(config) => InfoReply {
+                config: VmConfig::clone(config),
+                state: VmState::Created,
+                memory_actual_size: 0,
+                device_tree: Default::default(),
+            },
+            Vm::Booted(machine) => InfoReply {
+                config: machine.config().clone(),
+                state: match machine.paused() {
+                    true => VmState::Paused,
+                    false if machine.ending() => VmState::Shutdown,
+                    false => VmState::Running,
+                },
+                memory_actual_size: machine.memory_size(),
+                device_tree: machine.device_tree(),
+            },
+        };
+        Reply::json(&info)
+    }
+}
+
+fn ping() -> Answer {
+    Reply::json(&PingReply {
+        build_version: concat!("v", env!("CARGO_PKG_VERSION")).into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        features: vec!["kvm".into()],
+    })
+}
+
+/// Changes a configuration that nothing runs for.
+fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
+    match request {
+        Request::AddDisk(_) | Request::AddNet(_) => *config = hotplug::with_device(config, request)?,
+        Request::RemoveDevice(remove) if config.has_device(&remove.id) => config.forget_device(&remove.id),
+        Request::RemoveDevice(remove) => {
+            return Err(ApiError::new(
+                ErrorKind::NotFound,
+                format!("device {}: there is no device of that name; vm.info lists them", remove.id),
+            ));
+        }
+        _ => return Err(not_booted()),
+    }
+    Ok(Reply::Done)
+}
+
+/// A network interface whose tap came with the call.
+fn with_files(request: Request, files: &[std::os::fd::OwnedFd]) -> Request {
+    use std::os::fd::AsRawFd;
+    match request {
+        Request::AddNet(mut net) if !files.is_empty() => {
+            // They are duplicated when the tap is opened.
+            net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
+            Request::AddNet(net)
+        }
+        request => request,
+    }
+}
+
+fn not_supported(verb: &str) -> ApiError {
+    ApiError::new(ErrorKind::NotSupported, format!("{verb} is not supported yet"))
+}
+
+fn answer(respond: Option<Respond>, answer: Answer) {
+    if let Some(respond) = respond {
+        respond(answer);
+    }
+}
+
+/// Ends the process while requests are in flight, which a disk that hangs may never complete. The guest was not told that
+/// any of them is.
+fn abandon() -> ! {
+    devices::host_console::restore_terminal();
+    eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
+    std::process::exit(1)
+}
