@@ -125,12 +125,8 @@ impl Machine {
         if platform::is_linux(&files, entry)? {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
-        let surroundings = Surroundings {
-            mmio,
-            port,
-            end_of_interrupt: platform.end_of_interrupt(),
-            mailbox,
-        };
+        let surroundings =
+            Surroundings { mmio, port, end_of_interrupt: platform.end_of_interrupt(), mailbox };
         let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
         Ok(Self {
             cpus,
