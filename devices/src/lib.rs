@@ -22,6 +22,7 @@ pub mod i8042;
 pub mod ioapic;
 pub mod legacy_ports;
 pub mod platform;
+pub mod primecell;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;

@@ -113,6 +113,18 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
+    /// The host does not know a register, or refuses the value.
+    #[error("CPU {id}: cannot {verb} register {register:#x}: {source}")]
+    Register {
+        /// The CPU's id.
+        id: u32,
+        /// `"read"` or `"write"`.
+        verb: &'static str,
+        /// The number KVM gives it.
+        register: u64,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// The host does not know a model-specific register, or refuses the value.
     #[error("CPU {id}: cannot {verb} MSR {index:#x}: the host does not know it or refuses the value")]
     Msr {

@@ -4,12 +4,16 @@
 //! Two implementations: [`kvm`], and [`sim`], whose CPUs follow a script, so that whole machines are
 //! tested without virtualization. What is particular to an architecture is in a module named after it.
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 pub mod kvm;
 pub mod sim;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
 /// The architecture this is built for, for those who only pass its types on.
+#[cfg(target_arch = "aarch64")]
+pub use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64 as native;
 
@@ -20,7 +24,9 @@ pub use error::Error;
 pub use exit::{Exit, SystemEvent};
 
 use machine::doorbell::DoorbellAddress;
-use machine::interrupt::{MsiAllocator, MsiSource};
+use machine::interrupt::MsiAllocator;
+#[cfg(target_arch = "x86_64")]
+use machine::interrupt::MsiSource;
 use std::sync::Arc;
 
 /// Result of a hypervisor call.
@@ -43,6 +49,18 @@ pub trait Hypervisor: Send + Sync {
     /// When the host cannot be asked.
     #[cfg(target_arch = "x86_64")]
     fn supported_cpuid(&self) -> Result<Vec<x86_64::CpuidEntry>>;
+
+    /// What this backend offers of the architecture's CPU.
+    #[cfg(target_arch = "aarch64")]
+    fn host_features(&self) -> aarch64::HostFeatures;
+
+    /// Makes a machine whose guest-physical addresses have `bits` bits, at most those of [`Hypervisor::host_features`];
+    /// fewer cost the guest less. [`Hypervisor::create_vm`] gives it all that the host has.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    #[cfg(target_arch = "aarch64")]
+    fn create_vm_of(&self, bits: u8) -> Result<Arc<dyn Vm>>;
 
     /// `None` if a stock Linux kernel can run; else the reason it cannot, for the user.
     fn cannot_run_linux(&self) -> Option<String>;
@@ -118,6 +136,13 @@ pub trait Vm: MsiAllocator {
     /// When there is no such pin.
     #[cfg(target_arch = "x86_64")]
     fn ioapic_pin(&self, pin: u32) -> Result<Arc<dyn MsiSource>>;
+
+    /// Makes the interrupt controller, once, when all CPUs are there and initialized.
+    ///
+    /// # Errors
+    /// When the host refuses, or has none of this kind.
+    #[cfg(target_arch = "aarch64")]
+    fn create_gic(&self, config: &aarch64::GicConfig) -> Result<Arc<dyn aarch64::Gic>>;
 }
 
 /// Stops a CPU's run from another thread.

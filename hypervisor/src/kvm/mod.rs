@@ -1,8 +1,11 @@
 //! The KVM backend.
 //!
 //! [`Kvm`] is `/dev/kvm`. A machine uses the split interrupt controller on x86_64: local APICs in the
-//! kernel, the I/O APIC in the monitor, which delivers through [`crate::Vm::ioapic_pin`].
+//! kernel, the I/O APIC in the monitor, which delivers through [`crate::Vm::ioapic_pin`]. On aarch64 all of the GICv3 is in
+//! the kernel.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod kick;
 mod probe;
 pub mod requests;
@@ -13,7 +16,7 @@ mod vm;
 mod x86_64;
 
 use crate::{Error, Hypervisor, Result, Vm};
-use kvm_ioctls::Cap;
+use kvm_ioctls::{Cap, VmFd};
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -38,9 +41,9 @@ const REQUIRED: &[(Cap, &str, &str)] = &[
     (Cap::MpState, "KVM_CAP_MP_STATE", "starting further CPUs"),
 ];
 
-/// What is needed of KVM on x86_64 besides.
+/// What is needed of KVM on this architecture besides.
 #[cfg(target_arch = "x86_64")]
-const REQUIRED_X86_64: &[(Cap, &str, &str)] = &[
+const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "the interrupt controllers"),
     (Cap::X2ApicApi, "KVM_CAP_X2APIC_API", "interrupts to CPUs beyond the 255th"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "real mode"),
@@ -52,8 +55,13 @@ const REQUIRED_X86_64: &[(Cap, &str, &str)] = &[
     (Cap::Xcrs, "KVM_CAP_XCRS", "CPU state"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "the guest's clock"),
 ];
-#[cfg(not(target_arch = "x86_64"))]
-const REQUIRED_X86_64: &[(Cap, &str, &str)] = &[];
+#[cfg(target_arch = "aarch64")]
+const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
+    (Cap::DeviceCtrl, "KVM_CAP_DEVICE_CTRL", "the interrupt controller"),
+    (Cap::MsiDevid, "KVM_CAP_MSI_DEVID", "message-signalled interrupts through the ITS"),
+    (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2", "starting further CPUs"),
+    (Cap::OneReg, "KVM_CAP_ONE_REG", "CPU state"),
+];
 
 /// The host's KVM.
 pub struct Kvm {
@@ -78,7 +86,7 @@ impl Kvm {
         if found != API_VERSION {
             return Err(Error::ApiVersion { path: path.into(), found });
         }
-        for &(cap, name, purpose) in REQUIRED.iter().chain(REQUIRED_X86_64) {
+        for &(cap, name, purpose) in REQUIRED.iter().chain(REQUIRED_NATIVE) {
             if !kvm.check_extension(cap) {
                 return Err(Error::Capability { name, purpose });
             }
@@ -88,11 +96,15 @@ impl Kvm {
     }
 }
 
-impl Hypervisor for Kvm {
-    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+impl Kvm {
+    /// Makes a machine by `create`.
+    fn create(
+        &self,
+        create: impl Fn(&kvm_ioctls::Kvm) -> std::result::Result<VmFd, kvm_ioctls::Error>,
+    ) -> Result<Arc<dyn Vm>> {
         // Creating a machine allocates much in the kernel and may be cut short by a signal.
         let fd = loop {
-            match self.kvm.create_vm() {
+            match create(&self.kvm) {
                 Ok(fd) => break fd,
                 Err(errno) if errno.errno() == libc::EINTR => {}
                 Err(errno) => {
@@ -101,6 +113,30 @@ impl Hypervisor for Kvm {
             }
         };
         Ok(Arc::new(vm::KvmVm::new(fd)?))
+    }
+}
+
+impl Hypervisor for Kvm {
+    #[cfg(target_arch = "x86_64")]
+    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+        self.create(kvm_ioctls::Kvm::create_vm)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+        self.create_vm_of(self.host_features().address_bits)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_vm_of(&self, bits: u8) -> Result<Arc<dyn Vm>> {
+        // A host that does not let one choose takes 0, and has 40 bits.
+        let chosen = if self.kvm.check_extension(Cap::ArmVmIPASize) { u32::from(bits) } else { 0 };
+        self.create(|kvm| kvm.create_vm_with_ipa_size(chosen))
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn host_features(&self) -> crate::aarch64::HostFeatures {
+        aarch64::host_features(&self.kvm)
     }
 
     fn max_vcpus(&self) -> u32 {

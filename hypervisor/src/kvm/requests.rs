@@ -2,7 +2,7 @@
 //!
 //! A request is known by its number: what data goes which way, of what size, and a number within KVM's.
 
-use kvm_bindings::{kvm_ioeventfd, kvm_irq_routing, kvm_irqfd};
+use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqfd};
 
 /// Which way data goes (`_IOC_NONE` and so on).
 const NONE: u64 = 0;
@@ -16,6 +16,12 @@ const fn request<Data>(direction: u64, number: u64) -> u64 {
 
 /// What delivers an interrupt, and where to: asked by whoever sets one up or drops it.
 pub const INTERRUPT: &[u64] = &[request::<kvm_irq_routing>(IN, 0x6a), request::<kvm_irqfd>(IN, 0x76)];
+
+/// The level of a wired interrupt, where the kernel has the interrupt controller.
+pub const LINE: &[u64] = &[request::<kvm_irq_level>(IN, 0x61)];
+
+/// State of the interrupt controller, where the kernel has it.
+pub const CONTROLLER: &[u64] = &[request::<kvm_device_attr>(IN, 0xe1), request::<kvm_device_attr>(IN, 0xe2)];
 
 /// Doorbells: asked by whoever maps devices.
 pub const DOORBELL: &[u64] = &[request::<kvm_ioeventfd>(IN, 0x79)];
@@ -69,6 +75,14 @@ pub const CPU_STATE: &[u64] = {
         request::<kvm_mp_state>(IN, 0x99),
         request::<kvm_one_reg>(IN, 0xab),
         request::<kvm_one_reg>(IN, 0xac),
+        // The host's kind of CPU, and becoming one: a reset.
+        request::<kvm_vcpu_init>(IN, 0xae),
+        request::<kvm_vcpu_init>(OUT, 0xaf),
+        request::<kvm_reg_list>(BOTH, 0xb0),
+        // Vector lengths are settled.
+        request::<i32>(IN, 0xc2),
+        // The performance monitor.
+        request::<kvm_device_attr>(IN, 0xe1),
     ]
 };
 

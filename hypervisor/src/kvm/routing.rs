@@ -58,6 +58,7 @@ impl Routes {
     }
 
     /// The source of I/O APIC pin `pin`. At most one exists for each.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn pin(self: &Arc<Self>, pin: u32) -> Arc<KvmMsi> {
         Arc::new(KvmMsi::new(Arc::clone(self), pin, false))
     }

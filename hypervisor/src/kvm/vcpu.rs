@@ -94,13 +94,8 @@ impl Vcpu for KvmVcpu {
 
     #[cfg(target_arch = "aarch64")]
     fn describe(&self) -> String {
-        // The program counter: KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | its offset / 4.
-        const PC: u64 = 0x6030_0000_0010_0040;
-        let mut pc = [0; 8];
-        match self.fd.get_one_reg(PC, &mut pc) {
-            Ok(_) => format!("pc {:#018x}", u64::from_le_bytes(pc)),
-            Err(errno) => format!("(the registers cannot be read: {errno})"),
-        }
+        use crate::aarch64::{VcpuState, describe};
+        describe(|id| self.register(id))
     }
 
     fn native(&mut self) -> &mut dyn crate::native::VcpuState {

@@ -1,6 +1,8 @@
 //! One machine on KVM: memory slots, doorbells (ioeventfd), interrupt sources.
 
-use super::routing::{KvmMsi, Routes};
+#[cfg(target_arch = "x86_64")]
+use super::routing::KvmMsi;
+use super::routing::Routes;
 use super::vcpu::KvmVcpu;
 use crate::{AddressSpace, Error, MemorySlot, Result, Vcpu, Vm};
 use kvm_bindings::{
@@ -12,7 +14,9 @@ use machine::doorbell::DoorbellAddress;
 use machine::interrupt::{MsiAllocator, MsiSource};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -23,7 +27,8 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 pub(super) struct KvmVm {
     fd: Arc<VmFd>,
     routes: Arc<Routes>,
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "there is no I/O APIC"))]
+    /// The I/O APIC's.
+    #[cfg(target_arch = "x86_64")]
     pins: Vec<OnceLock<Arc<KvmMsi>>>,
 }
 
@@ -39,8 +44,12 @@ impl KvmVm {
         let fd = Arc::new(fd);
         let routes = Routes::new(Arc::clone(&fd), pins)
             .map_err(|source| Error::Vm { what: "make the table of interrupt routes", source })?;
-        let pins = (0..pins).map(|_| OnceLock::new()).collect();
-        Ok(Self { fd, routes: Arc::new(routes), pins })
+        Ok(Self {
+            fd,
+            routes: Arc::new(routes),
+            #[cfg(target_arch = "x86_64")]
+            pins: (0..pins).map(|_| OnceLock::new()).collect(),
+        })
     }
 
     fn doorbell(
@@ -137,5 +146,10 @@ impl Vm for KvmVm {
         let slot = usize::try_from(pin).ok().and_then(|at| self.pins.get(at));
         let slot = slot.ok_or(Error::NoSuchPin { pin, pins: crate::x86_64::IOAPIC_PINS })?;
         Ok(Arc::clone(slot.get_or_init(|| self.routes.pin(pin))) as Arc<dyn MsiSource>)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_gic(&self, config: &crate::aarch64::GicConfig) -> Result<Arc<dyn crate::aarch64::Gic>> {
+        Ok(Arc::new(super::aarch64::gic::KvmGic::new(&self.fd, config)?))
     }
 }

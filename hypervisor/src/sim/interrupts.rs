@@ -46,8 +46,15 @@ impl Apics {
         }
     }
 
+    /// Delivers a message: its data is the vector.
+    #[cfg(target_arch = "aarch64")]
+    fn deliver(&self, message: MsiMessage) {
+        self.interrupt(0, message.data as u8, false);
+    }
+
     /// Delivers a message (Intel SDM 3, 11.11): fixed and lowest-priority modes alike, physical and flat logical
     /// destinations.
+    #[cfg(target_arch = "x86_64")]
     fn deliver(&self, message: MsiMessage) {
         const LOGICAL: u64 = 1 << 2;
         const LEVEL: u32 = 1 << 15;

@@ -31,6 +31,8 @@
 //! started ([`SimCpu::start_cpu`]). Setting a CPU's general registers after it ran starts its program
 //! anew, which is what a restart of the machine does. Time is [`Sim::clock`] and moves when told to.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod interrupts;
 mod lane;
 mod memory;
@@ -49,11 +51,14 @@ use machine::interrupt::{MsiAllocator, MsiSource};
 use memory::Slots;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most CPUs a simulated machine has.
 const MAX_VCPUS: u32 = 1024;
 /// Input pins of the I/O APIC.
+#[cfg(target_arch = "x86_64")]
 const PINS: u32 = 24;
 
 /// What a CPU does.
@@ -64,22 +69,18 @@ type Program = Arc<dyn Fn(&mut SimCpu<'_>) + Send + Sync>;
 pub struct Sim {
     programs: Mutex<BTreeMap<u32, Program>>,
     clock: Arc<ManualClock>,
-    cpuid: Vec<CpuidEntry>,
+    #[cfg(target_arch = "x86_64")]
+    cpuid: Vec<crate::x86_64::CpuidEntry>,
 }
-
-#[cfg(target_arch = "x86_64")]
-use crate::x86_64::CpuidEntry;
-#[cfg(not(target_arch = "x86_64"))]
-type CpuidEntry = ();
 
 impl Sim {
     /// A backend whose CPUs have no program yet.
     pub fn new() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let cpuid = x86_64::cpuid();
-        #[cfg(not(target_arch = "x86_64"))]
-        let cpuid = Vec::new();
-        Self { cpuid, ..Self::default() }
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            cpuid: x86_64::cpuid(),
+            ..Self::default()
+        }
     }
 
     /// Sets the program of the CPU `id` of machines made from now on. It is run from its start each time the CPU
@@ -98,6 +99,7 @@ impl Hypervisor for Sim {
     fn create_vm(&self) -> Result<Arc<dyn Vm>> {
         Ok(Arc::new(SimVm {
             programs: lock(&self.programs).clone(),
+            #[cfg(target_arch = "x86_64")]
             pins: (0..PINS).map(|_| OnceLock::new()).collect(),
             board: Arc::new(Board {
                 slots: Slots::default(),
@@ -113,8 +115,18 @@ impl Hypervisor for Sim {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
+    fn supported_cpuid(&self) -> Result<Vec<crate::x86_64::CpuidEntry>> {
         Ok(self.cpuid.clone())
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_vm_of(&self, _: u8) -> Result<Arc<dyn Vm>> {
+        self.create_vm()
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn host_features(&self) -> crate::aarch64::HostFeatures {
+        aarch64::HOST
     }
 
     /// It runs scripts, and is asked to.
@@ -126,6 +138,7 @@ impl Hypervisor for Sim {
 /// One simulated machine.
 struct SimVm {
     programs: BTreeMap<u32, Program>,
+    #[cfg(target_arch = "x86_64")]
     pins: Vec<OnceLock<Arc<SimMsi>>>,
     board: Arc<Board>,
 }
@@ -249,6 +262,11 @@ impl Vm for SimVm {
         let slot = slot.ok_or(Error::NoSuchPin { pin, pins: PINS })?;
         let source = slot.get_or_init(|| Arc::new(SimMsi::new(Arc::clone(&self.board))));
         Ok(Arc::clone(source) as Arc<dyn MsiSource>)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn create_gic(&self, _: &crate::aarch64::GicConfig) -> Result<Arc<dyn crate::aarch64::Gic>> {
+        Ok(Arc::new(aarch64::SimGic::new(self)))
     }
 }
 

@@ -1,7 +1,11 @@
 //! The monitor's side of a simulated CPU: performing what its program asks.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::Registers;
 use super::lane::{Lane, Step};
 use super::program::Running;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::Registers;
 use super::{Board, Program};
 use crate::{AddressSpace, Error, Exit, Kick, Result, Vcpu};
 use std::sync::Arc;
@@ -21,8 +25,7 @@ pub(super) struct SimVcpu {
     access: Option<Access>,
     /// The last exit was for part of `access`, which the next run completes.
     presented: bool,
-    #[cfg(target_arch = "x86_64")]
-    pub(super) registers: Box<super::x86_64::Registers>,
+    pub(super) registers: Box<Registers>,
 }
 
 /// An access that exits.
@@ -58,7 +61,6 @@ impl SimVcpu {
             running: None,
             access: None,
             presented: false,
-            #[cfg(target_arch = "x86_64")]
             registers: Box::default(),
         }
     }

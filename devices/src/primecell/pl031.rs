@@ -1,0 +1,248 @@
+//! PL031 real-time clock (Arm DDI 0224C): seconds since 1970, and one alarm.
+//!
+//! The time is the host's wall clock in UTC plus an offset, which moves when the guest sets the clock. The alarm's raw
+//! interrupt tells truly whether its time has come; no interrupt line is wired to it, so nothing has to wait for it.
+//!
+//! | offset | register |
+//! |---|---|
+//! | 0x00 | DR the time |
+//! | 0x04 | MR the alarm's time |
+//! | 0x08 | LR writing sets the time |
+//! | 0x0c | CR bit 0 is set: the clock runs |
+//! | 0x10 | IMSC interrupt mask |
+//! | 0x14, 0x18 | RIS, MIS alarm before and behind the mask |
+//! | 0x1c | ICR writing one clears the alarm |
+
+use super::{identification, read_register, window, written};
+use crate::platform::PlatformDevice;
+use machine::bus::{BusDevice, Range};
+use machine::clock::Clock;
+use machine::effect::Effect;
+use machine::inspect::{Inspect, Value, json};
+use machine::state::{Saved, SavedFields, SavedState, StateError};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+const DR: u64 = 0x00;
+const MR: u64 = 0x04;
+const LR: u64 = 0x08;
+const CR: u64 = 0x0c;
+const IMSC: u64 = 0x10;
+const RIS: u64 = 0x14;
+const MIS: u64 = 0x18;
+const ICR: u64 = 0x1c;
+
+/// Part number 0x031, designed by Arm, revision 0.
+const PERIPHERAL_ID: [u8; 4] = [0x31, 0x10, 0x04, 0x00];
+
+const ALARM: u32 = 1;
+const CR_RUNS: u32 = 1;
+
+/// The clock.
+pub struct Pl031 {
+    clock: Arc<dyn Clock>,
+    /// The guest's time less the host's, in seconds; both wrap after 32 bits.
+    offset: u32,
+    /// What was loaded last.
+    loaded: u32,
+    alarm: u32,
+    mask: u32,
+    /// The alarm's time came and was not cleared.
+    raised: bool,
+    /// The guest's time when that was last looked at.
+    looked: u32,
+}
+
+impl Pl031 {
+    /// A clock that shows `clock`'s wall time.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let mut rtc = Self { clock, offset: 0, loaded: 0, alarm: 0, mask: 0, raised: false, looked: 0 };
+        rtc.looked = rtc.now();
+        rtc
+    }
+
+    /// Where its registers are, when they begin at `start`.
+    pub const fn window(start: u64) -> Range {
+        window(start)
+    }
+
+    /// The guest's time.
+    fn now(&self) -> u32 {
+        // 32 bits wide, and wraps.
+        (self.clock.wall().as_secs() as u32).wrapping_add(self.offset)
+    }
+
+    /// Notes whether the alarm's time came since this was last called.
+    fn look(&mut self) {
+        let now = self.now();
+        let passed = now.wrapping_sub(self.looked);
+        let until = self.alarm.wrapping_sub(self.looked);
+        // A host's clock that was set back makes this a very long time, in which everything would come.
+        if passed <= u32::MAX / 2 && (1..=passed).contains(&until) {
+            self.raised = true;
+        }
+        self.looked = now;
+    }
+
+    fn set(&mut self, time: u32) {
+        self.offset = time.wrapping_sub(self.clock.wall().as_secs() as u32);
+        self.looked = time;
+        self.raised |= time == self.alarm;
+    }
+
+    fn read_at(&mut self, offset: u64) -> u32 {
+        self.look();
+        let raised = if self.raised { ALARM } else { 0 };
+        match offset {
+            DR => self.now(),
+            MR => self.alarm,
+            LR => self.loaded,
+            CR => CR_RUNS,
+            IMSC => self.mask,
+            RIS => raised,
+            MIS => raised & self.mask,
+            _ => identification(PERIPHERAL_ID, offset).unwrap_or(0),
+        }
+    }
+
+    fn write_at(&mut self, offset: u64, value: u32) {
+        self.look();
+        match offset {
+            MR => {
+                self.alarm = value;
+                self.raised |= value == self.now();
+            }
+            LR => {
+                self.loaded = value;
+                self.set(value);
+            }
+            IMSC => self.mask = value & ALARM,
+            ICR if value & ALARM != 0 => self.raised = false,
+            // The clock cannot be stopped; the others are read-only.
+            _ => {}
+        }
+    }
+}
+
+impl BusDevice for Pl031 {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        read_register(offset, data, |at| self.read_at(at));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Effect> {
+        if let Some((offset, value)) = written(offset, data) {
+            self.write_at(offset, value);
+        }
+        None
+    }
+}
+
+impl PlatformDevice for Pl031 {
+    /// The time, which a battery keeps, goes on.
+    fn reset(&mut self) {
+        self.alarm = 0;
+        self.mask = 0;
+        self.raised = false;
+        self.looked = self.now();
+    }
+}
+
+impl Inspect for Pl031 {
+    fn inspect(&self) -> Value {
+        json!({ "time": self.now(), "alarm": self.alarm, "offset_seconds": self.offset as i32 })
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct SavedPl031 {
+    /// The guest's time less the host's wall clock, in seconds, modulo 2^32.
+    offset: u32,
+    loaded: u32,
+    alarm: u32,
+    mask: u32,
+    raised: bool,
+}
+
+impl SavedFields for SavedPl031 {
+    const KIND: &'static str = "pl031";
+    const VERSION: u32 = 1;
+}
+
+impl Saved for Pl031 {
+    fn save(&self) -> Result<SavedState, StateError> {
+        SavedState::of(&SavedPl031 {
+            offset: self.offset,
+            loaded: self.loaded,
+            alarm: self.alarm,
+            mask: self.mask,
+            raised: self.raised,
+        })
+    }
+
+    fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
+        self.reset();
+        let saved: SavedPl031 = state.read()?;
+        self.offset = saved.offset;
+        self.loaded = saved.loaded;
+        self.alarm = saved.alarm;
+        self.mask = saved.mask & ALARM;
+        self.raised = saved.raised;
+        self.looked = self.now();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::primecell::WINDOW_SIZE;
+    use machine::clock::ManualClock;
+    use std::time::Duration;
+
+    /// 2001-09-09T01:46:40Z.
+    const START: u32 = 1_000_000_000;
+
+    fn bench() -> (Pl031, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::starting_at(Duration::from_secs(START.into())));
+        (Pl031::new(clock.clone()), clock)
+    }
+
+    fn read(rtc: &mut Pl031, offset: u64) -> u32 {
+        let mut data = [0xff; 4];
+        rtc.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    crate::conformance!(conformance, WINDOW_SIZE, bench().0, keeps["offset", "loaded"]);
+
+    #[test]
+    fn shows_the_hosts_time_until_it_is_set_and_then_goes_on_from_there() {
+        let (mut rtc, clock) = bench();
+        clock.advance(Duration::from_secs(10));
+        assert_eq!(read(&mut rtc, DR), START + 10);
+        rtc.write(LR, &5u32.to_le_bytes());
+        clock.advance(Duration::from_secs(3));
+        assert_eq!((read(&mut rtc, DR), read(&mut rtc, LR)), (8, 5));
+        let state = rtc.save().unwrap();
+        let (mut other, _) = bench();
+        other.restore(&state).unwrap();
+        // Its host's clock is 13 seconds behind.
+        assert_eq!(read(&mut other, DR), 8u32.wrapping_sub(13));
+    }
+
+    #[test]
+    fn the_alarm_comes_at_its_time_once() {
+        let (mut rtc, clock) = bench();
+        rtc.write(MR, &(START + 5).to_le_bytes());
+        clock.advance(Duration::from_secs(4));
+        assert_eq!(read(&mut rtc, RIS), 0);
+        clock.advance(Duration::from_secs(2));
+        assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (1, 0));
+        rtc.write(IMSC, &[1]);
+        assert_eq!(read(&mut rtc, MIS), 1);
+        rtc.write(ICR, &[1]);
+        clock.advance(Duration::from_secs(100));
+        assert_eq!(read(&mut rtc, RIS), 0);
+    }
+}

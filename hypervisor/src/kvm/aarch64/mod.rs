@@ -1,0 +1,138 @@
+//! KVM on aarch64: the state of a CPU, and in [`gic`] the interrupt controller.
+
+pub(super) mod gic;
+
+use super::vcpu::KvmVcpu;
+use crate::aarch64::{HostFeatures, MpState, RegisterId, VcpuFeatures, VcpuState};
+use crate::{Error, Result};
+use kvm_bindings::{
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, RegList,
+    kvm_device_attr, kvm_mp_state, kvm_vcpu_init,
+};
+use kvm_ioctls::{Cap, Kvm};
+use std::io;
+
+/// Address bits of a machine on a KVM that does not let one choose.
+const DEFAULT_ADDRESS_BITS: u8 = 40;
+/// More registers than any CPU has.
+const MAX_REGISTERS: usize = 4096;
+
+/// What this KVM can give a CPU.
+pub(super) fn host_features(kvm: &Kvm) -> HostFeatures {
+    let address_bits = u8::try_from(kvm.get_host_ipa_limit()).ok().filter(|bits| *bits >= 32);
+    HostFeatures {
+        address_bits: address_bits.unwrap_or(DEFAULT_ADDRESS_BITS),
+        sve: kvm.check_extension(Cap::ArmSve),
+        pointer_authentication: kvm.check_extension(Cap::ArmPtrAuthAddress)
+            && kvm.check_extension(Cap::ArmPtrAuthGeneric),
+        pmu: kvm.check_extension(Cap::ArmPmuV3),
+    }
+}
+
+impl KvmVcpu {
+    fn refused<T>(&self, what: &'static str, result: std::result::Result<T, kvm_ioctls::Error>) -> Result<T> {
+        result.map_err(|errno| self.failed(what, errno))
+    }
+
+    fn register_failed(&self, verb: &'static str, register: RegisterId, errno: kvm_ioctls::Error) -> Error {
+        Error::Register { id: self.id, verb, register: register.0, source: errno.into() }
+    }
+}
+
+impl VcpuState for KvmVcpu {
+    fn init(&mut self, features: &VcpuFeatures) -> Result<()> {
+        let mut init = kvm_vcpu_init::default();
+        self.refused("ask for the host's kind of CPU", self.vm.get_preferred_target(&mut init))?;
+        let bits = [
+            (true, KVM_ARM_VCPU_PSCI_0_2),
+            (features.powered_off, KVM_ARM_VCPU_POWER_OFF),
+            (features.pmu, KVM_ARM_VCPU_PMU_V3),
+            (features.sve, KVM_ARM_VCPU_SVE),
+            (features.pointer_authentication, KVM_ARM_VCPU_PTRAUTH_ADDRESS),
+            (features.pointer_authentication, KVM_ARM_VCPU_PTRAUTH_GENERIC),
+        ];
+        for (_, bit) in bits.into_iter().filter(|(wanted, _)| *wanted) {
+            init.features[0] |= 1 << bit;
+        }
+        self.refused("set the CPU's features", self.fd.vcpu_init(&init))?;
+        if features.sve {
+            let feature = KVM_ARM_VCPU_SVE as i32;
+            match self.fd.vcpu_finalize(&feature) {
+                // The vector lengths were settled when it was first made.
+                Err(errno) if errno.errno() == libc::EPERM => {}
+                result => self.refused("settle the vector lengths", result)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn start_pmu(&mut self, intid: u32) -> Result<()> {
+        let interrupt = kvm_device_attr {
+            group: KVM_ARM_VCPU_PMU_V3_CTRL,
+            attr: u64::from(KVM_ARM_VCPU_PMU_V3_IRQ),
+            addr: &raw const intid as u64,
+            flags: 0,
+        };
+        self.refused("set the performance monitor's interrupt", self.fd.set_device_attr(&interrupt))?;
+        let start = kvm_device_attr {
+            group: KVM_ARM_VCPU_PMU_V3_CTRL,
+            attr: u64::from(KVM_ARM_VCPU_PMU_V3_INIT),
+            addr: 0,
+            flags: 0,
+        };
+        self.refused("start the performance monitor", self.fd.set_device_attr(&start))
+    }
+
+    fn registers(&self) -> Result<Vec<RegisterId>> {
+        const WHAT: &str = "list the registers";
+        let mut list = RegList::new(MAX_REGISTERS).map_err(|error| Error::Vcpu {
+            id: self.id,
+            what: WHAT,
+            source: io::Error::other(format!("{error:?}")),
+        })?;
+        self.refused(WHAT, self.fd.get_reg_list(&mut list))?;
+        Ok(list.as_slice().iter().copied().map(RegisterId).collect())
+    }
+
+    fn register(&self, id: RegisterId) -> Result<u64> {
+        let mut value = [0; 8];
+        match self.fd.get_one_reg(id.0, &mut value) {
+            Ok(_) => Ok(u64::from_le_bytes(value)),
+            Err(errno) => Err(self.register_failed("read", id, errno)),
+        }
+    }
+
+    fn set_register(&mut self, id: RegisterId, value: u64) -> Result<()> {
+        self.set_register_bytes(id, &value.to_le_bytes())
+    }
+
+    fn register_bytes(&self, id: RegisterId) -> Result<Vec<u8>> {
+        let mut value = vec![0; id.size()];
+        match self.fd.get_one_reg(id.0, &mut value) {
+            Ok(_) => Ok(value),
+            Err(errno) => Err(self.register_failed("read", id, errno)),
+        }
+    }
+
+    fn set_register_bytes(&mut self, id: RegisterId, value: &[u8]) -> Result<()> {
+        match self.fd.set_one_reg(id.0, value) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(self.register_failed("write", id, errno)),
+        }
+    }
+
+    fn mp_state(&self) -> Result<MpState> {
+        let state = self.refused("read whether the CPU runs", self.fd.get_mp_state())?.mp_state;
+        Ok(if state == KVM_MP_STATE_STOPPED { MpState::PoweredOff } else { MpState::Runnable })
+    }
+
+    fn set_mp_state(&mut self, state: MpState) -> Result<()> {
+        let mp_state = match state {
+            MpState::Runnable => KVM_MP_STATE_RUNNABLE,
+            MpState::PoweredOff => KVM_MP_STATE_STOPPED,
+        };
+        self.refused("set whether the CPU runs", self.fd.set_mp_state(kvm_mp_state { mp_state }))
+    }
+}
