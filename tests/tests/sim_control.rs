@@ -1,0 +1,416 @@
+//! The control plane on the simulated backend: calls against machines in every state.
+
+use hypervisor::sim::{Sim, SimCpu};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vivarium_tests::host::Folder;
+use vivarium_tests::tiny_kernel;
+use vmm::api::request::{RemoveDevice, VmState};
+use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
+use vmm::config::{ByteSize, ConsoleMode, DiskConfig, VmConfig};
+use vmm::machine::Ended;
+use vmm::message::{Event, Inbox};
+use vmm::monitor::Monitor;
+
+/// A call that takes longer has been forgotten, or waits for itself.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// A machine thread, and a way to call it.
+struct Control {
+    inbox: Inbox,
+    events: Receiver<String>,
+    thread: JoinHandle<Ended>,
+}
+
+impl Control {
+    fn start(sim: &Arc<Sim>) -> Self {
+        let (sender, receiver) = channel();
+        let (told, events) = channel();
+        let sim = Arc::clone(sim);
+        let thread = std::thread::spawn(move || {
+            let monitor = Monitor::new(sim as _).unwrap();
+            monitor.events().listen(None, Box::new(move |event| told.send(event.event.to_owned()).is_ok()));
+            sender.send(monitor.inbox()).unwrap();
+            monitor.run().unwrap()
+        });
+        Self { inbox: receiver.recv().unwrap(), events, thread }
+    }
+
+    fn begin(&self, request: Request) -> Receiver<Answer> {
+        let (sender, receiver) = channel();
+        let respond = Box::new(move |answer| drop(sender.send(answer)));
+        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        receiver
+    }
+
+    fn call(&self, request: Request) -> Answer {
+        let name = format!("{request:?}");
+        self.begin(request).recv_timeout(STUCK).unwrap_or_else(|_| panic!("{name} was never answered"))
+    }
+
+    fn done(&self, request: Request) {
+        let name = format!("{request:?}");
+        assert!(self.call(request).is_ok(), "{name}");
+    }
+
+    fn info(&self) -> serde_json::Value {
+        match self.call(Request::Info) {
+            Ok(Reply::Json(info)) => info,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn state(&self) -> VmState {
+        serde_json::from_value(self.info()["state"].clone()).unwrap()
+    }
+
+    fn disks(&self) -> BTreeSet<String> {
+        let info = self.info();
+        info["config"]["disks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|disk| disk["id"].as_str().unwrap().into())
+            .collect()
+    }
+
+    fn wait_for(&self, event: &str) {
+        while self.events.recv_timeout(STUCK).unwrap_or_else(|_| panic!("{event} never came")) != event {}
+    }
+
+    fn end(self) -> Ended {
+        self.done(Request::VmmShutdown);
+        self.thread.join().unwrap()
+    }
+}
+
+fn kind(answer: Answer) -> ErrorKind {
+    answer.unwrap_err().kind
+}
+
+fn config(folder: &Folder) -> Box<VmConfig> {
+    let kernel = folder.join("kernel");
+    std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
+    let mut config = VmConfig::default();
+    config.payload.kernel = Some(kernel);
+    config.memory.size = ByteSize(64 << 20);
+    config.console.mode = ConsoleMode::Off;
+    Box::new(config)
+}
+
+fn disk(path: PathBuf, id: &str) -> Request {
+    let id = Some(id.to_owned());
+    Request::AddDisk(Box::new(DiskConfig { path: Some(path), id, ..DiskConfig::default() }))
+}
+
+fn remove(id: &str, force: bool, timeout_ms: u64) -> Request {
+    Request::RemoveDevice(RemoveDevice { id: id.into(), force, timeout_ms: Some(timeout_ms) })
+}
+
+// The PCI hotplug controller's registers.
+
+const DOWN: u16 = 0x628;
+const EJECT: u16 = 0x62c;
+
+/// Releases what it is asked for, for ever.
+fn obey(cpu: &mut SimCpu<'_>) {
+    loop {
+        let down = cpu.port_read32(DOWN);
+        if down != 0 {
+            cpu.port_write32(EJECT, down);
+        }
+    }
+}
+
+fn ignore(cpu: &mut SimCpu<'_>) {
+    loop {
+        cpu.port_read8(0x80);
+    }
+}
+
+#[test]
+fn a_machine_goes_through_its_states_and_refuses_what_is_not_for_them() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    for request in [Request::Info, Request::Boot, Request::Pause, Request::Delete, Request::PowerButton] {
+        assert_eq!(kind(control.call(request)), ErrorKind::NotFound);
+    }
+    control.done(Request::Create(config(&folder)));
+    assert_eq!(kind(control.call(Request::Create(config(&folder)))), ErrorKind::Conflict);
+    assert_eq!(control.state(), VmState::Created);
+    for request in [Request::Pause, Request::Resume, Request::Shutdown, Request::Reboot] {
+        assert_eq!(kind(control.call(request)), ErrorKind::State);
+    }
+    for _ in 0..2 {
+        control.done(Request::Boot);
+        assert_eq!(control.state(), VmState::Running);
+        assert_eq!(kind(control.call(Request::Boot)), ErrorKind::State);
+        assert_eq!(kind(control.call(Request::Resume)), ErrorKind::State);
+        control.done(Request::Pause);
+        assert_eq!(kind(control.call(Request::Pause)), ErrorKind::State);
+        assert_eq!(control.state(), VmState::Paused);
+        control.done(Request::Resume);
+        control.done(Request::Reboot);
+        assert_eq!(control.state(), VmState::Running);
+        control.done(Request::Shutdown);
+        assert_eq!(control.state(), VmState::Created);
+    }
+    assert_eq!(kind(control.call(Request::Unsupported("vm.snapshot"))), ErrorKind::NotSupported);
+    control.done(Request::Delete);
+    assert_eq!(kind(control.call(Request::Info)), ErrorKind::NotFound);
+    assert!(matches!(control.end(), Ended::Terminated));
+}
+
+#[test]
+fn a_paused_cpu_does_nothing_until_it_goes_on() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let steps = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&steps);
+    sim.program(0, move |cpu| {
+        loop {
+            cpu.port_read8(0x80);
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    control.done(Request::Pause);
+    // The step it was in is told by the simulation after the CPU has parked, once.
+    let before = steps.load(Ordering::SeqCst);
+    for _ in 0..1000 {
+        control.info();
+    }
+    assert!(steps.load(Ordering::SeqCst) <= before + 1);
+    control.done(Request::Resume);
+    let resumed = steps.load(Ordering::SeqCst);
+    while steps.load(Ordering::SeqCst) < resumed + 2 {
+        std::thread::yield_now();
+    }
+    control.end();
+}
+
+#[test]
+fn a_disk_comes_and_goes_and_its_image_is_free_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, obey);
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    for _ in 0..3 {
+        let added = control.call(disk(path.clone(), "data")).unwrap();
+        let Reply::Json(added) = added else { panic!("{added:?}") };
+        assert_eq!(added["id"], "data");
+        assert_eq!(control.info()["device_tree"]["data"]["pci_bdf"], added["bdf"]);
+        assert_eq!(
+            kind(control.call(disk(path.clone(), "again"))),
+            ErrorKind::BadRequest,
+            "it is used already"
+        );
+        assert_eq!(kind(control.call(disk(folder.join("none"), "none"))), ErrorKind::BadRequest);
+        assert_eq!(control.disks(), BTreeSet::from(["data".to_owned()]), "what failed changed nothing");
+        control.done(remove("data", false, 30_000));
+        control.wait_for("device-removed");
+        assert!(control.info()["device_tree"].get("data").is_none());
+    }
+    assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::NotFound);
+    assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
+    control.end();
+}
+
+#[test]
+fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (first, second) = (folder.sparse("first", 1 << 20), folder.sparse("second", 1 << 20));
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    control.done(disk(first, "first"));
+    control.done(disk(second, "second"));
+    assert_eq!(kind(control.call(remove("first", false, 1))), ErrorKind::Timeout);
+    assert_eq!(kind(control.call(remove("second", false, 1))), ErrorKind::Timeout);
+    assert_eq!(control.disks().len(), 2);
+    control.done(remove("first", true, 1));
+    assert_eq!(control.disks(), BTreeSet::from(["second".to_owned()]));
+    control.done(Request::Reboot);
+    assert!(control.disks().is_empty(), "a guest that starts anew has let go");
+    control.end();
+}
+
+#[test]
+fn a_removal_that_waits_is_answered_when_the_machine_ends() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    control.done(disk(path, "data"));
+    let removal = control.begin(remove("data", false, 600_000));
+    assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::Conflict);
+    control.done(Request::Shutdown);
+    assert_eq!(kind(removal.recv_timeout(STUCK).unwrap()), ErrorKind::Conflict);
+    control.done(Request::Boot);
+    assert_eq!(control.disks().len(), 1, "it was not removed");
+    control.end();
+}
+
+#[test]
+fn the_guests_own_power_off_ends_the_process() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let go = Arc::new(AtomicBool::new(false));
+    let gone = Arc::clone(&go);
+    sim.program(0, move |cpu| {
+        while !gone.load(Ordering::SeqCst) {
+            cpu.port_read8(0x80);
+        }
+        cpu.port_write8(0x601, 5 << 2 | 1 << 5);
+    });
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    go.store(true, Ordering::SeqCst);
+    control.wait_for("shutdown");
+    assert!(matches!(control.thread.join().unwrap(), Ended::PoweredOff));
+}
+
+/// Random numbers that a seed decides.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// What the machine thread should be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Model {
+    Absent,
+    Created,
+    Running,
+    Paused,
+}
+
+fn count(folder: &str) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Calls in random order, several at once, against what the states allow. The guest obeys, and restarts the machine now and then.
+#[test]
+fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let images: Vec<_> = (0..4).map(|n| folder.sparse(&format!("disk{n}"), 1 << 20)).collect();
+    let mut before = None;
+    for seed in 1..=12u64 {
+        let sim = Arc::new(Sim::new());
+        sim.program(0, move |cpu| {
+            let mut random = Random(seed);
+            loop {
+                let down = cpu.port_read32(DOWN);
+                if down != 0 {
+                    cpu.port_write32(EJECT, down);
+                }
+                if random.below(20_000) == 0 {
+                    cpu.port_write8(0x602, 1);
+                }
+            }
+        });
+        let control = Control::start(&sim);
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut model = Model::Absent;
+        for step in 0..150 {
+            use Model::{Absent, Created, Paused, Running};
+            let at = |answer: &Answer, good: bool| {
+                assert_eq!(answer.is_ok(), good, "seed {seed}, step {step}, {model:?}: {answer:?}");
+            };
+            let number = random.below(4) as usize;
+            let id = format!("disk{number}");
+            match random.below(10) {
+                0 => {
+                    let answer = control.call(Request::Create(config(&folder)));
+                    at(&answer, model == Absent);
+                    model = if answer.is_ok() { Created } else { model };
+                }
+                1 | 2 => {
+                    let answer = control.call(Request::Boot);
+                    at(&answer, model == Created);
+                    model = if answer.is_ok() { Running } else { model };
+                }
+                3 => {
+                    // The guest may restart the machine while it is being paused; then it goes on.
+                    let answer = control.call(Request::Pause);
+                    if model != Running {
+                        at(&answer, false);
+                    }
+                    model = if answer.is_ok() { Paused } else { model };
+                }
+                4 => {
+                    let answer = control.call(Request::Resume);
+                    at(&answer, model == Paused);
+                    model = if answer.is_ok() { Running } else { model };
+                }
+                5 => {
+                    let answer = control.call(Request::Reboot);
+                    at(&answer, matches!(model, Running | Paused));
+                    model = if answer.is_ok() { Running } else { model };
+                }
+                6 => {
+                    let request = if random.below(4) == 0 { Request::Delete } else { Request::Shutdown };
+                    let deleting = matches!(request, Request::Delete);
+                    let answer = control.call(request);
+                    at(&answer, matches!(model, Running | Paused) || deleting && model == Created);
+                    model = match (answer.is_ok(), deleting) {
+                        (true, true) => Absent,
+                        (true, false) => Created,
+                        (false, _) => model,
+                    };
+                }
+                7 | 8 => {
+                    let there = model != Absent && control.disks().contains(&id);
+                    let answer = control.call(disk(images[number].clone(), &id));
+                    if model == Absent || !there {
+                        at(&answer, model != Absent);
+                    }
+                }
+                _ => {
+                    let force = random.below(2) == 0;
+                    let waiting =
+                        control.begin(remove(&id, force, if model == Running { 60_000 } else { 1 }));
+                    // Queries are answered meanwhile.
+                    control.done(Request::Ping);
+                    let answer = waiting.recv_timeout(STUCK).expect("the removal is answered");
+                    if model == Absent {
+                        at(&answer, false);
+                    } else if answer.is_ok() {
+                        assert!(!control.disks().contains(&id));
+                    }
+                }
+            }
+            if model != Absent {
+                let state = control.state();
+                let expected = match model {
+                    Running => VmState::Running,
+                    Paused => VmState::Paused,
+                    _ => VmState::Created,
+                };
+                assert_eq!(state, expected, "seed {seed}, step {step}");
+            }
+        }
+        control.end();
+        let after = (count("/proc/self/fd"), count("/proc/self/task"));
+        let first = *before.get_or_insert(after);
+        assert_eq!(after, first, "seed {seed}: descriptors and threads");
+    }
+}
