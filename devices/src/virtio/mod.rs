@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod rng;
+pub mod vsock;
 
 #[cfg(test)]
 mod testing;

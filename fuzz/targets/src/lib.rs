@@ -21,6 +21,7 @@ mod virtio_blk;
 mod virtio_console;
 mod virtio_net;
 mod virtio_pci;
+mod virtio_vsock;
 
 pub use kernel_loader::kernel_loader;
 pub use options::options;
@@ -31,3 +32,4 @@ pub use virtio_blk::{blk_packed, blk_split};
 pub use virtio_console::virtio_console;
 pub use virtio_net::{net_control, net_rx, net_tx};
 pub use virtio_pci::virtio_pci;
+pub use virtio_vsock::virtio_vsock;

@@ -51,4 +51,5 @@ replay!(
     serial,
     virtio_console,
     virtio_pci,
+    virtio_vsock,
 );

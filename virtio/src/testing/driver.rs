@@ -174,13 +174,16 @@ impl Driver {
 
     /// Lays a queue out and enables it.
     pub fn enable_queue(&mut self, queue: u16) {
-        self.write_common(register::QUEUE_SELECT, 2, queue.into());
-        let size = self.read_common(register::QUEUE_SIZE, 2) as u16;
-        // Room for the largest ring for each, as long as there are few.
-        let stride = if queue < 8 { DriverRing::footprint(size) } else { DriverRing::footprint(256) };
-        let size = if queue < 8 { size } else { size.min(256) };
+        let mut size_of = |queue: u16| {
+            self.write_common(register::QUEUE_SELECT, 2, queue.into());
+            let size = self.read_common(register::QUEUE_SIZE, 2) as u16;
+            // Room for the largest ring for each, as long as there are few.
+            if queue < 8 { size } else { size.min(256) }
+        };
+        let before: u64 = (0..queue).map(|queue| DriverRing::footprint(size_of(queue))).sum();
+        let size = size_of(queue);
         self.write_common(register::QUEUE_SIZE, 2, size.into());
-        let base = RINGS + u64::from(queue) * stride;
+        let base = RINGS + before;
         assert!(base + DriverRing::footprint(size) <= BUFFERS, "the rings fit in memory");
         let ring = DriverRing::new(&self.memory, base, size, self.features);
         let state = ring.state();
