@@ -3,13 +3,12 @@
 //! A thread confines itself before it runs anything a guest can influence. A call that is not allowed ends the
 //! process with a message that names it, or is only reported by the kernel's audit log, as `--seccomp` says.
 
+mod program;
+
 use crate::cli::Seccomp;
-use anyhow::{Context, Result};
 use hypervisor::kvm::requests;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
-use std::collections::BTreeMap;
+use program::Rules;
+use seccompiler::BpfProgram;
 use std::sync::OnceLock;
 
 /// The kinds of threads.
@@ -195,27 +194,17 @@ pub fn confine(kind: ThreadKind) {
     if mode == Seccomp::Off {
         return;
     }
-    let applied = program(kind, mode)
-        .and_then(|program| seccompiler::apply_filter(program).context("applying the system call filter"));
-    if let Err(error) = applied {
+    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
+    let program = PROGRAMS[kind as usize].get_or_init(|| compile(kind, mode));
+    if let Err(error) = seccompiler::apply_filter(program) {
         devices::host_console::restore_terminal();
-        eprintln!("vivarium: {error:#}; --seccomp false runs without filters");
+        eprintln!("vivarium: applying the system call filter: {error}; --seccomp false runs without filters");
         std::process::exit(1);
     }
 }
 
-/// The filter of a kind of thread, made once.
-fn program(kind: ThreadKind, mode: Seccomp) -> Result<&'static BpfProgram> {
-    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
-    let slot = &PROGRAMS[kind as usize];
-    if let Some(program) = slot.get() {
-        return Ok(program);
-    }
-    let program = compile(kind, mode).context("making the system call filter")?;
-    Ok(slot.get_or_init(|| program))
-}
-
-fn compile(kind: ThreadKind, mode: Seccomp) -> Result<BpfProgram> {
+/// The filter of a kind of thread.
+fn compile(kind: ThreadKind, mode: Seccomp) -> BpfProgram {
     // A thread inherits the filter of the one that starts it, and only what both allow is allowed: the machine thread
     // starts workers, so it is allowed what they are.
     let (own, inherited): (_, &[Allowed]) = match kind {
@@ -225,25 +214,19 @@ fn compile(kind: ThreadKind, mode: Seccomp) -> Result<BpfProgram> {
         ThreadKind::Console => (CONSOLE, &[]),
     };
     let all = || COMMON.iter().chain(own).chain(inherited);
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut rules = Rules::new();
     for allowed in all() {
-        let conditions = rules.entry(allowed.call).or_default();
-        for request in allowed.requests {
-            let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)?;
-            conditions.push(SeccompRule::new(vec![condition])?);
-        }
+        rules.entry(allowed.call as u32).or_default().extend(allowed.requests.iter().map(|one| *one as u32));
     }
-    // A call that is allowed once without conditions is allowed whatever the others say.
+    // A call that is allowed once with any argument is allowed whatever the others say.
     for allowed in all().filter(|allowed| allowed.requests.is_empty()) {
-        rules.insert(allowed.call, Vec::new());
+        rules.insert(allowed.call as u32, Vec::new());
     }
     let refusal = match mode {
-        Seccomp::Log => SeccompAction::Log,
-        _ => SeccompAction::Trap,
+        Seccomp::Log => libc::SECCOMP_RET_LOG,
+        _ => libc::SECCOMP_RET_TRAP,
     };
-    let filter =
-        SeccompFilter::new(rules, refusal, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
-    Ok(filter.try_into()?)
+    program::assemble(&rules, refusal)
 }
 
 /// Has a forbidden call named before the process ends.
@@ -302,7 +285,6 @@ mod tests {
             (ThreadKind::Console, libc::SYS_accept4, libc::SYS_execve),
             (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_execve),
         ] {
-            compile(kind, Seccomp::Enforce).unwrap();
             let own = match kind {
                 ThreadKind::Machine => MACHINE,
                 ThreadKind::Cpu => CPU,
