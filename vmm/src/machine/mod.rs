@@ -96,19 +96,27 @@ impl Machine {
         check_cpu_limit(&config, hypervisor)?;
         let mut files = BootFiles::open(&config)?;
         let Foundation { vm, vcpus, model, layout } = platform::found(&config, hypervisor)?;
-        let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
-        let memory = memory::provide(&config.memory, &ranges)?;
-        map_memory(&*vm, &memory)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (mmio, port) = (BusHandle::default(), BusHandle::default());
         let mut pumps = Vec::new();
         let platform = Platform::new(&config, &*vm, &layout, &mmio, &port, &clock, &mut pumps)?;
+        let surroundings = Surroundings {
+            mmio: mmio.clone(),
+            port: port.clone(),
+            end_of_interrupt: platform.end_of_interrupt(),
+            mailbox: mailbox.clone(),
+        };
+        // Their threads are made and confine themselves while the rest is built.
+        let cpus = start_cpus(&config, vcpus, &surroundings)?;
+        let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
+        let memory = memory::provide(&config.memory, &ranges)?;
+        map_memory(&*vm, &memory)?;
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
                 vm: Arc::clone(&vm),
-                mmio: mmio.clone(),
-                port: port.clone(),
-                mailbox: mailbox.clone(),
+                mmio,
+                port,
+                mailbox,
                 memory: Arc::clone(&memory.ram),
                 pins: Arc::clone(&platform.pins) as _,
                 wiring: platform::PCI_WIRING,
@@ -125,9 +133,7 @@ impl Machine {
         if platform::is_linux(&files, entry)? {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
-        let surroundings =
-            Surroundings { mmio, port, end_of_interrupt: platform.end_of_interrupt(), mailbox };
-        let cpus = start_cpus(&config, vcpus, &surroundings, &model, entry)?;
+        configure_cpus(&cpus, &model, entry)?;
         Ok(Self {
             cpus,
             pci,
@@ -207,15 +213,13 @@ fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
+/// Starts the CPUs' threads, paused.
 fn start_cpus(
     config: &VmConfig,
     vcpus: Vec<Box<dyn Vcpu>>,
     surroundings: &Surroundings,
-    model: &CpuModel,
-    entry: EntryPoint,
 ) -> Result<Vec<CpuThread>> {
-    let (mut cpus, mut pending) = (Vec::new(), Vec::new());
-    for (index, vcpu) in (0u32..).zip(vcpus) {
+    let start = |(index, vcpu)| {
         let affinity = config.cpus.affinity.iter().find(|affinity| affinity.vcpu == index).cloned();
         let confine = move || {
             if let Some(affinity) = affinity
@@ -225,13 +229,20 @@ fn start_cpus(
             }
             seccomp::confine(ThreadKind::Cpu);
         };
-        let thread = CpuThread::start(index, vcpu, surroundings.clone(), confine)?;
+        CpuThread::start(index, vcpu, surroundings.clone(), confine)
+    };
+    (0u32..).zip(vcpus).map(start).collect()
+}
+
+/// Makes the CPUs ready for the guest's first instruction, all at once.
+fn configure_cpus(cpus: &[CpuThread], model: &CpuModel, entry: EntryPoint) -> Result<()> {
+    let configure = |(index, cpu): (u32, &CpuThread)| {
         let model = model.clone();
-        pending.push(thread.begin(move |vcpu| platform::configure_vcpu(vcpu, &model, index, &entry))?);
-        cpus.push(thread);
-    }
+        cpu.begin(move |vcpu| platform::configure_vcpu(vcpu, &model, index, &entry))
+    };
+    let pending: Vec<_> = (0u32..).zip(cpus).map(configure).collect::<Result<_>>()?;
     for (index, configured) in pending.into_iter().enumerate() {
         configured.wait()?.with_context(|| format!("setting up CPU {index}"))?;
     }
-    Ok(cpus)
+    Ok(())
 }

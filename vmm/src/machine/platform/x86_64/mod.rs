@@ -9,10 +9,10 @@ use super::{
     reset_devices, segment_weights, serial_mode,
 };
 use crate::config::VmConfig;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use arch::x86_64::acpi::InterruptPins;
 use arch::x86_64::boot::EntryPoint;
-use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Vendor};
+use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Topology, Vendor};
 use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
 use devices::acpi::{AcpiRegisters, Event};
 use devices::acpi_hotplug::pci::PciHotplug;
@@ -152,10 +152,14 @@ impl Platform {
 /// When the host cannot have such a machine, naming the option at fault.
 pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundation> {
     let topology = cpu_topology(config)?;
-    let vm = hypervisor.create_vm()?;
-    let mut vcpus = (0..config.cpus.boot_vcpus)
-        .map(|index| vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}")))
-        .collect::<Result<Vec<_>>>()?;
+    // A host that is a machine itself traps CPUID, and to ask for all of it takes as long as to make the machine.
+    let (made, cpuid) = std::thread::scope(|scope| {
+        let cpuid = scope.spawn(|| hypervisor.supported_cpuid());
+        let made = make_vm(config, hypervisor, topology);
+        (made, cpuid.join())
+    });
+    let (vm, mut vcpus) = made?;
+    let cpuid = cpuid.map_err(|_| anyhow!("the thread that asks for the host's CPUID died"))??;
     let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
     let options = CpuOptions {
         max_phys_bits: config.cpus.max_phys_bits,
@@ -163,7 +167,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         tsc_khz,
         ..CpuOptions::default()
     };
-    let model = CpuModel::new(&hypervisor.supported_cpuid()?, topology, &options);
+    let model = CpuModel::new(&cpuid, topology, &options);
     let request = LayoutRequest {
         segments: config.platform.num_pci_segments,
         amd: model.vendor() == Vendor::Amd,
@@ -171,6 +175,17 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     };
     let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
     Ok(Foundation { vm, vcpus, model, layout })
+}
+
+fn make_vm(
+    config: &VmConfig,
+    hypervisor: &dyn Hypervisor,
+    topology: Topology,
+) -> Result<(Arc<dyn Vm>, Vec<Box<dyn Vcpu>>)> {
+    let vm = hypervisor.create_vm()?;
+    let make = |index| vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}"));
+    let vcpus = (0..config.cpus.boot_vcpus).map(make).collect::<Result<_>>()?;
+    Ok((vm, vcpus))
 }
 
 /// See [`arch::x86_64::cpu::configure_vcpu`].
