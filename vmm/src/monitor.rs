@@ -9,6 +9,7 @@ use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine, Place, hotplug};
+use crate::memory;
 use crate::message::{Event, Inbox};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::Result;
@@ -118,6 +119,7 @@ impl Monitor {
     /// # Errors
     /// When the host fails the machine in a way it cannot go on after.
     pub fn run(mut self) -> Result<Ended> {
+        memory::trim_heap();
         loop {
             if let Some(ended) = self.next()? {
                 self.events.emit("vmm", "shutdown");
