@@ -177,11 +177,10 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     Ok(Foundation { vm, vcpus, model, layout })
 }
 
-fn make_vm(
-    config: &VmConfig,
-    hypervisor: &dyn Hypervisor,
-    topology: Topology,
-) -> Result<(Arc<dyn Vm>, Vec<Box<dyn Vcpu>>)> {
+/// The hypervisor's machine with its CPUs.
+type Made = (Arc<dyn Vm>, Vec<Box<dyn Vcpu>>);
+
+fn make_vm(config: &VmConfig, hypervisor: &dyn Hypervisor, topology: Topology) -> Result<Made> {
     let vm = hypervisor.create_vm()?;
     let make = |index| vm.create_vcpu(topology.apic_id(index)).with_context(|| format!("making CPU {index}"));
     let vcpus = (0..config.cpus.boot_vcpus).map(make).collect::<Result<_>>()?;
