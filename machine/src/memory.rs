@@ -3,6 +3,8 @@
 //! All code names guest memory through these aliases, so that a dirty log or another backend is chosen
 //! in this one place.
 
+use crate::bus::Range;
+use std::io;
 use std::sync::Arc;
 
 pub use vm_memory::{
@@ -21,3 +23,23 @@ pub type GuestRam = vm_memory::GuestMemoryMmap<DirtyLog>;
 /// A shared handle on guest RAM. Regions stay mapped while any handle is held; a memory change is
 /// published by giving devices a new handle.
 pub type Memory = Arc<GuestRam>;
+
+/// What a device that changes how much memory the guest has may do about the host pages behind guest RAM.
+///
+/// Ranges come from the guest: parts that are not RAM are left alone. Both calls take as long as the host needs for that
+/// many pages, so they are for workers, not for CPUs.
+pub trait HostPages: Send + Sync {
+    /// Gives the pages of `range` back to the host, as far as they are whole pages of it. What they held is lost; they
+    /// read as something that the guest had or as zeroes, and come anew when they are touched. Returns how many bytes
+    /// were given back.
+    ///
+    /// # Errors
+    /// When the host refuses; part of the range may be given back then.
+    fn release(&self, range: Range) -> io::Result<u64>;
+
+    /// Takes the pages of `range` from the host now, so that touching them later cannot fail. Their contents stay.
+    ///
+    /// # Errors
+    /// When the host does not have them.
+    fn populate(&self, range: Range) -> io::Result<()>;
+}

@@ -1,5 +1,6 @@
 //! Virtio devices that are neither disks nor networks.
 
+pub mod balloon;
 pub mod console;
 pub mod rng;
 pub mod vsock;
