@@ -4,9 +4,9 @@
 //! which flags there are.
 
 use crate::config::{
-    ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
-    VmConfig, console,
+    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
+    NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig,
+    RngConfig, VmConfig, console,
 };
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
@@ -68,6 +68,9 @@ struct Flags {
     /// The entropy source [default: src=/dev/urandom].
     #[arg(long, value_name = "KEYS")]
     rng: Option<String>,
+    /// A memory balloon.
+    #[arg(long, value_name = "KEYS")]
+    balloon: Option<String>,
     /// The virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     console: Option<String>,
@@ -212,6 +215,11 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         disks: many::<DiskConfig>("--disk", &flags.disk)?,
         net: many::<NetConfig>("--net", &flags.net)?,
         rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
+        balloon: flags
+            .balloon
+            .as_deref()
+            .map(|text| one::<BalloonConfig>("--balloon", Some(text)))
+            .transpose()?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
         console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
         debug_console: console::<DebugConsoleConfig>(

@@ -2,8 +2,8 @@
 
 use crate::config::options::Field;
 use crate::config::{
-    ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
+    NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
 };
 use std::fmt::Write;
 
@@ -20,7 +20,7 @@ const fn entry<T: Options>(name: &'static str, example: &'static str) -> Entry {
 
 const ENTRIES: &[Entry] = &[
     entry::<CpusConfig>("cpus", "--cpus boot=4,topology=2:2:1:1"),
-    entry::<MemoryConfig>("memory", "--memory size=4G,hugepages=on"),
+    entry::<MemoryConfig>("memory", "--memory size=4G,hotplug_method=virtio-mem,hotplug_size=4G"),
     entry::<MemoryZoneConfig>(
         "memory-zone",
         "--memory size=0 --memory-zone id=near,size=2G,host_numa_node=0",
@@ -29,6 +29,7 @@ const ENTRIES: &[Entry] = &[
     entry::<DiskConfig>("disk", "--disk path=root.img,num_queues=4,direct=on"),
     entry::<NetConfig>("net", "--net tap=tap0,mac=12:34:56:78:9a:bc"),
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
+    entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),

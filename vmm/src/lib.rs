@@ -7,6 +7,7 @@ pub mod config_help;
 pub mod console_thread;
 pub mod cpu;
 pub mod event;
+pub mod host_pages;
 pub mod log;
 pub mod machine;
 pub mod memory;

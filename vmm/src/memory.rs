@@ -1,8 +1,11 @@
 //! Guest memory as the host provides it: anonymous, shared, huge pages, or from a file, in zones.
 
+use crate::config::hotplug::{BLOCK, HotplugMethod};
 use crate::config::{ByteSize, MemoryConfig, MemoryZoneConfig};
 use anyhow::{Context, Result, bail};
+use machine::bus::Range;
 use machine::memory::{GuestAddress, GuestRam, GuestRegion, Memory};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -18,6 +21,32 @@ pub struct ZoneExtent {
     pub id: String,
     /// Start and size of each part, in bytes; more than one where the zone goes around a hole.
     pub ranges: Vec<(u64, u64)>,
+    /// The memory that can be added to the zone by virtio-mem, if any.
+    pub hotplug: Option<HotplugExtent>,
+}
+
+impl ZoneExtent {
+    /// What it has from the start, in bytes.
+    pub fn boot(&self) -> u64 {
+        self.ranges.iter().map(|(_, size)| size).sum()
+    }
+
+    /// What it has when all is added that can be, in bytes.
+    pub fn most(&self) -> u64 {
+        self.boot().saturating_add(self.hotplug.map_or(0, |extent| extent.range.size))
+    }
+}
+
+/// Memory that a virtio-mem device gives the guest and takes back. All of it is mapped, and none of it is taken from the
+/// host before it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotplugExtent {
+    /// Where it is.
+    pub range: Range,
+    /// The unit in which it comes, in bytes.
+    pub block_size: u64,
+    /// Whether it is of huge pages, of which the host may run out.
+    pub hugepages: bool,
 }
 
 /// Guest memory, and which zone is where.
@@ -28,24 +57,31 @@ pub struct GuestMemory {
     pub zones: Vec<ZoneExtent>,
 }
 
+/// How much address space virtio-mem devices need for what can be added to the zones of `config`, in bytes.
+pub fn hotplug_space(config: &MemoryConfig) -> u64 {
+    let sizes = zones(config).iter().map(hotplug_size).collect::<Vec<_>>();
+    sizes.iter().map(|size| size.next_multiple_of(HOTPLUG_ALIGNMENT)).sum()
+}
+
+/// Where memory that can be added to a zone begins: at a multiple of any page's size, and of the sections in which Linux
+/// manages memory.
+const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
+
 /// Provides the memory that `config` describes at the guest-physical `ranges` (start and size, ascending),
-/// which hold exactly the configured amount.
+/// which hold exactly the configured amount, and what virtio-mem can add to it at `hotplug`, which is as large as
+/// [`hotplug_space`] says.
 ///
 /// # Errors
 /// When the host cannot give it; says which option asks too much and what to do.
-pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemory> {
-    let single;
-    let zones = match config.zones.as_deref() {
-        Some(zones) if !zones.is_empty() => zones,
-        _ => {
-            single = [as_zone(config)];
-            &single
-        }
-    };
+pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Range>) -> Result<GuestMemory> {
+    let zones = &*zones(config);
     let mut free = ranges.iter().copied();
     let mut current = free.next();
     let (mut regions, mut extents) = (Vec::new(), Vec::new());
     for zone in zones {
+        if zone.hugepages && zone.file.is_none() {
+            check_hugepages(zone)?;
+        }
         let backing = Backing::of(zone)?;
         let (mut offset, mut parts) = (0, Vec::new());
         while offset < zone.size.0 {
@@ -63,7 +99,7 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
             offset += take;
             current = if take < size { Some((start + take, size - take)) } else { free.next() };
         }
-        extents.push(ZoneExtent { id: zone.id.clone(), ranges: parts });
+        extents.push(ZoneExtent { id: zone.id.clone(), ranges: parts, hotplug: None });
     }
     let prefault: Vec<bool> = zones
         .iter()
@@ -71,8 +107,58 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)]) -> Result<GuestMemo
         .flat_map(|(zone, extent)| extent.ranges.iter().map(|_| zone.prefault))
         .collect();
     populate(&regions, &prefault)?;
+    if let Some(space) = hotplug {
+        add_hotplug(config, zones, space, &mut extents, &mut regions)?;
+    }
     let ram = GuestRam::from_regions(regions).context("the memory regions overlap")?;
     Ok(GuestMemory { ram: Arc::new(ram), zones: extents })
+}
+
+/// Maps what can be added to zones by virtio-mem, within `space`.
+fn add_hotplug(
+    config: &MemoryConfig,
+    zones: &[MemoryZoneConfig],
+    space: Range,
+    extents: &mut [ZoneExtent],
+    regions: &mut Vec<GuestRegion>,
+) -> Result<()> {
+    let mut next = space.start;
+    for (zone, extent) in zones.iter().zip(extents).filter(|(zone, _)| hotplug_size(zone) > 0) {
+        let zone = MemoryZoneConfig { size: ByteSize(hotplug_size(zone)), prefault: false, ..zone.clone() };
+        let start = next.next_multiple_of(HOTPLUG_ALIGNMENT);
+        let region = Backing::of(&zone)?.map(&zone, 0, zone.size.0)?;
+        advise(&region, &zone, config.thp)?;
+        regions.push(
+            GuestRegion::new(region, GuestAddress(start))
+                .context("a memory region wraps the address space")?,
+        );
+        let page = match zone.hugepage_size {
+            _ if !zone.hugepages => 0,
+            Some(size) => size.0,
+            None => default_hugepage_size().unwrap_or(0),
+        };
+        let range = Range { start, size: zone.size.0 };
+        let block_size = page.max(BLOCK);
+        if !range.size.is_multiple_of(block_size) {
+            bail!("{}: memory is added in blocks of {}", option(&zone), ByteSize(block_size));
+        }
+        extent.hotplug = Some(HotplugExtent { range, block_size, hugepages: zone.hugepages });
+        next = start + range.size;
+    }
+    Ok(())
+}
+
+/// How much virtio-mem can add to a zone, in bytes.
+fn hotplug_size(zone: &MemoryZoneConfig) -> u64 {
+    zone.hotplug_size.map_or(0, |size| size.0)
+}
+
+/// The zones of the memory: one without a name, if no others are given.
+fn zones(config: &MemoryConfig) -> Cow<'_, [MemoryZoneConfig]> {
+    match config.zones.as_deref() {
+        Some(zones) if !zones.is_empty() => Cow::Borrowed(zones),
+        _ => Cow::Owned(vec![as_zone(config)]),
+    }
 }
 
 fn as_zone(config: &MemoryConfig) -> MemoryZoneConfig {
@@ -83,6 +169,7 @@ fn as_zone(config: &MemoryConfig) -> MemoryZoneConfig {
         hugepages: config.hugepages,
         hugepage_size: config.hugepage_size,
         prefault: config.prefault,
+        hotplug_size: config.hotplug_size.filter(|_| config.hotplug_method == HotplugMethod::VirtioMem),
         ..MemoryZoneConfig::default()
     }
 }
@@ -114,9 +201,6 @@ impl Backing {
                 libc::MAP_HUGETLB | (size.0.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT)
             }
         };
-        if zone.hugepages {
-            check_hugepages(zone)?;
-        }
         if !zone.shared {
             return Ok(Self::Anonymous { flags: huge });
         }
@@ -202,7 +286,8 @@ fn check_hugepages(zone: &MemoryZoneConfig) -> Result<()> {
     Ok(())
 }
 
-fn default_hugepage_size() -> Option<u64> {
+/// The size of huge pages where none is said, if the host has any.
+pub fn default_hugepage_size() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
@@ -339,7 +424,7 @@ mod tests {
             zones: Some(vec![zone("a", 3 * M), zone("b", 2 * M)]),
             ..MemoryConfig::default()
         };
-        let memory = provide(&config, &[(0, 2 * M), (16 * M, 3 * M)]).unwrap();
+        let memory = provide(&config, &[(0, 2 * M), (16 * M, 3 * M)], None).unwrap();
         assert_eq!(memory.zones[0].ranges, [(0, 2 * M), (16 * M, M)]);
         assert_eq!(memory.zones[1].ranges, [(17 * M, 2 * M)]);
         assert!(memory.ram.write_obj(7u8, GuestAddress(19 * M - 1)).is_ok());
@@ -349,7 +434,7 @@ mod tests {
     #[test]
     fn shared_memory_is_one_file_seen_at_both_sides_of_the_hole() {
         let config = MemoryConfig { size: ByteSize(4 * M), shared: true, ..MemoryConfig::default() };
-        let memory = provide(&config, &[(0, 2 * M), (16 * M, 2 * M)]).unwrap();
+        let memory = provide(&config, &[(0, 2 * M), (16 * M, 2 * M)], None).unwrap();
         memory.ram.write_obj(0x55u8, GuestAddress(16 * M)).unwrap();
         let region = memory.ram.iter().next().unwrap();
         let (fd, start) = shared_file(region).unwrap();
@@ -363,18 +448,18 @@ mod tests {
     #[test]
     fn what_the_host_cannot_give_is_refused_with_the_option_and_a_remedy() {
         let impossible = MemoryConfig { size: ByteSize(1 << 60), ..MemoryConfig::default() };
-        let error = format!("{:#}", provide(&impossible, &[(0, 1 << 60)]).err().unwrap());
+        let error = format!("{:#}", provide(&impossible, &[(0, 1 << 60)], None).err().unwrap());
         assert!(
             error.starts_with("--memory size=1048576T: the host cannot give that much memory"),
             "{error}"
         );
 
         let huge = MemoryConfig { size: ByteSize(1 << 50), hugepages: true, ..MemoryConfig::default() };
-        let error = format!("{:#}", provide(&huge, &[(0, 1 << 50)]).err().unwrap());
+        let error = format!("{:#}", provide(&huge, &[(0, 1 << 50)], None).err().unwrap());
         assert!(error.contains("reserve them with: echo") || error.contains("no huge pages"), "{error}");
 
         let prefault = MemoryConfig { size: ByteSize(1 << 45), prefault: true, ..MemoryConfig::default() };
-        let error = format!("{:#}", provide(&prefault, &[(0, 1 << 45)]).err().unwrap());
+        let error = format!("{:#}", provide(&prefault, &[(0, 1 << 45)], None).err().unwrap());
         assert!(error.contains("leave prefault off") || error.contains("cannot give"), "{error}");
     }
 
@@ -382,12 +467,36 @@ mod tests {
     fn prefaulted_memory_is_resident() {
         let config =
             MemoryConfig { size: ByteSize(4 * M), prefault: true, thp: false, ..MemoryConfig::default() };
-        let memory = provide(&config, &[(0, 4 * M)]).unwrap();
+        let memory = provide(&config, &[(0, 4 * M)], None).unwrap();
         let region = memory.ram.iter().next().unwrap();
         let mut pages = vec![0u8; (4 * M / 4096) as usize];
         // SAFETY: one byte for each page of the mapping.
         let result = unsafe { libc::mincore(region.as_ptr().cast(), (4 * M) as usize, pages.as_mut_ptr()) };
         assert_eq!(result, 0);
         assert!(pages.iter().all(|page| page & 1 == 1));
+    }
+
+    #[test]
+    fn memory_to_be_added_follows_ram_zone_by_zone() {
+        let grows =
+            |id: &str, hotplug| MemoryZoneConfig { hotplug_size: Some(ByteSize(hotplug)), ..zone(id, 2 * M) };
+        let config = MemoryConfig {
+            size: ByteSize(0),
+            hotplug_method: HotplugMethod::VirtioMem,
+            zones: Some(vec![grows("a", 6 * M), zone("b", 2 * M), grows("c", 4 * M)]),
+            ..MemoryConfig::default()
+        };
+        let space = Range { start: 4 << 30, size: hotplug_space(&config) };
+        assert_eq!(space.size, 2 << 30);
+        let memory = provide(&config, &[(0, 6 * M)], Some(space)).unwrap();
+        let extents: Vec<_> =
+            memory.zones.iter().map(|zone| zone.hotplug.map(|extent| extent.range)).collect();
+        let expected = [(4 << 30, 6 * M), (5 << 30, 4 * M)].map(|(start, size)| Some(Range { start, size }));
+        assert_eq!(extents, [expected[0], None, expected[1]]);
+        memory.ram.write_obj(1u8, GuestAddress((5 << 30) + 4 * M - 1)).unwrap();
+        assert!(memory.ram.write_obj(1u8, GuestAddress((5 << 30) + 4 * M)).is_err());
+
+        let alone = MemoryConfig { hotplug_size: Some(ByteSize(8 * M)), ..MemoryConfig::default() };
+        assert_eq!(hotplug_space(&alone), 0, "ACPI's memory is not virtio-mem's");
     }
 }

@@ -8,7 +8,7 @@ use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
 use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
-use crate::machine::{Ended, Machine, Place, hotplug};
+use crate::machine::{Ended, Machine, Place, hotplug, resize};
 use crate::memory;
 use crate::message::{Event, Inbox};
 use crate::seccomp::{self, ThreadKind};
@@ -306,6 +306,8 @@ impl Monitor {
                 respond(machine.add_device(&with_files(request, &files)));
             }
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
+            Request::Resize(sizes) => respond(machine.resize(&sizes)),
+            Request::ResizeZone(size) => respond(machine.resize_zone(&size)),
             other => respond(Err(not_supported(&format!("{other:?}")))),
         }
         Ok(None)
@@ -388,6 +390,8 @@ fn ping() -> Answer {
 fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
     match request {
         Request::AddDisk(_) | Request::AddNet(_) => *config = hotplug::with_device(config, request)?,
+        Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
+        Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
         Request::RemoveDevice(remove) if config.has_device(&remove.id) => config.forget_device(&remove.id),
         Request::RemoveDevice(remove) => {
             return Err(ApiError::new(

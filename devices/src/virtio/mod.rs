@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod console;
+pub mod mem;
 pub mod rng;
 pub mod vsock;
 

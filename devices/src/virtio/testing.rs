@@ -60,6 +60,16 @@ impl RecordedPages {
     pub(crate) fn released(&self) -> u64 {
         self.log().released_bytes
     }
+
+    /// What was taken from the host, of all.
+    pub(crate) fn populated(&self) -> Vec<Range> {
+        self.log().populated.clone()
+    }
+
+    /// Whether the host has no pages left.
+    pub(crate) fn exhaust(&self, exhausted: bool) {
+        self.log().exhausted = exhausted;
+    }
 }
 
 impl HostPages for RecordedPages {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use vmm::cli::{self, Command};
 use vmm::config::{
-    ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
     NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig,
     console,
 };
@@ -30,6 +30,7 @@ pub fn options(data: &[u8]) {
         10 => value::<PciSegmentConfig>(&text),
         11 => value::<RateLimitGroupConfig>(&text),
         12 => json(&text),
+        13 => value::<BalloonConfig>(&text),
         _ => command_line(rest),
     }
 }

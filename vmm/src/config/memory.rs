@@ -1,5 +1,6 @@
 //! `--memory` and `--memory-zone`.
 
+use super::hotplug::HotplugMethod;
 use super::options::{ByteSize, NO_KEYS, options};
 use std::path::PathBuf;
 
@@ -10,6 +11,12 @@ options! {
         ["size"] size: ByteSize = ByteSize(512 << 20),
         /// Let the host merge equal pages (KSM).
         ["mergeable"] mergeable: bool = false,
+        /// How memory is added while the machine runs.
+        ["hotplug_method"] hotplug_method: HotplugMethod = HotplugMethod::Acpi,
+        /// How much memory can be added.
+        ["hotplug_size"] hotplug_size: Option<ByteSize> = None,
+        /// How much of that there is at first.
+        ["hotplugged_size"] hotplugged_size: Option<ByteSize> = None,
         /// Make the memory shareable with other processes (memfd), as vhost-user needs.
         ["shared"] shared: bool = false,
         /// Use huge pages, which must be reserved on the host.
@@ -44,7 +51,21 @@ options! {
         ["hugepage_size"] hugepage_size: Option<ByteSize> = None,
         /// The host's NUMA node the memory is taken from.
         ["host_numa_node"] host_numa_node: Option<u32> = None,
+        /// How much memory can be added to the zone, by virtio-mem.
+        ["hotplug_size"] hotplug_size: Option<ByteSize> = None,
+        /// How much of that there is at first.
+        ["hotplugged_size"] hotplugged_size: Option<ByteSize> = None,
         /// Take all of the memory from the host before the guest starts.
         ["prefault"] prefault: bool = false,
+    }
+}
+
+impl MemoryConfig {
+    /// The memory that is there when the machine starts, without what is added to it; in bytes.
+    pub fn boot_size(&self) -> u64 {
+        match self.zones.as_deref().unwrap_or_default() {
+            [] => self.size.0,
+            zones => zones.iter().fold(0, |sum: u64, zone| sum.saturating_add(zone.size.0)),
+        }
     }
 }

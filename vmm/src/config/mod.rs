@@ -4,9 +4,11 @@
 //! with `options!` ([`options`]), from which its two forms, its documentation and its range checks come.
 //! [`validate`] checks what concerns several settings at once.
 
+pub mod balloon;
 pub mod console;
 pub mod cpus;
 pub mod disk;
+pub mod hotplug;
 pub mod key_value;
 pub mod memory;
 pub mod net;
@@ -16,9 +18,11 @@ pub mod platform;
 pub mod rate_limit;
 pub mod validate;
 
+pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CpuAffinity, CpuTopology, CpusConfig};
 pub use disk::DiskConfig;
+pub use hotplug::HotplugMethod;
 pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
 pub use numa::{NumaConfig, NumaDistance};
@@ -47,6 +51,8 @@ pub struct VmConfig {
     pub net: Vec<NetConfig>,
     /// The entropy source.
     pub rng: RngConfig,
+    /// The memory balloon.
+    pub balloon: Option<BalloonConfig>,
     /// The serial port.
     pub serial: ConsoleConfig,
     /// The virtio console.

@@ -116,6 +116,10 @@ impl VmConfig {
     fn validate_memory(&self) -> Result<(), ConfigError> {
         let memory = &self.memory;
         let zones = memory.zones.as_deref().unwrap_or_default();
+        memory.check_hotplug()?;
+        if let Some(balloon) = &self.balloon {
+            balloon.check(memory.boot_size())?;
+        }
         if zones.is_empty() {
             check_memory_size("--memory", memory.size, memory.hugepages, memory.hugepage_size)?;
             if memory.size < MINIMUM_MEMORY {

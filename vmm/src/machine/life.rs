@@ -214,6 +214,7 @@ impl Machine {
         self.pci.reset()?;
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
+        self.memory_devices.reset();
         let (ram, zones) = (&self.memory.ram, &self.memory.zones);
         let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
         let pending: Vec<_> = (0u32..)

@@ -7,16 +7,18 @@
 mod boot_files;
 pub mod hotplug;
 mod life;
+mod memory_devices;
 mod pci_bus;
 mod platform;
 mod registry;
+pub mod resize;
 mod workers;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::console_thread::{ConsoleThread, Consoles};
 use crate::cpu::{self, CpuThread, Surroundings};
 use crate::event::Events;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, ZoneExtent};
 use crate::message::{CpuFailure, Mailbox};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
@@ -33,6 +35,7 @@ use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
+use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
 use platform::{Foundation, Platform};
 use registry::Site;
@@ -79,6 +82,7 @@ pub struct Machine {
     phase: Phase,
     resets: u64,
     removals: BTreeMap<String, Removal>,
+    memory_devices: MemoryDevices,
     _consoles: Consoles,
     _vm: Arc<dyn Vm>,
     memory: GuestMemory,
@@ -109,7 +113,7 @@ impl Machine {
         // Their threads are made and confine themselves while the rest is built.
         let cpus = start_cpus(&config, vcpus, &surroundings)?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
-        let memory = memory::provide(&config.memory, &ranges)?;
+        let memory = memory::provide(&config.memory, &ranges, layout.hotplug())?;
         map_memory(&*vm, &memory)?;
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
@@ -127,6 +131,7 @@ impl Machine {
         let escape = Doorbell::new().context("making an event")?;
         let site = Site::new(&config, &clock, escape.clone());
         site.add_all(&config, &mut pci)?;
+        let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
         pci.place_bars(layout.segments())?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
@@ -148,6 +153,7 @@ impl Machine {
             phase: Phase::Paused,
             resets: 0,
             removals: BTreeMap::new(),
+            memory_devices,
             _consoles: consoles.serve(pumps, escape),
             _vm: vm,
             memory,
@@ -161,7 +167,8 @@ impl Machine {
 
     /// Memory that the guest can use, in bytes.
     pub fn memory_size(&self) -> u64 {
-        self.memory.ram.iter().map(GuestMemoryRegion::len).sum()
+        let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
+        self.memory_devices.adjust(boot)
     }
 }
 
@@ -173,6 +180,7 @@ impl Inspect for Machine {
             "resets": self.resets,
             "platform": self.platform.inspect(),
             "pci": self.pci.inspect(),
+            "memory_devices": self.memory_devices.inspect(),
         })
     }
 }

@@ -90,7 +90,7 @@ impl Handler {
         memory: Memory,
         clock: Arc<dyn Clock>,
         interval: Duration,
-        roles: Roles,
+        roles: &Roles,
         queues: Vec<(u16, Queue)>,
     ) -> Self {
         let lane = |(index, queue)| Lane { role: roles.of(index), queue, chain: Chain::new(), at: None };
@@ -177,7 +177,7 @@ impl Tools {
             Role::Inflate => pages::inflate(chain, offset, self.pages.as_ref(), counters),
             Role::Deflate => {
                 // The pages come back when the guest touches them.
-                Counters::add(&counters.deflated_pages, chain.readable_len() / size_of::<u32>() as u64);
+                Counters::add(&counters.deflated_pages, chain.readable_len() / pages::NUMBER_BYTES);
                 None
             }
             Role::Statistics => {

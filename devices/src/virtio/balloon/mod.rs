@@ -136,7 +136,7 @@ impl VirtioDevice for Balloon {
             memory,
             clock,
             self.options.statistics_interval,
-            roles,
+            &roles,
             queues,
         );
         Ok(vec![QueueTask { name: "balloon".to_owned(), queues: indices, handler: Box::new(handler) }])

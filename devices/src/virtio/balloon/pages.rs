@@ -9,7 +9,10 @@ use virtio::chain::Chain;
 
 /// How many page numbers are read at a time.
 const BATCH: usize = 256;
-const NUMBER: usize = size_of::<u32>();
+/// Bytes of a page number.
+const NUMBER: usize = 4;
+/// The same, as a length of requests.
+pub(super) const NUMBER_BYTES: u64 = NUMBER as u64;
 
 /// Releases the pages that `chain` lists from byte `offset` on, one batch of them, and returns where the next batch
 /// begins. `None`: that was the last.

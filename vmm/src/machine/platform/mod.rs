@@ -47,14 +47,6 @@ fn cpu_topology(config: &VmConfig) -> Result<Topology> {
     Topology::new(threads, cores, dies, packages, limit).context("--cpus topology")
 }
 
-/// RAM at the start, in bytes.
-fn ram_size(config: &VmConfig) -> u64 {
-    match config.memory.zones.as_deref().unwrap_or_default() {
-        [] => config.memory.size.0,
-        zones => zones.iter().map(|zone| zone.size.0).sum(),
-    }
-}
-
 fn segment_weights(config: &VmConfig) -> Vec<SegmentWeights> {
     (0..config.platform.num_pci_segments)
         .map(|number| {

@@ -66,14 +66,7 @@ fn acpi_config(
         enabled: index < config.cpus.boot_vcpus,
         node: node_of(&config.numa, |node| node.cpus.contains(&index)),
     });
-    let mut memory = Vec::new();
-    if !config.numa.is_empty() {
-        for zone in zones {
-            let node = node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
-            let ranges = zone.ranges.iter().map(|&(start, size)| Range { start, size });
-            memory.extend(ranges.map(|range| NodeMemory { node, range, hotplug: false }));
-        }
-    }
+    let memory = node_memory(config, zones);
     AcpiConfig {
         cpus: cpus.collect(),
         local_apic: layout::LOCAL_APIC.start as u32,
@@ -98,6 +91,23 @@ fn acpi_config(
         rtc: Some(Rtc::PORTS.start as u16),
         pvpanic: config.pvpanic.then_some(Pvpanic::PORTS.start as u16),
     }
+}
+
+/// Which memory belongs to which node. Also without nodes, if memory can be added: Linux learns from this up to where there
+/// may be memory.
+fn node_memory(config: &VmConfig, zones: &[ZoneExtent]) -> Vec<NodeMemory> {
+    if config.numa.is_empty() && zones.iter().all(|zone| zone.hotplug.is_none()) {
+        return Vec::new();
+    }
+    let node = |zone: &ZoneExtent| node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
+    let boot = zones.iter().flat_map(|zone| {
+        let ranges = zone.ranges.iter().map(|&(start, size)| Range { start, size });
+        ranges.map(move |range| NodeMemory { node: node(zone), range, hotplug: false })
+    });
+    let added = zones
+        .iter()
+        .filter_map(|zone| Some(NodeMemory { node: node(zone), range: zone.hotplug?.range, hotplug: true }));
+    boot.chain(added).collect()
 }
 
 fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {

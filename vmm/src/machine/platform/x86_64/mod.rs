@@ -5,10 +5,11 @@ mod firmware;
 pub use firmware::{is_linux, load};
 
 use super::{
-    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, ram_size,
-    reset_devices, segment_weights, serial_mode,
+    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, reset_devices,
+    segment_weights, serial_mode,
 };
 use crate::config::VmConfig;
+use crate::memory;
 use anyhow::{Context, Result, anyhow};
 use arch::x86_64::acpi::InterruptPins;
 use arch::x86_64::boot::EntryPoint;
@@ -171,7 +172,8 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     let request = LayoutRequest {
         segments: config.platform.num_pci_segments,
         amd: model.vendor() == Vendor::Amd,
-        ..LayoutRequest::new(ram_size(config), model.phys_bits())
+        hotplug: memory::hotplug_space(&config.memory),
+        ..LayoutRequest::new(config.memory.boot_size(), model.phys_bits())
     };
     let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
     Ok(Foundation { vm, vcpus, model, layout })

@@ -1,0 +1,172 @@
+//! Memory that comes and goes while the machine runs: the part of `--memory` and `--memory-zone` that is about it.
+
+use super::memory::{MemoryConfig, MemoryZoneConfig};
+use super::options::{ByteSize, Setting};
+use super::validate::ConfigError;
+use serde::{Deserialize, Serialize};
+
+/// The unit in which a virtio-mem device's memory comes, without huge pages.
+pub const BLOCK: u64 = 2 << 20;
+
+/// How memory is added to a running machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HotplugMethod {
+    /// As memory modules, which ACPI tells the guest of.
+    #[default]
+    #[serde(alias = "acpi")]
+    Acpi,
+    /// By a virtio-mem device, block by block, and back.
+    #[serde(alias = "virtio-mem")]
+    VirtioMem,
+}
+
+impl Setting for HotplugMethod {
+    const HINT: &'static str = "acpi|virtio-mem";
+    fn show(&self) -> String {
+        match self {
+            Self::Acpi => "acpi",
+            Self::VirtioMem => "virtio-mem",
+        }
+        .into()
+    }
+}
+
+fn error<T>(option: String, reason: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError { option, reason: reason.into() })
+}
+
+impl MemoryConfig {
+    /// Checks what is said about adding memory.
+    ///
+    /// # Errors
+    /// The first setting that cannot be.
+    pub fn check_hotplug(&self) -> Result<(), ConfigError> {
+        let virtio_mem = self.hotplug_method == HotplugMethod::VirtioMem;
+        let block = virtio_mem.then(|| block_size(self.hugepages, self.hugepage_size));
+        check_sizes("--memory", self.hotplug_size, self.hotplugged_size, block)?;
+        let zones = self.zones.as_deref().unwrap_or_default();
+        if let Some(size) = self.hotplug_size
+            && !zones.is_empty()
+        {
+            return error(
+                format!("--memory hotplug_size={size}"),
+                "all of the memory is in zones; give hotplug_size to a --memory-zone",
+            );
+        }
+        for zone in zones {
+            let Some(size) = zone.hotplug_size else {
+                check_sizes(&zone_option(zone), None, zone.hotplugged_size, None)?;
+                continue;
+            };
+            let option = format!("{} hotplug_size={size}", zone_option(zone));
+            if !virtio_mem {
+                return error(
+                    option,
+                    "memory of zones comes by virtio-mem; add --memory hotplug_method=virtio-mem",
+                );
+            }
+            if zone.file.is_some() {
+                return error(option, "memory of a file cannot be added to; leave out file or hotplug_size");
+            }
+            let block = block_size(zone.hugepages, zone.hugepage_size);
+            check_sizes(&zone_option(zone), zone.hotplug_size, zone.hotplugged_size, Some(block))?;
+        }
+        Ok(())
+    }
+}
+
+fn zone_option(zone: &MemoryZoneConfig) -> String {
+    format!("--memory-zone id={}", zone.id)
+}
+
+/// The unit in which memory comes.
+fn block_size(hugepages: bool, hugepage_size: Option<ByteSize>) -> u64 {
+    match hugepage_size {
+        Some(size) if hugepages => size.0.max(BLOCK),
+        _ => BLOCK,
+    }
+}
+
+fn check_sizes(
+    option: &str,
+    size: Option<ByteSize>,
+    at_first: Option<ByteSize>,
+    block: Option<u64>,
+) -> Result<(), ConfigError> {
+    let (size, first) = (size.unwrap_or_default(), at_first.unwrap_or_default());
+    if first > size {
+        return error(
+            format!("{option} hotplugged_size={first}"),
+            format!("is more than hotplug_size={size}; raise that"),
+        );
+    }
+    for (key, value) in [("hotplug_size", size), ("hotplugged_size", first)] {
+        if let Some(block) = block
+            && !value.0.is_multiple_of(block)
+        {
+            return error(
+                format!("{option} {key}={value}"),
+                format!("is not a multiple of {}, in which memory is added", ByteSize(block)),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+
+    fn refused(memory: &str, zones: &[&str]) -> String {
+        let mut config = MemoryConfig::parse(memory).unwrap();
+        let zones: Vec<_> = zones.iter().map(|zone| MemoryZoneConfig::parse(zone).unwrap()).collect();
+        config.zones = (!zones.is_empty()).then_some(zones);
+        config.check_hotplug().err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused_with_a_remedy() {
+        assert_eq!(refused("hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=512M", &[]), "");
+        assert_eq!(refused("size=0,hotplug_method=virtio-mem", &["id=a,size=1G,hotplug_size=1G"]), "");
+        for (memory, zone, expected) in [
+            ("hotplugged_size=1G", None, "--memory hotplugged_size=1G: is more than hotplug_size=0; raise"),
+            (
+                "hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=3M",
+                None,
+                "--memory hotplugged_size=3M: is not a multiple of 2M",
+            ),
+            ("hotplug_size=1G", Some("id=a"), "--memory hotplug_size=1G: all of the memory is in zones"),
+            (
+                "",
+                Some("id=a,hotplug_size=1G"),
+                "--memory-zone id=a hotplug_size=1G: memory of zones comes by",
+            ),
+            ("", Some("id=a,hotplugged_size=1G"), "--memory-zone id=a hotplugged_size=1G: is more than"),
+            (
+                "hotplug_method=virtio-mem",
+                Some("id=a,hotplug_size=1G,file=/f"),
+                "--memory-zone id=a hotplug_size=1G: memory of a file cannot",
+            ),
+            (
+                "hotplug_method=virtio-mem",
+                Some("id=a,hotplug_size=3G,hugepages=on,hugepage_size=1G,hotplugged_size=512M"),
+                "--memory-zone id=a hotplugged_size=512M: is not a multiple of 1G",
+            ),
+        ] {
+            let reason = refused(memory, zone.as_slice());
+            assert!(reason.starts_with(expected), "{memory} {zone:?}: {reason}");
+        }
+    }
+
+    #[test]
+    fn methods_are_named_as_clients_name_them() {
+        let json = serde_json::to_value(MemoryConfig::parse("hotplug_method=virtio-mem").unwrap()).unwrap();
+        assert_eq!(json["hotplug_method"], "VirtioMem");
+        assert_eq!(
+            serde_json::from_value::<MemoryConfig>(json).unwrap().hotplug_method,
+            HotplugMethod::VirtioMem
+        );
+        assert_eq!(MemoryConfig::default().hotplug_method, HotplugMethod::Acpi);
+    }
+}

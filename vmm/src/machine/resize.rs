@@ -1,0 +1,183 @@
+//! More or less of what a machine has: memory, by virtio-mem, and the balloon.
+//!
+//! A change is told to the guest, which follows as it can: how far it got is in `vm.info` and in the devices' own trees.
+
+use super::Machine;
+use crate::api::request::{Resize, ResizeZone};
+use crate::api::{Answer, ApiError, ErrorKind, Reply};
+use crate::config::{ByteSize, HotplugMethod, VmConfig};
+use devices::virtio::mem::MemControl;
+
+/// A refusal that names the field at fault.
+fn refuse<T>(field: &str, message: String) -> Result<T, ApiError> {
+    Err(ApiError { field: Some(field.to_owned()), ..ApiError::bad(message) })
+}
+
+/// Sizes of a configuration that nothing runs for yet.
+///
+/// # Errors
+/// When a machine cannot have them.
+pub fn with_sizes(config: &VmConfig, resize: &Resize) -> Result<VmConfig, ApiError> {
+    let mut config = config.clone();
+    if let Some(cpus) = resize.desired_vcpus {
+        config.cpus.boot_vcpus = cpus;
+    }
+    if let Some(size) = resize.desired_ram {
+        config.memory.size = size;
+    }
+    if let Some(size) = resize.desired_balloon {
+        match &mut config.balloon {
+            Some(balloon) => balloon.size = size,
+            None => return no_balloon(),
+        }
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+/// A zone's size in a configuration that nothing runs for yet.
+///
+/// # Errors
+/// When there is no such zone, or it cannot have that size.
+pub fn with_zone_size(config: &VmConfig, resize: &ResizeZone) -> Result<VmConfig, ApiError> {
+    let mut config = config.clone();
+    let mut zones = config.memory.zones.iter_mut().flatten();
+    match zones.find(|zone| zone.id == resize.id) {
+        Some(zone) => zone.size = resize.desired_ram,
+        None => return no_zone(&resize.id),
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+fn no_balloon<T>() -> Result<T, ApiError> {
+    refuse("desired_balloon", "the machine has no balloon; give it one with --balloon".into())
+}
+
+fn no_zone<T>(id: &str) -> Result<T, ApiError> {
+    let message = format!("zone {id}: there is no memory zone of that name; vm.info lists them");
+    Err(ApiError { field: Some("id".into()), ..ApiError::new(ErrorKind::NotFound, message) })
+}
+
+impl Machine {
+    /// Sets how much memory the guest should have, and how much of it should be in the balloon. All of it is checked before
+    /// any of it is changed.
+    ///
+    /// # Errors
+    /// When the machine cannot have that much; names the field.
+    pub fn resize(&mut self, resize: &Resize) -> Answer {
+        if resize.desired_vcpus.is_some_and(|cpus| cpus != self.config.cpus.boot_vcpus) {
+            return Err(ApiError::new(
+                ErrorKind::NotSupported,
+                "changing the number of CPUs is not supported yet",
+            ));
+        }
+        let added = match resize.desired_ram {
+            None => None,
+            Some(size) => match self.config.memory.hotplug_method {
+                HotplugMethod::VirtioMem => Some(self.to_be_added(size)?),
+                HotplugMethod::Acpi => {
+                    return Err(ApiError::new(
+                        ErrorKind::NotSupported,
+                        "adding memory by ACPI is not supported yet; use --memory hotplug_method=virtio-mem",
+                    ));
+                }
+            },
+        };
+        if let Some(size) = resize.desired_balloon {
+            self.check_balloon(size)?;
+        }
+        if let Some(added) = added {
+            self.grow("", added)?;
+        }
+        if let (Some(size), Some(balloon)) = (resize.desired_balloon, &self.memory_devices.balloon) {
+            balloon.resize(size.0);
+            if let Some(config) = &mut self.config.balloon {
+                config.size = size;
+            }
+        }
+        self.events.emit("vm", "resized");
+        Ok(Reply::Done)
+    }
+
+    /// Sets how much memory a zone should have.
+    ///
+    /// # Errors
+    /// When there is no such zone, or it cannot have that much; names the field.
+    pub fn resize_zone(&mut self, resize: &ResizeZone) -> Answer {
+        let ResizeZone { id, desired_ram } = resize;
+        if !self.config.memory.zones.iter().flatten().any(|zone| zone.id == *id) {
+            return no_zone(id);
+        }
+        let Some(zone) = self.memory_devices.zones.iter().find(|zone| zone.id == *id) else {
+            return refuse("id", format!("zone {id}: nothing can be added to it; give it hotplug_size"));
+        };
+        let added = beyond_boot(*desired_ram, zone.boot, &zone.control)?;
+        self.grow(id, added)?;
+        self.events.emit("vm", "resized");
+        Ok(Reply::Done)
+    }
+
+    /// What the one zone that is not named gets in addition, for the memory to be `size`.
+    fn to_be_added(&self, size: ByteSize) -> Result<u64, ApiError> {
+        if self.config.memory.zones.iter().flatten().next().is_some() {
+            return refuse(
+                "desired_ram",
+                "the machine's memory is in zones; resize one of them (vm.resize-zone)".into(),
+            );
+        }
+        match self.memory_devices.zones.first() {
+            Some(zone) => beyond_boot(size, zone.boot, &zone.control),
+            None => refuse(
+                "desired_ram",
+                "nothing can be added to the machine's memory; give --memory hotplug_size".into(),
+            ),
+        }
+    }
+
+    fn check_balloon(&self, size: ByteSize) -> Result<(), ApiError> {
+        let Some(balloon) = &self.memory_devices.balloon else { return no_balloon() };
+        if size.0 > balloon.most() {
+            return refuse(
+                "desired_balloon",
+                format!("{size} are more than the machine can have memory, {}", ByteSize(balloon.most())),
+            );
+        }
+        Ok(())
+    }
+
+    /// Tells the guest, and keeps it for a restart.
+    fn grow(&mut self, id: &str, added: u64) -> Result<(), ApiError> {
+        let Some(zone) = self.memory_devices.zones.iter().find(|zone| zone.id == id) else {
+            return Err(ApiError::internal(format!("zone {id} cannot grow")));
+        };
+        zone.control.resize(added).map_err(|error| ApiError::bad(error.to_string()))?;
+        let memory = &mut self.config.memory;
+        let size = match memory.zones.iter_mut().flatten().find(|zone| zone.id == id) {
+            Some(zone) => &mut zone.hotplugged_size,
+            None => &mut memory.hotplugged_size,
+        };
+        *size = Some(ByteSize(added));
+        Ok(())
+    }
+}
+
+/// What is added to `boot` bytes for all to be `size`.
+fn beyond_boot(size: ByteSize, boot: u64, control: &MemControl) -> Result<u64, ApiError> {
+    let field = "desired_ram";
+    let Some(added) = size.0.checked_sub(boot) else {
+        return refuse(
+            field,
+            format!("{size} are less than the {} that the machine has from the start", ByteSize(boot)),
+        );
+    };
+    if added > control.most() {
+        let most = ByteSize(boot + control.most());
+        return refuse(field, format!("{size} are more than {most}, which includes all of hotplug_size"));
+    }
+    if !added.is_multiple_of(control.block_size()) {
+        let block = ByteSize(control.block_size());
+        return refuse(field, format!("{size}: memory is added in blocks of {block}"));
+    }
+    Ok(added)
+}
