@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
-use vmm::api::request::{RemoveDevice, VmState};
+use vmm::api::request::{RemoveDevice, ResizeDisk, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, DiskConfig, VmConfig};
 use vmm::machine::Ended;
@@ -95,7 +95,10 @@ fn kind(answer: Answer) -> ErrorKind {
 
 fn config(folder: &Folder) -> Box<VmConfig> {
     let kernel = folder.join("kernel");
-    std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
+    // Once: a machine that restarts may be reading it.
+    if !kernel.exists() {
+        std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
+    }
     let mut config = VmConfig::default();
     config.payload.kernel = Some(kernel);
     config.memory.size = ByteSize(64 << 20);
@@ -242,6 +245,25 @@ fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
     assert_eq!(control.disks(), BTreeSet::from(["second".to_owned()]));
     control.done(Request::Reboot);
     assert!(control.disks().is_empty(), "a guest that starts anew has let go");
+    control.end();
+}
+
+#[test]
+fn a_disk_grows_while_the_guest_runs_and_never_shrinks() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    control.done(disk(path.clone(), "data"));
+    let resize = |size| Request::ResizeDisk(ResizeDisk { id: "data".into(), desired_size: ByteSize(size) });
+    control.done(resize(3 << 20));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    for bad in [1 << 20, (4 << 20) + 1] {
+        assert_eq!(kind(control.call(resize(bad))), ErrorKind::BadRequest);
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
     control.end();
 }
 

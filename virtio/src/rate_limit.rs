@@ -1,9 +1,10 @@
 //! Limits on bytes and operations per second, which several queues or devices may share.
 
+use arc_swap::ArcSwapOption;
 use machine::clock::Clock;
 use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Time is counted in 64ths of a nanosecond, so that rounding the cost of small requests stays without effect on the rate.
@@ -97,29 +98,47 @@ impl TokenBucket {
 }
 
 /// A limit on bytes and on operations, either of which may be absent. Clones share the same buckets: that is how a group
-/// of devices is limited together.
+/// of devices is limited together, and how limits are changed while devices work.
 #[derive(Clone)]
 pub struct RateLimiter {
-    bytes: Option<Arc<TokenBucket>>,
-    operations: Option<Arc<TokenBucket>>,
+    buckets: Arc<Buckets>,
     clock: Arc<dyn Clock>,
+}
+
+#[derive(Default)]
+struct Buckets {
+    /// There is any bucket. Looked at first, so that what is not limited pays for no more.
+    limited: AtomicBool,
+    bytes: ArcSwapOption<TokenBucket>,
+    operations: ArcSwapOption<TokenBucket>,
 }
 
 impl RateLimiter {
     /// A limiter with full buckets.
     pub fn new(bytes: Option<Limit>, operations: Option<Limit>, clock: Arc<dyn Clock>) -> Self {
-        let bucket = |limit: Option<Limit>| limit.and_then(TokenBucket::new).map(Arc::new);
-        Self { bytes: bucket(bytes), operations: bucket(operations), clock }
+        let limiter = Self::unlimited(clock);
+        limiter.set(bytes, operations);
+        limiter
     }
 
     /// A limiter that does not limit.
     pub fn unlimited(clock: Arc<dyn Clock>) -> Self {
-        Self { bytes: None, operations: None, clock }
+        Self { buckets: Arc::default(), clock }
+    }
+
+    /// Limits anew, with full buckets. What waits for the old limits waits until the time it was told.
+    pub fn set(&self, bytes: Option<Limit>, operations: Option<Limit>) {
+        let bucket = |limit: Option<Limit>| limit.and_then(TokenBucket::new).map(Arc::new);
+        let (bytes, operations) = (bucket(bytes), bucket(operations));
+        let limited = bytes.is_some() || operations.is_some();
+        self.buckets.bytes.store(bytes);
+        self.buckets.operations.store(operations);
+        self.buckets.limited.store(limited, Ordering::Release);
     }
 
     /// Whether there is any limit.
     pub fn is_limited(&self) -> bool {
-        self.bytes.is_some() || self.operations.is_some()
+        self.buckets.limited.load(Ordering::Acquire)
     }
 
     /// Asks for leave for one operation of `bytes`.
@@ -132,12 +151,13 @@ impl RateLimiter {
             return Ok(());
         }
         let now = self.clock.monotonic_ns();
-        if let Some(operations) = &self.operations {
+        let operations = self.buckets.operations.load();
+        if let Some(operations) = operations.as_ref() {
             operations.consume(1, now)?;
         }
-        if let Some(bucket) = &self.bytes {
+        if let Some(bucket) = self.buckets.bytes.load().as_ref() {
             bucket.consume(bytes, now).inspect_err(|_| {
-                if let Some(operations) = &self.operations {
+                if let Some(operations) = operations.as_ref() {
                     operations.restore(1);
                 }
             })?;
@@ -148,8 +168,8 @@ impl RateLimiter {
 
 impl Inspect for RateLimiter {
     fn inspect(&self) -> Value {
-        let bucket = |bucket: &Option<Arc<TokenBucket>>| {
-            bucket.as_ref().map(|bucket| {
+        let bucket = |bucket: &ArcSwapOption<TokenBucket>| {
+            bucket.load().as_ref().map(|bucket| {
                 json!({
                     "size": bucket.limit.size,
                     "refill_time_ns": bucket.limit.refill_time.as_nanos() as u64,
@@ -159,7 +179,7 @@ impl Inspect for RateLimiter {
                 })
             })
         };
-        json!({"bytes": bucket(&self.bytes), "operations": bucket(&self.operations)})
+        json!({"bytes": bucket(&self.buckets.bytes), "operations": bucket(&self.buckets.operations)})
     }
 }
 
@@ -252,6 +272,20 @@ mod tests {
         let served =
             (0..10).filter(|i| if i % 2 == 0 { &limiter } else { &other }.consume(0).is_ok()).count();
         assert_eq!(served, 4);
+    }
+
+    #[test]
+    fn limits_change_for_all_who_share_them() {
+        let clock = Arc::new(ManualClock::default());
+        let limiter = RateLimiter::unlimited(clock.clone());
+        let other = limiter.clone();
+        assert!((0..100).all(|_| other.consume(0).is_ok()));
+        limiter.set(None, Some(limit(4, 1000, 0)));
+        assert_eq!((0..100).take_while(|_| other.consume(0).is_ok()).count(), 4);
+        limiter.set(Some(limit(10, 1000, 0)), None);
+        assert_eq!((0..100).take_while(|_| other.consume(5).is_ok()).count(), 2);
+        limiter.set(None, None);
+        assert!((0..100).all(|_| other.consume(5).is_ok()));
     }
 
     #[test]

@@ -308,6 +308,9 @@ impl Monitor {
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
             Request::Resize(sizes) => respond(machine.resize(&sizes)),
             Request::ResizeZone(size) => respond(machine.resize_zone(&size)),
+            Request::ResizeDisk(resize) => respond(machine.resize_disk(&resize)),
+            Request::SetRateLimit(limit) => respond(machine.set_rate_limit(*limit)),
+            Request::SetLink(link) => respond(machine.set_link(&link)),
             other => respond(Err(not_supported(&format!("{other:?}")))),
         }
         Ok(None)

@@ -188,6 +188,11 @@ impl BlockControl {
         self.0.image.size()
     }
 
+    /// The limit on the disk's requests, to be changed. Disks of a group have one together.
+    pub fn limiter(&self) -> Option<&RateLimiter> {
+        self.0.limiter.as_ref()
+    }
+
     /// Makes the disk larger and tells the driver.
     ///
     /// # Errors

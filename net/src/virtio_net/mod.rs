@@ -59,31 +59,39 @@ pub struct NetConfig {
 
 /// The host's hand on a network device that is behind its transport. Clones are of the same device.
 #[derive(Clone)]
-pub struct NetHandle(Arc<Shared>);
+pub struct NetHandle {
+    shared: Arc<Shared>,
+    limiters: [RateLimiter; 2],
+}
 
 impl NetHandle {
     /// Plugs the cable in or out. Without it, packets are lost both ways.
     pub fn set_link_up(&self, up: bool) {
-        if self.0.link_up.swap(up, Ordering::Relaxed) != up {
-            self.0.tell_driver();
+        if self.shared.link_up.swap(up, Ordering::Relaxed) != up {
+            self.shared.tell_driver();
         }
     }
 
     /// Whether the cable is plugged in.
     pub fn is_link_up(&self) -> bool {
-        self.0.link_up.load(Ordering::Relaxed)
+        self.shared.link_up.load(Ordering::Relaxed)
     }
 
     /// Asks the driver to announce the guest's addresses to the network, which is needed where it has moved to another
     /// host. No effect with a driver that cannot.
     pub fn announce(&self) {
-        self.0.announce.store(true, Ordering::Relaxed);
-        self.0.tell_driver();
+        self.shared.announce.store(true, Ordering::Relaxed);
+        self.shared.tell_driver();
+    }
+
+    /// The limits on what is received and on what is transmitted, to be changed.
+    pub fn limiters(&self) -> &[RateLimiter; 2] {
+        &self.limiters
     }
 
     /// The MAC address in force.
     pub fn mac(&self) -> [u8; 6] {
-        self.0.mac()
+        self.shared.mac()
     }
 }
 
@@ -131,7 +139,10 @@ impl Net {
 
     /// The host's hand on the device, wherever it is.
     pub fn handle(&self) -> NetHandle {
-        NetHandle(Arc::clone(&self.shared))
+        NetHandle {
+            shared: Arc::clone(&self.shared),
+            limiters: [self.receive_limit.clone(), self.transmit_limit.clone()],
+        }
     }
 
     fn pairs(&self) -> u16 {

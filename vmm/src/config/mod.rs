@@ -38,35 +38,58 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct VmConfig {
     /// The CPUs.
+    #[serde(deserialize_with = "null_is_default")]
     pub cpus: CpusConfig,
     /// The memory.
+    #[serde(deserialize_with = "null_is_default")]
     pub memory: MemoryConfig,
     /// What is booted.
+    #[serde(deserialize_with = "null_is_default")]
     pub payload: PayloadConfig,
     /// Rate limits that several devices share.
+    #[serde(deserialize_with = "null_is_default")]
     pub rate_limit_groups: Vec<RateLimitGroupConfig>,
     /// The disks.
+    #[serde(deserialize_with = "null_is_default")]
     pub disks: Vec<DiskConfig>,
     /// The network interfaces.
+    #[serde(deserialize_with = "null_is_default")]
     pub net: Vec<NetConfig>,
     /// The entropy source.
+    #[serde(deserialize_with = "null_is_default")]
     pub rng: RngConfig,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
     /// The serial port.
+    #[serde(deserialize_with = "null_is_default")]
     pub serial: ConsoleConfig,
     /// The virtio console.
+    #[serde(deserialize_with = "null_is_default")]
     pub console: ConsoleConfig,
     /// The debug console.
+    #[serde(deserialize_with = "null_is_default")]
     pub debug_console: DebugConsoleConfig,
     /// Whether there is a pvpanic device.
+    #[serde(deserialize_with = "null_is_default")]
     pub pvpanic: bool,
     /// The NUMA nodes.
+    #[serde(deserialize_with = "null_is_default")]
     pub numa: Vec<NumaConfig>,
     /// Identity and segments.
+    #[serde(deserialize_with = "null_is_default")]
     pub platform: PlatformConfig,
     /// What segments weigh when windows are shared out.
+    #[serde(deserialize_with = "null_is_default")]
     pub pci_segments: Vec<PciSegmentConfig>,
+}
+
+/// Clients leave out what they do not want, or write `null`.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl VmConfig {
@@ -105,5 +128,31 @@ impl VmConfig {
     pub fn forget_device(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id.as_deref() != Some(id));
         self.net.retain(|net| net.id.as_deref() != Some(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_null_is_as_if_left_out() {
+        let config: VmConfig =
+            serde_json::from_str(r#"{"disks": null, "cpus": null, "pvpanic": null}"#).unwrap();
+        assert_eq!(config, VmConfig::default());
+    }
+
+    #[test]
+    fn devices_without_ids_get_ones_that_nobody_has() {
+        let disk = |id: Option<&str>| DiskConfig { id: id.map(Into::into), ..DiskConfig::default() };
+        let disks = vec![disk(None), disk(Some("_disk1")), disk(None)];
+        let mut config = VmConfig { disks, ..VmConfig::default() };
+        config.name_devices();
+        let ids: Vec<_> = config.disks.iter().map(|disk| disk.id.as_deref().unwrap()).collect();
+        assert_eq!(ids, ["_disk0", "_disk1", "_disk2"]);
+        config.forget_device("_disk0");
+        config.disks.push(disk(None));
+        config.name_devices();
+        assert!(config.has_device("_disk0"), "a name that is free is used again");
     }
 }

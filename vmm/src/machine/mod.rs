@@ -5,6 +5,7 @@
 //! [`hotplug`] for devices that come and go.
 
 mod boot_files;
+mod control;
 pub mod hotplug;
 mod life;
 mod memory_devices;

@@ -3,6 +3,7 @@
 //! All of this belongs to the machine thread. Functions ask for changes by effects; what takes time (workers that
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
+use super::control::Control;
 use super::workers::{self, FunctionWorkers, Purpose};
 use crate::message::Mailbox;
 use anyhow::{Context, Result};
@@ -41,6 +42,7 @@ struct VirtioFunction {
     id: String,
     transport: Arc<Mutex<VirtioPci>>,
     workers: FunctionWorkers,
+    control: Option<Control>,
 }
 
 /// What functions are given of the machine.
@@ -147,7 +149,7 @@ impl PciBus {
         bus.insert(address, function).with_context(|| format!("adding device {id}"))?;
         let clock = Arc::clone(&surroundings.clock);
         let workers = FunctionWorkers::new(id, address, workers, clock, surroundings.mailbox.clone());
-        self.virtio.insert(address, VirtioFunction { id: id.to_owned(), transport, workers });
+        self.virtio.insert(address, VirtioFunction { id: id.to_owned(), transport, workers, control: None });
         Ok(address)
     }
 
@@ -283,6 +285,18 @@ impl PciBus {
             segment.remove(address);
         }
         Ok(())
+    }
+
+    /// Keeps what controls the device at `address` while it works.
+    pub fn set_control(&mut self, address: FunctionAddress, control: Control) {
+        if let Some(function) = self.virtio.get_mut(&address) {
+            function.control = Some(control);
+        }
+    }
+
+    /// What controls the device named `id`.
+    pub fn control(&self, id: &str) -> Option<&Control> {
+        self.virtio.values().find(|function| function.id == id)?.control.as_ref()
     }
 
     /// Where the device named `id` is.

@@ -1,5 +1,6 @@
 //! The devices of a machine: one line for each kind.
 
+use super::control::Control;
 use super::pci_bus::PciBus;
 use super::platform::serial_mode;
 use super::workers;
@@ -45,8 +46,9 @@ impl Site {
     /// For the machine of `config`. `escape` rings when the user wants out of a console on the terminal.
     pub fn new(config: &VmConfig, clock: &Arc<dyn Clock>, escape: Doorbell) -> Self {
         let groups = config.rate_limit_groups.iter();
-        let groups =
-            groups.map(|group| (group.id.clone(), limiter(&group.rate_limiter_config, clock))).collect();
+        let groups = groups
+            .map(|group| (group.id.clone(), limiter(Some(&group.rate_limiter_config), clock)))
+            .collect();
         Self { clock: Arc::clone(clock), escape, groups }
     }
 
@@ -110,7 +112,12 @@ pub fn add_disk(site: &Site, pci: &mut PciBus, disk: &DiskConfig) -> Result<Func
         affinity: affinity.collect(),
         ..worker_options()
     };
-    pci.add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers).with_context(|| option)
+    let control = Control::Disk(device.control());
+    let address = pci
+        .add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers)
+        .with_context(|| option)?;
+    pci.set_control(address, control);
+    Ok(address)
 }
 
 fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
@@ -126,7 +133,7 @@ fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
         thread_start: Some(Arc::new(|| seccomp::confine(ThreadKind::Worker))),
         ..OpenOptions::default()
     })?;
-    let own = disk.rate_limiter_config.as_ref().map(|limits| limiter(limits, &site.clock));
+    let own = || limiter(disk.rate_limiter_config.as_ref(), &site.clock);
     let shared = disk.rate_limit_group.as_deref().and_then(|group| site.groups.get(group).cloned());
     let options = BlockOptions {
         name: id.to_owned(),
@@ -134,7 +141,7 @@ fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
         queues: disk.num_queues,
         queue_size: disk.queue_size,
         write_back: disk.writeback,
-        limiter: own.or(shared),
+        limiter: Some(shared.unwrap_or_else(own)),
     };
     Ok(Block::new(image, options)?)
 }
@@ -157,7 +164,11 @@ pub fn add_net(site: &Site, pci: &mut PciBus, net: &NetConfig) -> Result<Functio
     let device = open_net(site, net).with_context(|| option.clone())?;
     let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
     let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
-    pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option)
+    let control = Control::Net(device.handle());
+    let address =
+        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option)?;
+    pci.set_control(address, control);
+    Ok(address)
 }
 
 fn open_net(site: &Site, config: &NetConfig) -> Result<Net> {
@@ -191,10 +202,7 @@ fn open_net(site: &Site, config: &NetConfig) -> Result<Net> {
         offload_tso: config.offload_tso,
         offload_ufo: config.offload_ufo,
     };
-    let limit = || match &config.rate_limiter_config {
-        Some(limits) => limiter(limits, &site.clock),
-        None => RateLimiter::unlimited(Arc::clone(&site.clock)),
-    };
+    let limit = || limiter(config.rate_limiter_config.as_ref(), &site.clock);
     Ok(Net::new(device, tap.links(), limit(), limit())?)
 }
 
@@ -213,7 +221,13 @@ fn own_descriptor(fd: i32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-fn limiter(limits: &RateLimiterConfig, clock: &Arc<dyn Clock>) -> RateLimiter {
+fn limiter(limits: Option<&RateLimiterConfig>, clock: &Arc<dyn Clock>) -> RateLimiter {
+    let (bytes, operations) = limits.map_or((None, None), buckets);
+    RateLimiter::new(bytes, operations, Arc::clone(clock))
+}
+
+/// The limits on bytes and on operations.
+pub fn buckets(limits: &RateLimiterConfig) -> (Option<Limit>, Option<Limit>) {
     let limit = |bucket: Option<TokenBucketConfig>| {
         bucket.map(|bucket| Limit {
             size: bucket.size,
@@ -221,5 +235,5 @@ fn limiter(limits: &RateLimiterConfig, clock: &Arc<dyn Clock>) -> RateLimiter {
             one_time_burst: bucket.one_time_burst.unwrap_or(0),
         })
     };
-    RateLimiter::new(limit(limits.bandwidth), limit(limits.ops), Arc::clone(clock))
+    (limit(limits.bandwidth), limit(limits.ops))
 }
