@@ -128,9 +128,12 @@ pub struct GicConfig {
     pub distributor: u64,
     /// Guest-physical address of the CPUs' redistributors, [`GicConfig::REDISTRIBUTOR_SIZE`] bytes each.
     pub redistributors: u64,
-    /// Guest-physical address of the translation service for message-signalled interrupts,
-    /// [`GicConfig::ITS_SIZE`] bytes.
-    pub its: u64,
+    /// Guest-physical address of the first translation service for message-signalled interrupts,
+    /// [`GicConfig::ITS_SIZE`] bytes; others follow.
+    pub first_its: u64,
+    /// Number of translation services. One tells devices apart by their requester ids, which are unique in a PCI segment
+    /// only, so each segment has its own.
+    pub its_count: u32,
     /// Number of CPUs.
     pub cpus: u32,
     /// Number of shared interrupts, a multiple of 32, at most 960.
@@ -144,6 +147,12 @@ impl GicConfig {
     pub const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
     /// Bytes of the ITS's registers.
     pub const ITS_SIZE: u64 = 0x2_0000;
+
+    /// Guest-physical addresses of the translation services.
+    pub fn its(&self) -> impl Iterator<Item = u64> + use<> {
+        let first = self.first_its;
+        (0..u64::from(self.its_count)).map(move |number| first + number * Self::ITS_SIZE)
+    }
 }
 
 /// The interrupt controller. As an [`InterruptController`], a GSI is the number of a shared interrupt, from 0.
@@ -156,6 +165,7 @@ pub trait Gic: InterruptController {
 }
 
 /// The general registers, as text for a person.
+#[cfg(target_arch = "aarch64")]
 pub(crate) fn describe(read: impl Fn(RegisterId) -> Result<u64>) -> String {
     let text = |id| match read(id) {
         Ok(value) => format!("{value:#018x}"),

@@ -4,7 +4,6 @@
 //! Two implementations: [`kvm`], and [`sim`], whose CPUs follow a script, so that whole machines are
 //! tested without virtualization. What is particular to an architecture is in a module named after it.
 
-#[cfg(target_arch = "aarch64")]
 pub mod aarch64;
 pub mod kvm;
 pub mod sim;

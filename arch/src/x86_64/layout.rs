@@ -23,6 +23,7 @@ use machine::bus::Range;
 use machine::memory::GuestAddress;
 use thiserror::Error;
 
+pub use crate::layout::{SegmentWeights, SegmentWindows};
 pub use hypervisor::x86_64::{RESERVED_SIZE, RESERVED_START};
 
 const KIB: u64 = 1 << 10;
@@ -105,39 +106,11 @@ pub struct LayoutRequest {
     pub amd: bool,
 }
 
-/// How much of the windows for BARs a PCI segment gets, compared with the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentWeights {
-    /// Of 32-bit BARs; at least 1.
-    pub bars_32: u32,
-    /// Of 64-bit BARs; at least 1.
-    pub bars_64: u32,
-}
-
-impl Default for SegmentWeights {
-    fn default() -> Self {
-        Self { bars_32: 1, bars_64: 1 }
-    }
-}
-
 impl LayoutRequest {
     /// A machine with one segment and nothing special.
     pub fn new(ram: u64, phys_bits: u8) -> Self {
         Self { ram, hotplug: 0, phys_bits, segments: 1, bar_space: 0, amd: false }
     }
-}
-
-/// The address windows of one PCI segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentWindows {
-    /// Configuration space.
-    pub ecam: Range,
-    /// 32-bit BARs.
-    pub bars_32: Range,
-    /// 64-bit BARs.
-    pub bars_64: Range,
-    /// I/O BARs; only in segment 0.
-    pub io: Option<Range>,
 }
 
 /// Why a machine has no layout.

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use vmm::cli::{self, Command};
 use vmm::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig,
-    console,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
+    NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    VmConfig, console,
 };
 
 /// The first byte chooses: an option, whose value is the rest, or the whole command line, one argument a line.

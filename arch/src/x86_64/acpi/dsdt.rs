@@ -3,10 +3,9 @@
 use super::fixed::last_bus;
 use super::hotplug::{self, Encoded};
 use super::table::TableWriter;
-use super::{
-    AcpiConfig, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice, InterruptPins, IsaDevice, SLEEP_TYPE_S5,
-};
-use crate::x86_64::layout::SegmentWindows;
+use super::{AcpiConfig, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice, IsaDevice, SLEEP_TYPE_S5};
+use crate::layout::SegmentWindows;
+use crate::wiring::InterruptPins;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,

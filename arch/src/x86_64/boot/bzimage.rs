@@ -1,9 +1,9 @@
 //! The bzImage format (Linux, `Documentation/arch/x86/boot.rst`), entered by the 64-bit protocol.
 
-use super::file::fields::{u8_at, u16_at, u32_at, u64_at};
-use super::file::{BootFile, Contents};
 use super::linux::{BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER, SETUP_HEADER_END, setup_field};
 use super::{Kernel, KernelError, Protocol, check_kernel_range};
+use crate::boot::fields::{u8_at, u16_at, u32_at, u64_at};
+use crate::boot::{BootFile, Contents};
 use crate::x86_64::layout::MemoryLayout;
 use linux_loader::loader::bootparam::setup_header;
 use machine::bus::Range;
@@ -94,7 +94,10 @@ impl Image {
             return Err(missing);
         };
         if version < VERSION_XLOADFLAGS || xloadflags & XLF_KERNEL_64 == 0 || loadflags & LOADED_HIGH == 0 {
-            return Err(KernelError::NotAKernel { looks_like: "a bzImage without a 64-bit entry" });
+            return Err(KernelError::NotAKernel {
+                looks_like: "a bzImage without a 64-bit entry",
+                wanted: super::WANTED,
+            });
         }
 
         let setup_sects = if setup_sects == 0 { DEFAULT_SETUP_SECTORS } else { setup_sects };

@@ -1,8 +1,8 @@
 //! ELF kernels (System V ABI, "ELF-64 Object File Format"): with a PVH note, or entered as Linux's `vmlinux`.
 
-use super::file::fields::{u16_at, u32_at, u64_at};
-use super::file::{BootFile, Contents, zero};
 use super::{Kernel, KernelError, LINUX_COMMAND_LINE_LIMIT, Protocol, check_kernel_range};
+use crate::boot::fields::{u16_at, u32_at, u64_at};
+use crate::boot::{BootFile, Contents, zero};
 use crate::x86_64::layout::{COMMAND_LINE_SIZE, MemoryLayout};
 use machine::bus::Range;
 use machine::memory::{GuestAddress, Memory};
@@ -51,7 +51,10 @@ pub(super) fn load(
         let entry = ProgramHeader::parse(entry)?;
         match entry.kind {
             INTERPRETER => {
-                return Err(KernelError::NotAKernel { looks_like: "a program of a running system" });
+                return Err(KernelError::NotAKernel {
+                    looks_like: "a program of a running system",
+                    wanted: super::WANTED,
+                });
             }
             LOAD if entry.memory_size > 0 => segments.push(entry),
             NOTE if pvh_entry.is_none() => pvh_entry = read_pvh_entry(contents, &entry)?,
@@ -114,7 +117,7 @@ impl Header {
     fn parse(header: &[u8; HEADER_SIZE]) -> Result<Self, KernelError> {
         let &[_, _, _, _, class, byte_order, ..] = header;
         let machine = u16_at(header, 18).unwrap_or(0);
-        let foreign = |looks_like| Err(KernelError::NotAKernel { looks_like });
+        let foreign = |looks_like| Err(KernelError::NotAKernel { looks_like, wanted: super::WANTED });
         match (class, byte_order, machine) {
             (CLASS_64, LITTLE_ENDIAN, MACHINE_X86_64) => {}
             (_, _, 3) => return foreign("an ELF for 32-bit x86"),

@@ -1,9 +1,9 @@
 //! What a Linux kernel is told at its 64-bit entry: `boot_params`, the zero page (Linux,
 //! `Documentation/arch/x86/boot.rst` and `zero-page.rst`).
 
-use super::file::fields::put;
-use super::file::write;
 use super::{BootError, Kernel, e820};
+use crate::boot::fields::put;
+use crate::boot::write;
 use crate::x86_64::layout::{COMMAND_LINE, MemoryLayout, ZERO_PAGE};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use machine::bus::Range;

@@ -1,7 +1,7 @@
 //! Descriptor and page tables for the kernel's entry.
 
-use super::file::write;
 use super::{BootError, Protocol};
+use crate::boot::write;
 use crate::x86_64::layout::{GDT, PAGE_SIZE, PAGE_TABLES};
 use machine::memory::{GuestAddress, Memory};
 

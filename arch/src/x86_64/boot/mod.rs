@@ -24,19 +24,15 @@
 mod bzimage;
 mod e820;
 mod elf;
-mod error;
-mod file;
 mod linux;
 pub(super) mod long_mode;
 mod pvh;
-mod recognize;
 
+pub use crate::boot::{BootError, BootFile, CommandLineError, InitramfsError, KernelError};
 pub use e820::{E820Entry, E820Type, e820};
-pub use error::{BootError, CommandLineError, InitramfsError, KernelError};
-pub use file::BootFile;
 
 use super::layout::{self, MemoryLayout, PAGE_SIZE};
-use file::{Contents, write};
+use crate::boot::{Contents, HEAD_SIZE, looks_like, place_initramfs, write};
 use machine::bus::Range;
 use machine::memory::{GuestAddress, Memory};
 
@@ -74,6 +70,9 @@ struct Kernel {
     command_line_limit: u64,
 }
 
+/// What a kernel should be, for who gives it something else.
+const WANTED: &str = "a 64-bit x86 bzImage or an uncompressed ELF kernel";
+
 /// The longest command line of an x86 Linux, in bytes without the NUL.
 const LINUX_COMMAND_LINE_LIMIT: u64 = 2047;
 
@@ -93,7 +92,11 @@ pub fn load_kernel(
 ) -> Result<EntryPoint, BootError> {
     let kernel = place_kernel(memory, layout, kernel)?;
     let initramfs = match initramfs {
-        Some(file) => Some(place_initramfs(memory, layout, &kernel, file)?),
+        Some(file) => {
+            let bottom = kernel.range.start.saturating_add(kernel.range.size);
+            let top = layout.low_ram_end().min(kernel.initramfs_last.saturating_add(1));
+            Some(place_initramfs(memory, bottom, top, PAGE_SIZE, file)?)
+        }
         None => None,
     };
     write_command_line(memory, &kernel, command_line)?;
@@ -115,7 +118,7 @@ fn place_kernel(
     file: &mut impl BootFile,
 ) -> Result<Kernel, KernelError> {
     let mut contents = Contents::new(file).map_err(KernelError::Read)?;
-    let mut head = [0; recognize::HEAD_SIZE];
+    let mut head = [0; HEAD_SIZE];
     let head_size = contents.read_at_most(0, &mut head).map_err(KernelError::Read)?;
     let head = head.get(..head_size).unwrap_or_default();
     if head.is_empty() {
@@ -125,7 +128,7 @@ fn place_kernel(
     } else if bzimage::is_bzimage(head) {
         bzimage::load(memory, layout, &mut contents, head)
     } else {
-        Err(KernelError::NotAKernel { looks_like: recognize::looks_like(head) })
+        Err(KernelError::NotAKernel { looks_like: looks_like(head), wanted: WANTED })
     }
 }
 
@@ -139,30 +142,6 @@ fn check_kernel_range(layout: &MemoryLayout, range: Range) -> Result<(), KernelE
         return Err(KernelError::NeedsMoreMemory { start: range.start, end, ram_end: layout.low_ram_end() });
     }
     Ok(())
-}
-
-/// Reads the initramfs into the highest memory it may have, out of the kernel's way.
-fn place_initramfs(
-    memory: &Memory,
-    layout: &MemoryLayout,
-    kernel: &Kernel,
-    file: &mut impl BootFile,
-) -> Result<Range, InitramfsError> {
-    let mut contents = Contents::new(file).map_err(InitramfsError::Read)?;
-    let mut first = [0; 1];
-    if contents.read_at_most(0, &mut first).map_err(InitramfsError::Read)? == 0 {
-        return Err(InitramfsError::Empty);
-    }
-    let size = contents.size();
-    let kernel_end = kernel.range.start.saturating_add(kernel.range.size);
-    let bottom = kernel_end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
-    let top = layout.low_ram_end().min(kernel.initramfs_last.saturating_add(1));
-    let start = top.checked_sub(size).map(|start| start & !PAGE_SIZE.wrapping_sub(1));
-    let Some(start) = start.filter(|&start| start >= bottom) else {
-        return Err(InitramfsError::TooLarge { size, available: top.saturating_sub(bottom) });
-    };
-    contents.load(memory, 0, GuestAddress(start), size).map_err(InitramfsError::Read)?;
-    Ok(Range { start, size })
 }
 
 /// Writes the command line with its NUL.

@@ -1,7 +1,7 @@
 //! What a PVH kernel is told: `hvm_start_info` version 1 (Xen, `public/arch-x86/hvm/start_info.h`).
 
-use super::file::write;
 use super::{BootError, e820};
+use crate::boot::write;
 use crate::x86_64::layout::{COMMAND_LINE, MemoryLayout, PVH_START_INFO, ZERO_PAGE};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use machine::bus::Range;

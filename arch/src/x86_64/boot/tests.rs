@@ -303,7 +303,7 @@ fn what_is_not_a_kernel_is_called_by_its_name() {
     ];
     for (file, expected) in cases {
         match kernel_error(file) {
-            KernelError::NotAKernel { looks_like } => assert_eq!(looks_like, expected),
+            KernelError::NotAKernel { looks_like, .. } => assert_eq!(looks_like, expected),
             other => panic!("{expected}: {other}"),
         }
     }

@@ -6,7 +6,7 @@
 
 mod amd_caches;
 
-use super::topology::{Place, Topology};
+use crate::topology::{Place, Topology};
 use hypervisor::x86_64::CpuidEntry;
 
 /// Who made the host's CPU.

@@ -4,8 +4,8 @@
 mod cpuid;
 mod registers;
 mod start;
-mod topology;
 
 pub use cpuid::{CpuModel, CpuOptions, HostCpu, Vendor};
 pub use start::{configure_vcpu, reset_vcpu};
-pub use topology::{Place, Topology, TopologyError};
+
+pub use crate::topology::{Place, Topology, TopologyError};

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(in super::super) struct KvmGic {
     vm: Arc<VmFd>,
     gic: DeviceFd,
-    its: DeviceFd,
+    its: Vec<DeviceFd>,
     config: GicConfig,
     /// How many sources hold each shared interrupt active.
     holders: Mutex<Vec<u32>>,
@@ -47,16 +47,21 @@ impl KvmGic {
         let region = u64::from(config.cpus) << 52 | config.redistributors;
         set(&gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, &region)
             .map_err(failed("place the interrupt redistributors"))?;
-        let init = |device| set(device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, &0u64);
+        let init =
+            |device: &DeviceFd| set(device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, &0u64);
         init(&gic).map_err(failed("start the interrupt controller"))?;
 
-        let its = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS)
-            .map_err(failed("make an interrupt translation service"))?;
-        set(&its, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE, &config.its)
-            .map_err(failed("place the interrupt translation service"))?;
-        init(&its).map_err(failed("start the interrupt translation service"))?;
+        let mut services = Vec::new();
+        for address in config.its() {
+            let its = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS)
+                .map_err(failed("make an interrupt translation service"))?;
+            set(&its, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE, &address)
+                .map_err(failed("place the interrupt translation service"))?;
+            init(&its).map_err(failed("start the interrupt translation service"))?;
+            services.push(its);
+        }
         let holders = Mutex::new(vec![0; config.spis as usize]);
-        Ok(Self { vm: Arc::clone(vm), gic, its, config: *config, holders })
+        Ok(Self { vm: Arc::clone(vm), gic, its: services, config: *config, holders })
     }
 
     /// Sets the level of a shared interrupt's pin.
@@ -113,9 +118,11 @@ impl Gic for KvmGic {
         const CTLR: u64 = 0;
         /// Where a redistributor's registers for private interrupts begin.
         const PRIVATE: u64 = 0x1_0000;
-        set(&self.its, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_ITS_CTRL_RESET, &0u64).map_err(|errno| {
-            Error::Vm { what: "reset the interrupt translation service", source: errno.into() }
-        })?;
+        for its in &self.its {
+            set(its, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_ITS_CTRL_RESET, &0u64).map_err(|errno| {
+                Error::Vm { what: "reset the interrupt translation service", source: errno.into() }
+            })?;
+        }
         let shared = KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
         self.set_register(shared, 0, CTLR, 0)?;
         let registers = [CLEAR_ENABLE, CLEAR_PENDING, CLEAR_ACTIVE, GROUP, PRIORITY, CONFIGURATION];

@@ -17,8 +17,10 @@ pub use x86_64::{PCI_WIRING, Platform, configure_vcpu, found, is_linux, load, re
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
 use anyhow::{Context, Result};
-use arch::native::cpu::{CpuModel, Topology};
-use arch::native::layout::{MemoryLayout, SegmentWeights};
+use arch::layout::SegmentWeights;
+use arch::native::cpu::CpuModel;
+use arch::native::layout::MemoryLayout;
+use arch::topology::Topology;
 use devices::host_console::{ConsolePump, Mode};
 use devices::platform::PlatformDevice;
 use hypervisor::{Vcpu, Vm};

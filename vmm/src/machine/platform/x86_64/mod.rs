@@ -11,9 +11,10 @@ use super::{
 use crate::config::VmConfig;
 use crate::memory;
 use anyhow::{Context, Result, anyhow};
-use arch::x86_64::acpi::InterruptPins;
+use arch::topology::Topology;
+use arch::wiring::InterruptPins;
 use arch::x86_64::boot::EntryPoint;
-use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Topology, Vendor};
+use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Vendor};
 use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
 use devices::acpi::{AcpiRegisters, Event};
 use devices::acpi_hotplug::pci::PciHotplug;

@@ -1,11 +1,13 @@
 //! Says what a file that is not a kernel looks like, so that the user sees the mistake.
 
 /// Bytes of a file's start that are looked at.
-pub(super) const HEAD_SIZE: usize = 4096;
+pub(crate) const HEAD_SIZE: usize = 4096;
 
 /// Magic numbers: offset, bytes, what has them. The first that matches counts.
 const MAGIC: &[(usize, &[u8], &str)] = &[
     (0x38, b"ARMd", "an aarch64 kernel Image"),
+    (0x202, b"HdrS", "an x86 bzImage"),
+    (0, b"\x7fELF", "an ELF program"),
     (0x38, b"RSC\x05", "a RISC-V kernel Image"),
     (4, b"zimg", "a compressed EFI kernel image (EFI zboot)"),
     (0, b"\x1f\x8b", "a gzip file"),
@@ -33,7 +35,7 @@ const MAGIC: &[(usize, &[u8], &str)] = &[
 ];
 
 /// What a file that starts with `head` looks like, with its article.
-pub(super) fn looks_like(head: &[u8]) -> &'static str {
+pub(crate) fn looks_like(head: &[u8]) -> &'static str {
     for (offset, magic, name) in MAGIC {
         if head.get(*offset..).is_some_and(|rest| rest.starts_with(magic)) {
             return name;

@@ -46,13 +46,20 @@ pub enum KernelError {
         has: u64,
     },
     /// The file is something else.
-    #[error(
-        "is not a kernel this machine can boot (it looks like {looks_like}): give it a 64-bit x86 bzImage or an \
-         uncompressed ELF kernel"
-    )]
+    #[error("is not a kernel this machine can boot (it looks like {looks_like}): give it {wanted}")]
     NotAKernel {
         /// What it looks like.
         looks_like: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// What is compressed in the file cannot be had.
+    #[error("is damaged: what is compressed in it by {method} cannot be decompressed: {reason}")]
+    Compressed {
+        /// The method's name.
+        method: &'static str,
+        /// What was wrong.
+        reason: String,
     },
     /// The file contradicts itself.
     #[error("is damaged: {0}")]
@@ -73,7 +80,7 @@ pub enum KernelError {
         start: u64,
         /// The end of what it needs.
         end: u64,
-        /// The end of RAM below 4 GiB.
+        /// The end of the RAM that a kernel can be in.
         ram_end: u64,
     },
 }

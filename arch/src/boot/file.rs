@@ -11,24 +11,24 @@ pub trait BootFile: Read + Seek + ReadVolatile {}
 impl<T: Read + Seek + ReadVolatile> BootFile for T {}
 
 /// A file of known size.
-pub(super) struct Contents<'a, F> {
+pub(crate) struct Contents<'a, F> {
     file: &'a mut F,
     size: u64,
 }
 
 impl<'a, F: BootFile> Contents<'a, F> {
-    pub(super) fn new(file: &'a mut F) -> io::Result<Self> {
+    pub(crate) fn new(file: &'a mut F) -> io::Result<Self> {
         let size = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, size })
     }
 
     /// Bytes in the file.
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// Fills `buffer` from `offset` on, as far as the file goes, and says how far.
-    pub(super) fn read_at_most(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read_at_most(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.file.seek(SeekFrom::Start(offset))?;
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -43,13 +43,14 @@ impl<'a, F: BootFile> Contents<'a, F> {
     }
 
     /// Fills `buffer` from `offset` on.
-    pub(super) fn read_exactly(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn read_exactly(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let wanted = buffer.len();
         if self.read_at_most(offset, buffer)? == wanted { Ok(()) } else { Err(shrank()) }
     }
 
     /// Reads `count` bytes from `offset` on straight into guest memory.
-    pub(super) fn load(
+    pub(crate) fn load(
         &mut self,
         memory: &Memory,
         offset: u64,
@@ -85,12 +86,13 @@ fn shrank() -> io::Error {
 }
 
 /// Writes boot data.
-pub(super) fn write(memory: &Memory, address: GuestAddress, bytes: &[u8]) -> Result<(), BootError> {
+pub(crate) fn write(memory: &Memory, address: GuestAddress, bytes: &[u8]) -> Result<(), BootError> {
     memory.write_slice(bytes, address).map_err(|_| BootError::Memory { address })
 }
 
 /// Clears memory.
-pub(super) fn zero(memory: &Memory, address: GuestAddress, count: u64) -> Result<(), BootError> {
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn zero(memory: &Memory, address: GuestAddress, count: u64) -> Result<(), BootError> {
     static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     let mut done = 0u64;
     while done < count {
@@ -104,29 +106,31 @@ pub(super) fn zero(memory: &Memory, address: GuestAddress, count: u64) -> Result
 }
 
 /// Fields of a file format: little-endian numbers at offsets, `None` past the end.
-pub(super) mod fields {
+pub(crate) mod fields {
     fn bytes<const N: usize>(data: &[u8], offset: usize) -> Option<[u8; N]> {
         data.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 
-    pub(in super::super) fn u8_at(data: &[u8], offset: usize) -> Option<u8> {
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn u8_at(data: &[u8], offset: usize) -> Option<u8> {
         data.get(offset).copied()
     }
 
-    pub(in super::super) fn u16_at(data: &[u8], offset: usize) -> Option<u16> {
+    pub(crate) fn u16_at(data: &[u8], offset: usize) -> Option<u16> {
         bytes(data, offset).map(u16::from_le_bytes)
     }
 
-    pub(in super::super) fn u32_at(data: &[u8], offset: usize) -> Option<u32> {
+    pub(crate) fn u32_at(data: &[u8], offset: usize) -> Option<u32> {
         bytes(data, offset).map(u32::from_le_bytes)
     }
 
-    pub(in super::super) fn u64_at(data: &[u8], offset: usize) -> Option<u64> {
+    pub(crate) fn u64_at(data: &[u8], offset: usize) -> Option<u64> {
         bytes(data, offset).map(u64::from_le_bytes)
     }
 
     /// Writes `value` at `offset`, as far as `data` goes.
-    pub(in super::super) fn put(data: &mut [u8], offset: usize, value: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn put(data: &mut [u8], offset: usize, value: &[u8]) {
         let end = offset.saturating_add(value.len());
         if let Some(place) = data.get_mut(offset..end) {
             place.copy_from_slice(value);

@@ -1,0 +1,175 @@
+//! Kernels made here, and files that are none.
+
+use super::*;
+use crate::aarch64::layout::{KERNEL, LayoutRequest, RAM_START};
+use machine::memory::{Bytes, GuestRam};
+use proptest::prelude::*;
+use std::io::Cursor;
+use std::sync::Arc;
+
+const MIB: u64 = 1 << 20;
+
+fn machine(ram: u64) -> (Memory, MemoryLayout) {
+    let layout = MemoryLayout::new(&LayoutRequest::new(ram, 40)).unwrap();
+    let ranges: Vec<_> =
+        layout.ram().iter().map(|range| (GuestAddress(range.start), range.size as usize)).collect();
+    (Arc::new(GuestRam::from_ranges(&ranges).unwrap()), layout)
+}
+
+fn boot(ram: u64, kernel: &[u8], initramfs: Option<&[u8]>) -> (Memory, Result<Loaded, BootError>) {
+    let (memory, layout) = machine(ram);
+    let mut initramfs = initramfs.map(Cursor::new);
+    let loaded = load_kernel(&memory, &layout, &mut Cursor::new(kernel), initramfs.as_mut(), "quiet");
+    (memory, loaded)
+}
+
+fn error(kernel: &[u8]) -> String {
+    match boot(64 * MIB, kernel, None).1 {
+        Err(BootError::Kernel(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn put(data: &mut [u8], offset: usize, value: u64, size: usize) {
+    data[offset..offset + size].copy_from_slice(&value.to_le_bytes()[..size]);
+}
+
+/// An image of `stored` bytes that needs `size`. The offsets are booting.rst's.
+fn image(stored: usize, text_offset: u64, size: u64) -> Vec<u8> {
+    let mut image: Vec<u8> = (0..stored).map(|n| (n * 7 % 251) as u8).collect();
+    put(&mut image, 8, text_offset, 8);
+    put(&mut image, 16, size, 8);
+    put(&mut image, 24, 0b1010, 8);
+    image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    image
+}
+
+/// As gzip does it, with a name in the header.
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut file = b"\x1f\x8b\x08\x08\0\0\0\0\0\x03Image\0".to_vec();
+    file.extend(miniz_oxide::deflate::compress_to_vec(data, 6));
+    file.extend(checksum(data).to_le_bytes());
+    file.extend((data.len() as u32).to_le_bytes());
+    file
+}
+
+/// Bit by bit, as the standard defines it.
+fn checksum(data: &[u8]) -> u32 {
+    !data.iter().fold(!0u32, |mut value, &byte| {
+        value ^= u32::from(byte);
+        for _ in 0..8 {
+            value = value >> 1 ^ if value & 1 != 0 { 0xedb8_8320 } else { 0 };
+        }
+        value
+    })
+}
+
+fn zboot(method: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 0x200];
+    file[..2].copy_from_slice(b"MZ");
+    file[4..8].copy_from_slice(b"zimg");
+    put(&mut file, 8, 0x200, 4);
+    put(&mut file, 12, payload.len() as u64, 4);
+    file[24..24 + method.len()].copy_from_slice(method);
+    file.extend(payload);
+    file
+}
+
+fn in_memory(memory: &Memory, address: u64, expected: &[u8]) -> bool {
+    let mut data = vec![0; expected.len()];
+    memory.read_slice(&mut data, GuestAddress(address)).unwrap();
+    data == expected
+}
+
+#[test]
+fn an_image_is_loaded_where_it_asks_to_be() {
+    for (text_offset, size, expected) in [(0, 2 * MIB, 0), (0x1000, MIB, 0x1000), (0, 0, 0x8_0000)] {
+        let kernel = image(300_000, text_offset, size);
+        let (memory, loaded) = boot(64 * MIB, &kernel, None);
+        let address = KERNEL + expected;
+        assert_eq!(
+            loaded.unwrap().entry,
+            EntryPoint { address: GuestAddress(address), boot_data: layout::FDT }
+        );
+        assert!(in_memory(&memory, address, &kernel));
+    }
+}
+
+#[test]
+fn compressed_images_come_out_whole() {
+    let kernel = image(700_001, 0, 2 * MIB);
+    for file in [gzip(&kernel), zboot(b"gzip\0", &gzip(&kernel))] {
+        let (memory, loaded) = boot(64 * MIB, &file, None);
+        assert_eq!(loaded.unwrap().entry.address.0, KERNEL);
+        assert!(in_memory(&memory, KERNEL, &kernel));
+    }
+}
+
+#[test]
+fn an_initramfs_is_at_the_end_of_ram_and_clear_of_the_kernel() {
+    let kernel = image(1000, 0, 8 * MIB);
+    let data = vec![0x5a; 100_000];
+    let (memory, loaded) = boot(64 * MIB, &kernel, Some(&data));
+    let place = loaded.unwrap().initramfs.unwrap();
+    assert!(place.start % PAGE_SIZE == 0 && place.last() < RAM_START + 64 * MIB);
+    assert!(in_memory(&memory, place.start, &data));
+    let large = vec![0; 55 << 20];
+    let error = boot(64 * MIB, &kernel, Some(&large)).1.unwrap_err().to_string();
+    assert!(error.contains("57671680 bytes") && error.contains("more memory"), "{error}");
+}
+
+#[test]
+fn files_that_are_no_kernel_say_what_they_look_like() {
+    let mut x86 = vec![0; 0x400];
+    x86[0x202..0x206].copy_from_slice(b"HdrS");
+    assert!(error(&x86).contains("x86 bzImage"), "{}", error(&x86));
+    assert!(error(&gzip(&x86)).contains("x86 bzImage, compressed by gzip"));
+    assert!(error(b"\x7fELF").contains("ELF"));
+    assert_eq!(error(b""), "is empty");
+    assert!(error(&zboot(b"zstd22\0", b"")).contains("zstd"));
+    let mut big_endian = image(1000, 0, MIB);
+    big_endian[24] |= 1;
+    assert!(error(&big_endian).contains("big-endian"));
+}
+
+#[test]
+fn damaged_and_oversized_files_are_refused() {
+    let kernel = image(200_000, 0, MIB);
+    let good = gzip(&kernel);
+    for cut in [11, 100, good.len() - 9, good.len() - 1] {
+        assert!(error(&good[..cut]).contains("cut off"), "{}", error(&good[..cut]));
+    }
+    let mut wrong = good.clone();
+    let last = wrong.len() - 8;
+    wrong[last] ^= 1;
+    assert!(error(&wrong).contains("not what was compressed"));
+    assert!(error(&zboot(b"gzip\0", &good)[..1000]).contains("truncated"));
+    assert!(error(&image(1000, 0, 1 << 40)).contains("needs memory"));
+    assert!(error(&image(1000, 2 * MIB, MIB)).contains("text offset"));
+    // A small file that becomes larger than the machine.
+    let mut bomb = image(1000, 0, MIB);
+    bomb.resize(80 << 20, 0);
+    let bomb = gzip(&bomb);
+    assert!(bomb.len() < 1 << 20 && error(&bomb).contains("needs memory"), "{}", error(&bomb));
+}
+
+proptest! {
+    #[test]
+    fn any_damage_gives_an_error_or_a_kernel_in_ram(
+        which in 0usize..3,
+        damage in prop::collection::vec((0usize..4096, any::<u8>()), 0..8),
+        cut in 0usize..4096,
+    ) {
+        let kernel = image(2000, 0, MIB);
+        let mut file = vec![kernel.clone(), gzip(&kernel), zboot(b"gzip\0", &gzip(&kernel))].swap_remove(which);
+        for (at, value) in damage {
+            if let Some(byte) = file.get_mut(at) {
+                *byte = value;
+            }
+        }
+        file.truncate(cut);
+        if let Ok(loaded) = boot(16 * MIB, &file, None).1 {
+            prop_assert!((KERNEL..RAM_START + 16 * MIB).contains(&loaded.entry.address.0));
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The aarch64 machine.
+
+pub mod boot;
+pub mod cpu;
+pub mod fdt;
+pub mod layout;
