@@ -14,8 +14,10 @@ use std::sync::OnceLock;
 /// The kinds of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// The machine thread: builds, changes and ends the machine.
+    /// The machine thread, once the only machine it will have is built: changes and ends it.
     Machine,
+    /// The machine thread where the API may have machines built at any time, and devices added to them.
+    Control,
     /// Runs a CPU.
     Cpu,
     /// Runs queues of a virtio device.
@@ -109,6 +111,46 @@ const MACHINE: &[Allowed] = &[
     ioctl(requests::DOORBELL, "devices move, come and go"),
 ];
 
+/// Building machines and adding devices to them.
+const BUILD: &[Allowed] = &[
+    call(libc::SYS_openat, "kernels, images, devices"),
+    call(libc::SYS_ioctl, "machines and CPUs, taps, block devices, terminals"),
+    call(libc::SYS_newfstatat, "kinds of files"),
+    call(libc::SYS_statfs, "kinds of file systems"),
+    call(libc::SYS_access, "what this user may do with a file"),
+    call(libc::SYS_faccessat2, "what this user may do with a file"),
+    call(libc::SYS_readlink, "who holds an image; which device a file is on"),
+    call(libc::SYS_readlinkat, "who holds an image; which device a file is on"),
+    call(libc::SYS_getdents64, "who holds an image"),
+    call(libc::SYS_memfd_create, "shared memory"),
+    call(libc::SYS_ftruncate, "sizes of memory and images"),
+    call(libc::SYS_fallocate, "sizes of memory and images"),
+    call(libc::SYS_mbind, "memory of a host's node"),
+    call(libc::SYS_fadvise64, "how an image is read"),
+    call(libc::SYS_socket, "consoles' sockets; setting a tap's address"),
+    call(libc::SYS_bind, "consoles' sockets"),
+    call(libc::SYS_listen, "consoles' sockets"),
+    call(libc::SYS_connect, "whether a socket is in use"),
+    call(libc::SYS_getsockname, "whether a socket is in use"),
+    call(libc::SYS_getsockopt, "kinds of sockets"),
+    call(libc::SYS_setsockopt, "kinds of sockets"),
+    call(libc::SYS_sendmsg, "setting a tap's address"),
+    call(libc::SYS_recvmsg, "setting a tap's address"),
+    call(libc::SYS_accept4, "consoles' sockets"),
+    call(libc::SYS_symlink, "a link to a pseudo-terminal"),
+    call(libc::SYS_symlinkat, "a link to a pseudo-terminal"),
+    call(libc::SYS_unlinkat, "files of a machine that cannot be had"),
+    call(libc::SYS_readv, "kernels"),
+    call(libc::SYS_pwrite64, "images"),
+    call(libc::SYS_sysinfo, "the host's memory"),
+    call(libc::SYS_uname, "the host's kernel"),
+    call(libc::SYS_prlimit64, "stacks of threads"),
+    call(libc::SYS_getuid, "paths of the runtime"),
+    call(libc::SYS_geteuid, "what this user may do"),
+    call(libc::SYS_pipe2, "the C library's conveniences"),
+    call(libc::SYS_kill, "whether the process that holds an image is there"),
+];
+
 const CPU: &[Allowed] = &[
     ioctl(requests::RUN, "running the guest"),
     ioctl(requests::INTERRUPT, "the guest sets up an interrupt"),
@@ -195,7 +237,7 @@ pub fn confine(kind: ThreadKind) {
     if mode == Seccomp::Off {
         return;
     }
-    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
+    static PROGRAMS: [OnceLock<BpfProgram>; 5] = [const { OnceLock::new() }; 5];
     let program = PROGRAMS[kind as usize].get_or_init(|| compile(kind, mode));
     if let Err(error) = seccompiler::apply_filter(program) {
         devices::host_console::restore_terminal();
@@ -204,17 +246,21 @@ pub fn confine(kind: ThreadKind) {
     }
 }
 
+/// What a kind of thread is allowed. A thread inherits the filter of the one that starts it, and only what both allow is
+/// allowed: the machine thread starts workers, so it is allowed what they are.
+fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
+    match kind {
+        ThreadKind::Machine => &[COMMON, MACHINE, WORKER],
+        ThreadKind::Control => &[COMMON, BUILD, MACHINE, WORKER, CPU],
+        ThreadKind::Cpu => &[COMMON, CPU],
+        ThreadKind::Worker => &[COMMON, WORKER],
+        ThreadKind::Console => &[COMMON, CONSOLE],
+    }
+}
+
 /// The filter of a kind of thread.
 fn compile(kind: ThreadKind, mode: Seccomp) -> BpfProgram {
-    // A thread inherits the filter of the one that starts it, and only what both allow is allowed: the machine thread
-    // starts workers, so it is allowed what they are.
-    let (own, inherited): (_, &[Allowed]) = match kind {
-        ThreadKind::Machine => (MACHINE, WORKER),
-        ThreadKind::Cpu => (CPU, &[]),
-        ThreadKind::Worker => (WORKER, &[]),
-        ThreadKind::Console => (CONSOLE, &[]),
-    };
-    let all = || COMMON.iter().chain(own).chain(inherited);
+    let all = || allowed(kind).iter().copied().flatten();
     let mut rules = Rules::new();
     for allowed in all() {
         rules.entry(allowed.call as u32).or_default().extend(allowed.requests.iter().map(|one| *one as u32));
@@ -284,15 +330,11 @@ mod tests {
             (ThreadKind::Cpu, libc::SYS_futex, libc::SYS_openat),
             (ThreadKind::Worker, libc::SYS_io_uring_enter, libc::SYS_openat),
             (ThreadKind::Console, libc::SYS_accept4, libc::SYS_execve),
-            (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_execve),
+            (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_openat),
+            (ThreadKind::Control, libc::SYS_openat, libc::SYS_execve),
         ] {
-            let own = match kind {
-                ThreadKind::Machine => MACHINE,
-                ThreadKind::Cpu => CPU,
-                ThreadKind::Worker => WORKER,
-                ThreadKind::Console => CONSOLE,
-            };
-            let has = |call| COMMON.iter().chain(own).any(|allowed| allowed.call == call);
+            let has =
+                |call| super::allowed(kind).iter().copied().flatten().any(|allowed| allowed.call == call);
             assert!(has(allowed) && !has(forbidden), "{kind:?}");
         }
     }
