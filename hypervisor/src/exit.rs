@@ -1,5 +1,7 @@
 //! Why a CPU stopped running the guest.
 
+use crate::DebugStop;
+
 /// What the guest did, or what happened to it. The buffers are the CPU's own: what is written to `data`
 /// of a read is what the guest gets when the CPU runs on.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ pub enum Exit<'a> {
     /// The guest asked the firmware (PSCI on aarch64) for something.
     System(SystemEvent),
     /// A breakpoint or single step for the debugger.
-    Debug,
+    Debug(DebugStop),
     /// The hypervisor cannot go on with this CPU.
     Failed {
         /// What it said, with its numbers.

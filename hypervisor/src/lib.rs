@@ -16,9 +16,11 @@ pub use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64 as native;
 
+mod debug;
 mod error;
 mod exit;
 
+pub use debug::{DebugCause, DebugStop, GuestDebug, HardwareBreakpoint, WatchedAccess};
 pub use error::Error;
 pub use exit::{Exit, SystemEvent};
 

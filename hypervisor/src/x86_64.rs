@@ -11,7 +11,7 @@ pub use kvm_bindings::{
     kvm_xcr as Xcr, kvm_xcrs as Xcrs,
 };
 
-use crate::Result;
+use crate::{GuestDebug, Result};
 use serde::{Deserialize, Serialize};
 
 /// Where KVM keeps, in guest-physical space, what older Intel CPUs need to run real mode: one page of
@@ -111,6 +111,12 @@ pub trait VcpuState {
     /// The guest's TSC frequency in kHz.
     fn tsc_khz(&self) -> Result<u32>;
     fn set_tsc_khz(&mut self, khz: u32) -> Result<()>;
+
+    /// Has the CPU stop for a debugger with [`crate::Exit::Debug`]; `None` ends that. Fails where the host cannot do what is
+    /// asked.
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()>;
+    /// Gives the guest the exception of a breakpoint instruction that is its own, at which the CPU stopped.
+    fn inject_breakpoint(&mut self) -> Result<()>;
 
     /// Raises a non-maskable interrupt.
     fn nmi(&self) -> Result<()>;

@@ -1,10 +1,165 @@
 //! Looking at live state: the tree that the API, the metrics and the tests read.
+//!
+//! [`Inspect`] is written by hand where the tree is not the struct's, and by [`inspect!`](crate::inspect!) where it is.
 
 pub use serde_json::{Value, json};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Something whose live fields and counters can be looked at without stopping it.
 pub trait Inspect {
     /// The fields, as a tree of objects. Addresses are strings in hexadecimal, sizes are in bytes,
     /// counters only grow.
     fn inspect(&self) -> Value;
+}
+
+/// The part of a tree at `path`: names between slashes, and numbers in lists. A PCI function of segment 0 may be named
+/// without its segment (`pci/00:03.0`). The empty path is the whole tree.
+pub fn inspect_at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
+    let mut names = path.split('/').filter(|name| !name.is_empty());
+    names.try_fold(tree, |tree, name| match tree {
+        Value::Object(fields) => fields.get(name).or_else(|| fields.get(&format!("0000:{name}"))),
+        Value::Array(list) => list.get(name.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// Implements [`Inspect`] for a struct by naming the fields to show. A field after `hex` is shown in hexadecimal, one after
+/// `size` as a size with its unit; others by their [`Field`] implementation.
+///
+/// ```
+/// use machine::inspect::{Inspect, json};
+/// struct Window { base: u64, length: u64, used: bool }
+/// machine::inspect!(Window { hex base, size length, used });
+/// let window = Window { base: 0xe000_0000, length: 4096, used: true };
+/// assert_eq!(window.inspect(), json!({ "base": "0xe0000000", "length": "4 KiB", "used": true }));
+/// ```
+#[macro_export]
+macro_rules! inspect {
+    ($type:ty { $($fields:tt)* }) => {
+        impl $crate::inspect::Inspect for $type {
+            fn inspect(&self) -> $crate::inspect::Value {
+                $crate::inspect::Value::Object($crate::inspect!(@tree self [] $($fields)*).into_iter().collect())
+            }
+        }
+    };
+    (@tree $self:ident [$($done:tt)*]) => { [$($done)*] };
+    (@tree $self:ident [$($done:tt)*] hex $field:ident $(, $($rest:tt)*)?) => {
+        $crate::inspect!(@tree $self [
+            $($done)* (stringify!($field).to_owned(), $crate::inspect::hex(&$self.$field)),
+        ] $($($rest)*)?)
+    };
+    (@tree $self:ident [$($done:tt)*] size $field:ident $(, $($rest:tt)*)?) => {
+        $crate::inspect!(@tree $self [
+            $($done)* (stringify!($field).to_owned(), $crate::inspect::size(&$self.$field)),
+        ] $($($rest)*)?)
+    };
+    (@tree $self:ident [$($done:tt)*] $field:ident $(, $($rest:tt)*)?) => {
+        $crate::inspect!(@tree $self [
+            $($done)* (stringify!($field).to_owned(), $crate::inspect::Field::field(&$self.$field)),
+        ] $($($rest)*)?)
+    };
+}
+
+/// A value that [`inspect!`](crate::inspect!) can show.
+pub trait Field {
+    /// The value.
+    fn field(&self) -> Value;
+}
+
+macro_rules! plain_fields {
+    ($($type:ty),*) => { $(
+        impl Field for $type {
+            fn field(&self) -> Value {
+                Value::from(self.clone())
+            }
+        }
+    )* };
+}
+plain_fields!(bool, u8, u16, u32, u64, usize, i32, i64, String);
+
+macro_rules! atomic_fields {
+    ($($type:ty),*) => { $(
+        impl Field for $type {
+            fn field(&self) -> Value {
+                self.load(Ordering::Relaxed).into()
+            }
+        }
+    )* };
+}
+atomic_fields!(AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64);
+
+impl<T: Field> Field for Option<T> {
+    fn field(&self) -> Value {
+        self.as_ref().map_or(Value::Null, Field::field)
+    }
+}
+
+impl<T: Field> Field for Vec<T> {
+    fn field(&self) -> Value {
+        self.iter().map(Field::field).collect()
+    }
+}
+
+impl<T: Field + ?Sized> Field for Arc<T> {
+    fn field(&self) -> Value {
+        (**self).field()
+    }
+}
+
+impl<T: Inspect> Field for T {
+    fn field(&self) -> Value {
+        self.inspect()
+    }
+}
+
+/// A number as an address: a string in hexadecimal.
+pub fn hex(number: &impl Field) -> Value {
+    match number.field() {
+        Value::Number(number) => format!("{:#x}", number.as_u64().unwrap_or_default()).into(),
+        other => other,
+    }
+}
+
+/// A number of bytes in the largest unit in which it is whole, such as `512 MiB`.
+pub fn size(bytes: &impl Field) -> Value {
+    let Value::Number(bytes) = bytes.field() else { return Value::Null };
+    let bytes = bytes.as_u64().unwrap_or_default();
+    let units = ["TiB", "GiB", "MiB", "KiB"];
+    let largest = (1..=4_u32).rev().zip(units).find_map(|(power, unit)| {
+        let unit_size = 1_u64 << power.wrapping_mul(10);
+        (bytes != 0 && bytes.checked_rem(unit_size) == Some(0))
+            .then(|| format!("{} {unit}", bytes >> power.wrapping_mul(10)))
+    });
+    largest.unwrap_or_else(|| format!("{bytes} B")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_leads_through_objects_and_lists() {
+        let tree = json!({
+            "pci": { "0000:00:03.0": { "queue": { "1": { "size": 256 } } }, "0001:00:03.0": "other" },
+            "cpu": [ { "exits": 7 } ],
+        });
+        assert_eq!(inspect_at(&tree, ""), Some(&tree));
+        assert_eq!(inspect_at(&tree, "pci/00:03.0/queue/1/size"), Some(&json!(256)));
+        assert_eq!(inspect_at(&tree, "/pci/0001:00:03.0/"), Some(&json!("other")));
+        assert_eq!(inspect_at(&tree, "cpu/0/exits"), Some(&json!(7)));
+        for missing in ["cpu/1", "cpu/x", "pci/00:04.0", "cpu/0/exits/more"] {
+            assert_eq!(inspect_at(&tree, missing), None, "{missing}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_exact() {
+        for (bytes, text) in
+            [(0, "0 B"), (1000, "1000 B"), (1536, "1536 B"), (3 << 29, "1536 MiB"), (1_u64 << 40, "1 TiB")]
+        {
+            assert_eq!(size(&bytes.clone()), json!(text));
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! A device is given capabilities and nothing else: guest memory ([`memory`]), interrupt sources
 //! ([`interrupt`]), doorbells ([`doorbell`]), a clock ([`clock`]). It answers register accesses that a
 //! [`bus`] routes to it, and tells what should change outside of itself by returning an [`effect`].
-//! Its state is saved and restored through [`state`], and looked at through [`inspect`].
+//! Its state is saved and restored through [`state`], and looked at through [`inspect`]; what it does is counted in
+//! [`metrics`].
 //!
 //! This crate knows no hypervisor, no bus standard and no I/O, and everything above builds on it.
 
@@ -25,4 +26,5 @@ pub mod effect;
 pub mod inspect;
 pub mod interrupt;
 pub mod memory;
+pub mod metrics;
 pub mod state;

@@ -13,6 +13,8 @@ pub struct Token {
     pub(crate) id: u16,
     /// Ring slots it takes (packed); 1 in a split queue.
     pub(crate) slots: u16,
+    /// Bytes the device can read, for counting.
+    pub(crate) readable: u32,
 }
 
 impl Token {
@@ -138,7 +140,8 @@ impl Chain {
     }
 
     pub(crate) fn finish(&mut self, token: Token) {
-        self.token = token;
+        // Of 4 GiB one byte is not counted.
+        self.token = Token { readable: u32::try_from(self.readable_len).unwrap_or(u32::MAX), ..token };
     }
 }
 

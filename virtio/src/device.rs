@@ -9,6 +9,7 @@ use crate::queue::Queue;
 use machine::clock::Clock;
 use machine::inspect::Inspect;
 use machine::memory::Memory;
+use machine::metrics::Reading;
 use machine::state::Saved;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -43,6 +44,11 @@ pub trait VirtioDevice: Send + Inspect + Saved {
     /// each time, with the queues that are enabled, and has to do with whichever they are.
     fn ring_reset(&self) -> bool {
         false
+    }
+
+    /// What the device counted and timed, over all its queues and all the times it was started.
+    fn readings(&self) -> Vec<Reading> {
+        Vec::new()
     }
 
     /// All handlers are gone and the driver resets the device: state set by the driver returns to its default.

@@ -4,10 +4,11 @@
 //! which flags there are.
 
 use crate::config::{
-    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
-    NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig,
-    RngConfig, VmConfig, console,
+    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
+    MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig,
+    RateLimitGroupConfig, RngConfig, VmConfig, console,
 };
+use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
@@ -92,9 +93,18 @@ struct Flags {
     /// A rate limit that several disks share.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     rate_limit_group: Vec<String>,
+    /// A socket for GDB, for which the machine waits before its first instruction.
+    #[arg(long, value_name = "KEYS")]
+    gdb: Option<String>,
     /// Write the log here instead of to standard error.
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
+    /// Write each line of the log as text or as JSON.
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    log_format: String,
+    /// Levels of single parts, such as virtio=debug,block=trace; the others are as -v says.
+    #[arg(long, value_name = "PART=LEVEL,...")]
+    log_levels: Option<String>,
     /// Log more: -v for information, -vv for debugging, -vvv for everything.
     #[arg(short, action = ArgAction::Count)]
     verbosity: u8,
@@ -134,10 +144,10 @@ pub enum Command {
 pub struct Run {
     /// The machine.
     pub config: VmConfig,
-    /// Where the log goes; standard error if not given.
-    pub log_file: Option<PathBuf>,
-    /// 0 warnings, 1 information, 2 debugging, 3 everything.
-    pub verbosity: u8,
+    /// Where a debugger comes in.
+    pub gdb: Option<GdbConfig>,
+    /// What is logged, where and how.
+    pub log: LogOptions,
     /// What a forbidden system call does.
     pub seccomp: Seccomp,
 }
@@ -191,7 +201,36 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     };
     let config = config(&flags)?;
     config.validate()?;
-    Ok(Command::Run(Box::new(Run { config, log_file: flags.log_file, verbosity: flags.verbosity, seccomp })))
+    let log = log_options(&flags)?;
+    let gdb = match flags.gdb.as_deref() {
+        None => None,
+        Some(text) => {
+            let gdb: GdbConfig = one("--gdb", Some(text))?;
+            if gdb.path.as_os_str().is_empty() {
+                return Err(UsageError(format!("--gdb {text}: path is missing; write --gdb path=SOCKET")));
+            }
+            Some(gdb)
+        }
+    };
+    Ok(Command::Run(Box::new(Run { config, gdb, log, seccomp })))
+}
+
+fn log_options(flags: &Flags) -> Result<LogOptions, UsageError> {
+    let format = match flags.log_format.as_str() {
+        "text" => Format::Text,
+        "json" => Format::Json,
+        other => return Err(UsageError(format!("--log-format {other}: write text or json"))),
+    };
+    let levels = match flags.log_levels.as_deref() {
+        None => Levels::default(),
+        Some(text) => text.parse().map_err(|()| {
+            let parts = crate::log::PARTS.join(", ");
+            UsageError(format!(
+                "--log-levels {text}: write PART=LEVEL, PART being one of {parts}, and LEVEL off, error, warn, info, debug or trace"
+            ))
+        })?,
+    };
+    Ok(LogOptions { file: flags.log_file.clone(), verbosity: flags.verbosity, levels, format })
 }
 
 fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
@@ -363,7 +402,7 @@ mod tests {
         let bucket = config.disks[2].rate_limiter_config.unwrap().bandwidth.unwrap();
         assert_eq!((bucket.size, bucket.refill_time), (1000, 100));
         assert_eq!(config.serial.mode, crate::config::ConsoleMode::File);
-        assert_eq!((run.verbosity, run.seccomp), (2, Seccomp::Log));
+        assert_eq!((run.log.verbosity, run.seccomp), (2, Seccomp::Log));
         let json = serde_json::to_value(&config).unwrap();
         assert_eq!(json["cpus"]["topology"]["packages"], 2, "the JSON form has cloud-hypervisor's names");
         assert_eq!(serde_json::from_value::<VmConfig>(json).unwrap(), config);

@@ -2,8 +2,9 @@
 
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
-    NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
+    MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig,
+    RngConfig,
 };
 use std::fmt::Write;
 
@@ -28,6 +29,7 @@ const ENTRIES: &[Entry] = &[
     entry::<NumaConfig>("numa", "--numa guest_numa_id=0,cpus=[0-1],memory_zones=[near],distances=[1@20]"),
     entry::<DiskConfig>("disk", "--disk path=root.img,num_queues=4,direct=on"),
     entry::<NetConfig>("net", "--net tap=tap0,mac=12:34:56:78:9a:bc"),
+    entry::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),

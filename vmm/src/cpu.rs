@@ -5,16 +5,18 @@
 //! paused, or waits for the machine thread to complete the effect of an access it made. A parked CPU is between two
 //! instructions, so that its state can be read and replaced.
 
+use crate::exits::{ExitCounters, ExitKind};
 use crate::message::{CpuFailure, Mailbox, Message};
 use anyhow::{Context, Result};
-use hypervisor::{Exit, Kick, SystemEvent, Vcpu};
+use hypervisor::{DebugStop, Exit, Kick, SystemEvent, Vcpu};
 use machine::bus::{BusHandle, BusReader};
 use machine::effect::Effect;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Something done to a CPU on its own thread, out of the guest.
 pub type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
@@ -32,37 +34,11 @@ pub struct Surroundings {
     pub mailbox: Mailbox,
 }
 
-/// How often a CPU came out of the guest, by kind.
-#[derive(Debug, Default)]
-pub struct ExitCounters {
-    /// Accesses to I/O ports.
-    pub port: AtomicU64,
-    /// Accesses to memory-mapped devices.
-    pub mmio: AtomicU64,
-    /// Accesses to addresses that no device has.
-    pub unclaimed: AtomicU64,
-    /// Kicks and signals.
-    pub interrupted: AtomicU64,
-    /// Everything else.
-    pub other: AtomicU64,
-}
-
-impl Inspect for ExitCounters {
-    fn inspect(&self) -> Value {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        json!({
-            "port": count(&self.port),
-            "mmio": count(&self.mmio),
-            "unclaimed": count(&self.unclaimed),
-            "interrupted": count(&self.interrupted),
-            "other": count(&self.other),
-        })
-    }
-}
-
 #[derive(Default)]
 struct State {
     paused: bool,
+    /// A debugger holds the CPU.
+    held: bool,
     ending: bool,
     /// Effects that are not complete. An instruction that makes several accesses may have several.
     effects: u32,
@@ -115,7 +91,7 @@ impl Control {
             if state.ending {
                 return false;
             }
-            if !state.paused && state.effects == 0 {
+            if !state.paused && !state.held && state.effects == 0 {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
                 return true;
@@ -180,6 +156,16 @@ impl CpuThread {
         self.control.direct(|state| state.paused = false);
     }
 
+    /// Asks the CPU to leave the guest and wait, for a debugger. It runs again when it is neither paused nor held.
+    pub fn hold(&self) {
+        self.control.direct(|state| state.held = true);
+    }
+
+    /// Undoes [`CpuThread::hold`].
+    pub fn release(&self) {
+        self.control.direct(|state| state.held = false);
+    }
+
     /// The maps changed: the CPU lets go of the old ones.
     pub fn refresh_maps(&self) {
         self.control.direct(|_| {});
@@ -203,7 +189,7 @@ impl CpuThread {
         self.control.lock().generation
     }
 
-    /// Performs `task` on the CPU's thread and returns its result. The CPU is paused.
+    /// Performs `task` on the CPU's thread, between two instructions, and returns its result.
     ///
     /// # Errors
     /// When the CPU has ended.
@@ -241,6 +227,18 @@ impl CpuThread {
     /// The exit counters.
     pub fn exits(&self) -> &ExitCounters {
         &self.control.exits
+    }
+
+    /// What it does and did.
+    pub fn inspect(&self) -> Value {
+        let state = self.control.lock();
+        json!({
+            "parked": state.parked,
+            "paused": state.paused,
+            "held": state.held,
+            "effects": state.effects,
+            "exits": self.control.exits.inspect(),
+        })
     }
 
     /// Ends the CPU's thread.
@@ -303,6 +301,11 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 control.attention.store(true, Ordering::Release);
                 mailbox.post(Message::Effect { cpu: id, generation, effect });
             }
+            Step::Debug(stop) => {
+                control.lock().held = true;
+                control.attention.store(true, Ordering::Release);
+                mailbox.post(Message::CpuStopped { cpu: id, stop });
+            }
             Step::Failed(reason) => {
                 let failure = CpuFailure { cpu: id, reason, registers: vcpu.describe() };
                 let mut state = control.lock();
@@ -324,6 +327,8 @@ enum Step {
     GoOn,
     /// The guest accessed a device, and this is to be changed.
     Access(Option<Effect>),
+    /// It stopped for a debugger.
+    Debug(DebugStop),
     /// It asked its firmware for this.
     Effect(Effect),
     Failed(String),
@@ -336,64 +341,80 @@ fn step(
     end_of_interrupt: &(dyn Fn(u8) + Send + Sync),
     exits: &ExitCounters,
 ) -> Step {
-    let count = |counter: &AtomicU64| {
-        counter.fetch_add(1, Ordering::Relaxed);
-    };
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(error) => return Step::Failed(error.to_string()),
     };
+    let start = Instant::now();
+    let (kind, step) = respond(exit, mmio, port, end_of_interrupt, exits);
+    exits.count(kind, start.elapsed());
+    step
+}
+
+/// Does what an exit of the guest asks for.
+fn respond(
+    exit: Exit<'_>,
+    mmio: &mut BusReader,
+    port: &mut BusReader,
+    end_of_interrupt: &(dyn Fn(u8) + Send + Sync),
+    exits: &ExitCounters,
+) -> (ExitKind, Step) {
     match exit {
         Exit::MmioWrite { address, data } => {
-            count(&exits.mmio);
-            let Some(effect) = mmio.bus().write(address, data) else {
-                count(&exits.unclaimed);
-                return Step::Access(None);
-            };
-            return Step::Access(effect);
+            let effect = mmio.bus().write(address, data);
+            if effect.is_none() {
+                exits.unclaimed.add(1);
+            }
+            (ExitKind::MmioWrite, Step::Access(effect.flatten()))
         }
         Exit::MmioRead { address, data } => {
-            count(&exits.mmio);
             if !mmio.bus().read(address, data) {
-                count(&exits.unclaimed);
+                exits.unclaimed.add(1);
             }
-            return Step::Access(None);
+            (ExitKind::MmioRead, Step::Access(None))
         }
         Exit::PortWrite { port: number, size, data } => {
-            count(&exits.port);
             let bus = port.bus();
             let mut effect = None;
             for unit in data.chunks_exact(usize::from(size)) {
                 match bus.write(u64::from(number), unit) {
                     Some(done) => effect = effect.or(done),
-                    None => count(&exits.unclaimed),
+                    None => {
+                        exits.unclaimed.add(1);
+                    }
                 }
             }
-            return Step::Access(effect);
+            (ExitKind::PortWrite, Step::Access(effect))
         }
         Exit::PortRead { port: number, size, data } => {
-            count(&exits.port);
             let bus = port.bus();
             for unit in data.chunks_exact_mut(usize::from(size)) {
                 if !bus.read(u64::from(number), unit) {
-                    count(&exits.unclaimed);
+                    exits.unclaimed.add(1);
                 }
             }
-            return Step::Access(None);
+            (ExitKind::PortRead, Step::Access(None))
         }
         Exit::EndOfInterrupt { vector } => {
-            count(&exits.other);
             end_of_interrupt(vector);
+            (ExitKind::EndOfInterrupt, Step::GoOn)
         }
-        Exit::Interrupted => count(&exits.interrupted),
-        Exit::Halted | Exit::Debug => count(&exits.other),
-        Exit::TripleFault => return Step::Failed("triple fault: the guest's CPU shut down".into()),
-        Exit::System(SystemEvent::PowerOff) => return Step::Effect(Effect::PowerOff),
-        Exit::System(SystemEvent::Reset) => return Step::Effect(Effect::Reset),
-        Exit::System(SystemEvent::Crash) => return Step::Effect(Effect::Panicked(1)),
-        Exit::Failed { reason } => return Step::Failed(reason),
+        Exit::Interrupted => (ExitKind::Interrupted, Step::GoOn),
+        Exit::Halted => (ExitKind::Other, Step::GoOn),
+        Exit::Debug(stop) => (ExitKind::Debug, Step::Debug(stop)),
+        Exit::TripleFault => {
+            (ExitKind::Other, Step::Failed("triple fault: the guest's CPU shut down".into()))
+        }
+        Exit::System(event) => {
+            let effect = match event {
+                SystemEvent::PowerOff => Effect::PowerOff,
+                SystemEvent::Reset => Effect::Reset,
+                SystemEvent::Crash => Effect::Panicked(1),
+            };
+            (ExitKind::Other, Step::Effect(effect))
+        }
+        Exit::Failed { reason } => (ExitKind::Other, Step::Failed(reason)),
     }
-    Step::GoOn
 }
 
 /// Makes the calling thread run on these host CPUs only.

@@ -7,11 +7,14 @@ pub mod config_help;
 pub mod console_thread;
 pub mod cpu;
 pub mod event;
+pub mod exits;
+pub mod gdb;
 pub mod host_pages;
 pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod message;
+pub mod metrics;
 pub mod monitor;
 pub mod seccomp;
 
@@ -28,12 +31,18 @@ use std::sync::Arc;
 /// When the machine cannot be built, or fails.
 pub fn run(run: cli::Run) -> Result<()> {
     limit_arenas();
-    log::start(run.log_file.as_deref(), run.verbosity)?;
+    log::start(run.log)?;
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let new_files = absent_output_files(&run.config);
     let mut monitor = Monitor::new(Arc::new(kvm))?;
+    if let Some(gdb) = run.gdb {
+        gdb::serve(&gdb.path, monitor.inbox())?;
+        if gdb.wait {
+            monitor.hold_for_debugger();
+        }
+    }
     monitor.boot(run.config).inspect_err(|_| {
         for path in &new_files {
             // It may not have come to be made.

@@ -1,15 +1,19 @@
-//! The log: one line an event, with the time since start.
+//! The log: one line an event, with the time since start, as text or as a JSON object.
 //!
 //! Much of what is logged a guest can bring about as often as it likes: each place in the program logs [`MOST`] lines in
 //! [`PERIOD`] and then only counts, so that no guest fills its host's disk or hides in the noise what else is logged. Who
 //! asked for debugging gets everything.
 
+use crate::metrics::Sample;
 use anyhow::{Context, Result};
+use machine::inspect::{Value, json};
+use machine::metrics::{Counter, Reading};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
@@ -24,12 +28,65 @@ const MOST: u32 = 10;
 /// What [`MOST`] counts for.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Starts logging to `path`, or to standard error. `verbosity` 0 is warnings, 1 information, 2 debugging, 3
-/// everything.
+/// How a line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+/// Levels of single crates, the others being as the verbosity says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Levels(Vec<(String, LevelFilter)>);
+
+impl FromStr for Levels {
+    type Err = ();
+
+    /// Reads `crate=level,crate=level`.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let level = |pair: &str| {
+            let (name, level) = pair.split_once('=').ok_or(())?;
+            let known = PARTS.contains(&name).then(|| name.to_owned()).ok_or(())?;
+            Ok((known, level.parse().map_err(|_| ())?))
+        };
+        text.split(',').map(level).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The crates that log.
+pub const PARTS: &[&str] = &["arch", "block", "devices", "hypervisor", "net", "pci", "virtio", "vmm"];
+
+/// What is logged, where and how.
+#[derive(Clone, Debug, Default)]
+pub struct LogOptions {
+    /// The file; standard error if not given.
+    pub file: Option<PathBuf>,
+    /// 0 is warnings, 1 information, 2 debugging, 3 everything.
+    pub verbosity: u8,
+    /// Levels of single crates.
+    pub levels: Levels,
+    /// How a line is written.
+    pub format: Format,
+}
+
+/// Lines left out since the process started.
+static LEFT_OUT: Counter = Counter::new();
+
+/// The log's own figures.
+pub fn sample() -> Sample {
+    let readings = vec![Reading::total("left_out", LEFT_OUT.get())];
+    Sample { key: "_log".to_owned(), kind: "log", labels: Vec::new(), readings }
+}
+
+/// Starts logging.
 ///
 /// # Errors
 /// When the file cannot be made.
-pub fn start(path: Option<&Path>, verbosity: u8) -> Result<()> {
+pub fn start(options: LogOptions) -> Result<()> {
+    let LogOptions { file: path, verbosity, levels, format } = options;
     let level = match verbosity {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
@@ -38,19 +95,21 @@ pub fn start(path: Option<&Path>, verbosity: u8) -> Result<()> {
     };
     let file = match path {
         Some(path) => {
-            let file = File::options().create(true).append(true).open(path);
+            let file = File::options().create(true).append(true).open(&path);
             Some(file.with_context(|| format!("--log-file {}", path.display()))?)
         }
         None => None,
     };
-    let log = Log { file, level, began: Instant::now(), places: Mutex::default() };
+    let log = Log { file, format, level, levels, began: Instant::now(), places: Mutex::default() };
     tracing::subscriber::set_global_default(log).context("the log has been started already")
 }
 
 struct Log {
     /// Standard error if there is none.
     file: Option<File>,
+    format: Format,
     level: LevelFilter,
+    levels: Levels,
     began: Instant,
     places: Mutex<HashMap<Identifier, Place>>,
 }
@@ -81,18 +140,29 @@ impl Place {
 
 impl Log {
     fn admit(&self, metadata: &Metadata<'_>, now: Duration) -> Option<u64> {
-        if *metadata.level() >= Level::DEBUG || self.level >= LevelFilter::DEBUG {
+        if *metadata.level() >= Level::DEBUG || self.level_of(metadata) >= LevelFilter::DEBUG {
             return Some(0);
         }
         let period = now.as_secs() / PERIOD.as_secs();
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.entry(metadata.callsite()).or_default().admit(period)
+        let admitted = places.entry(metadata.callsite()).or_default().admit(period);
+        if admitted.is_none() {
+            LEFT_OUT.add_shared(1);
+        }
+        admitted
+    }
+
+    /// The level of the crate that something is logged by.
+    fn level_of(&self, metadata: &Metadata<'_>) -> LevelFilter {
+        let part = metadata.target().split("::").next().unwrap_or_default();
+        let own = self.levels.0.iter().rev().find(|(name, _)| name == part);
+        own.map_or(self.level, |(_, level)| *level)
     }
 }
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= self.level
+        metadata.is_event() && *metadata.level() <= self.level_of(metadata)
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
@@ -100,14 +170,19 @@ impl Subscriber for Log {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level)
+        self.levels.0.iter().map(|(_, level)| *level).chain([self.level]).max()
     }
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
         let now = self.began.elapsed();
         let Some(left_out) = self.admit(metadata, now) else { return };
-        let line = line(now, metadata, left_out, |visitor| event.record(visitor));
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let line = match self.format {
+            Format::Text => line(now, metadata, left_out, fields),
+            Format::Json => object(now, metadata, left_out, fields),
+        };
         // A log that cannot be written is lost: no guest may end the machine by having something logged.
         let _ = match &self.file {
             Some(file) => { file }.write_all(line.as_bytes()),
@@ -126,13 +201,14 @@ impl Subscriber for Log {
 }
 
 /// `   1.234567s  WARN place: message key=value`, on one line whatever is in it.
-fn line(now: Duration, metadata: &Metadata<'_>, left_out: u64, record: impl FnOnce(&mut Fields)) -> String {
-    let mut fields = Fields::default();
-    record(&mut fields);
+fn line(now: Duration, metadata: &Metadata<'_>, left_out: u64, fields: Fields) -> String {
     let Fields { message, others } = fields;
-    let mut text = format!("{message}{others}");
-    if left_out > 0 {
+    let mut text = message;
+    for (name, value) in others {
         // Writing to a string cannot fail, here and below.
+        let _ = write!(text, " {name}={value}");
+    }
+    if left_out > 0 {
         let _ = write!(text, " ({left_out} more like this were not logged)");
     }
     let text = text.replace(|c: char| c.is_control(), " ");
@@ -140,18 +216,35 @@ fn line(now: Duration, metadata: &Metadata<'_>, left_out: u64, record: impl FnOn
     format!("{seconds:>11.6}s {level:>5} {place}: {text}\n")
 }
 
+/// The same as an object on a line: `time` in seconds, `level`, `target`, `message`, `fields`, and `left_out` if lines like this
+/// were.
+fn object(now: Duration, metadata: &Metadata<'_>, left_out: u64, fields: Fields) -> String {
+    let others = fields.others.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value)));
+    let mut object = json!({
+        "time": now.as_secs_f64(),
+        "level": metadata.level().as_str(),
+        "target": metadata.target(),
+        "message": fields.message,
+        "fields": others.collect::<Value>(),
+    });
+    if left_out > 0 {
+        object["left_out"] = left_out.into();
+    }
+    format!("{object}\n")
+}
+
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: String,
+    others: Vec<(&'static str, String)>,
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let _ = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.others, " {name}={value:?}"),
-        };
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.others.push((name, format!("{value:?}"))),
+        }
     }
 }
 
@@ -169,13 +262,46 @@ mod tests {
         assert_eq!((second.len(), second[0], second[1]), (MOST as usize, 990, 0));
     }
 
+    fn log(path: &std::path::Path, format: Format, levels: &str) -> Log {
+        Log {
+            file: Some(File::options().create(true).append(true).open(path).unwrap()),
+            format,
+            level: LevelFilter::WARN,
+            levels: levels.parse().unwrap(),
+            began: Instant::now(),
+            places: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn a_crate_has_its_own_level_and_a_line_can_be_an_object() {
+        let path = std::env::temp_dir().join(format!("vivarium-log-json-{}", std::process::id()));
+        tracing::subscriber::with_default(log(&path, Format::Json, "vmm=info,block=off"), || {
+            tracing::info!(disk = 3, reason = "\"quoted\"", "shown\nwhole");
+            tracing::debug!("not shown");
+            tracing::error!(target: "block::image", "not shown");
+            tracing::info!(target: "net", "not shown");
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let object: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&object["level"], &object["target"]), (&json!("INFO"), &json!("vmm::log::tests")));
+        assert_eq!(object["message"], "shown\nwhole");
+        assert_eq!(object["fields"]["disk"], "3");
+        for wrong in ["", "vmm", "vmm=loud", "nobody=info", "vmm=info,"] {
+            assert!(wrong.parse::<Levels>().is_err(), "{wrong}");
+        }
+    }
+
     #[test]
     fn a_line_has_the_message_first_and_stays_one_line() {
         let path = std::env::temp_dir().join(format!("vivarium-log-{}", std::process::id()));
         let file = File::options().create(true).append(true).open(&path).unwrap();
         let log = Log {
             file: Some(file),
+            format: Format::Text,
             level: LevelFilter::WARN,
+            levels: Levels::default(),
             began: Instant::now(),
             places: Mutex::default(),
         };

@@ -4,6 +4,8 @@
 //! carries that machine's number, so that what comes late from one that is gone is not taken for another's.
 
 use crate::api::Call;
+use crate::machine::Machine;
+use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
 use std::sync::mpsc;
 use virtio::device::QueueTask;
@@ -37,6 +39,13 @@ pub enum Message {
         /// What happened.
         failure: CpuFailure,
     },
+    /// A CPU stopped for the debugger; it is held.
+    CpuStopped {
+        /// The CPU.
+        cpu: u32,
+        /// Where and why.
+        stop: DebugStop,
+    },
     /// A worker gave back what it ran for a function.
     TasksStopped {
         /// The function.
@@ -57,6 +66,8 @@ pub enum Event {
     },
     /// The API asks for something.
     Call(Call),
+    /// A debugger asks something of the machine, if there is one.
+    Debugger(Box<dyn FnOnce(Option<&mut Machine>) + Send>),
     /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
     PowerButton,
     /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).

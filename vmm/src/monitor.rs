@@ -11,10 +11,11 @@ use crate::event::Events;
 use crate::machine::{Ended, Machine, Place, hotplug, resize};
 use crate::memory;
 use crate::message::{Event, Inbox};
+use crate::metrics;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::Result;
 use hypervisor::Hypervisor;
-use machine::inspect::Inspect;
+use machine::inspect::{Value, inspect_at};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -53,6 +54,8 @@ pub struct Monitor {
     /// Calls whose turn has not come.
     waiting: VecDeque<Call>,
     after_end: Option<AfterEnd>,
+    /// Machines wait for a debugger before their first instruction.
+    held: bool,
 }
 
 fn not_created() -> ApiError {
@@ -81,6 +84,7 @@ impl Monitor {
             machines: 0,
             waiting: VecDeque::new(),
             after_end: None,
+            held: false,
         })
     }
 
@@ -92,6 +96,11 @@ impl Monitor {
     /// Where it tells what happens.
     pub fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// Has machines wait for a debugger before their first instruction.
+    pub fn hold_for_debugger(&mut self) {
+        self.held = true;
     }
 
     /// Builds the machine of `config` and lets it run.
@@ -108,6 +117,9 @@ impl Monitor {
             events: self.events.clone(),
         };
         let mut machine = Machine::new(config, place)?;
+        if self.held {
+            machine.hold_for_debugger();
+        }
         machine.start();
         self.vm = Vm::Booted(Box::new(machine));
         self.events.emit("vm", "booted");
@@ -174,6 +186,13 @@ impl Monitor {
                 _ => Ok(None),
             },
             Event::Call(call) => self.call(call),
+            Event::Debugger(ask) => {
+                ask(match &mut self.vm {
+                    Vm::Booted(machine) => Some(machine),
+                    _ => None,
+                });
+                Ok(None)
+            }
             Event::PowerButton => {
                 if let Vm::Booted(machine) = &self.vm {
                     machine.press_power_button();
@@ -301,7 +320,9 @@ impl Monitor {
                 machine.press_power_button();
                 respond(Ok(Reply::Done));
             }
-            Request::Inspect(_) => respond(Ok(Reply::Json(machine.inspect()))),
+            Request::Inspect(inspect) => machine.inspect_all(move |tree| respond(part(&tree, &inspect.path))),
+            Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
+            Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
             request @ (Request::AddDisk(_) | Request::AddNet(_)) => {
                 respond(machine.add_device(&with_files(request, &files)));
             }
@@ -417,6 +438,18 @@ fn with_files(request: Request, files: &[std::os::fd::OwnedFd]) -> Request {
             Request::AddNet(net)
         }
         request => request,
+    }
+}
+
+/// The part of the live tree that was asked for.
+fn part(tree: &Value, path: &str) -> Answer {
+    match inspect_at(tree, path) {
+        Some(part) => Ok(Reply::Json(part.clone())),
+        None => {
+            let names: Vec<_> = tree.as_object().into_iter().flat_map(|tree| tree.keys().cloned()).collect();
+            let reason = format!("path {path}: there is nothing; paths begin with {}", names.join(", "));
+            Err(ApiError { field: Some("path".to_owned()), ..ApiError::new(ErrorKind::NotFound, reason) })
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub enum ThreadKind {
     Worker,
     /// Carries console bytes and hears signals.
     Console,
+    /// Serves a debugger.
+    Debugger,
 }
 
 /// A call that is allowed, with the ioctl requests if it is `ioctl`, and why.
@@ -199,6 +201,16 @@ const TAP_REQUESTS: &[u64] = &[0x4004_54d0, 0x4004_54d9];
 /// `BLKDISCARD`.
 const BLOCK_REQUESTS: &[u64] = &[0x1277];
 
+const DEBUGGER: &[Allowed] = &[
+    call(libc::SYS_accept4, "a debugger comes"),
+    call(libc::SYS_fcntl, "a second descriptor of its socket"),
+    call(libc::SYS_recvfrom, "what it says"),
+    call(libc::SYS_sendto, "what it is told"),
+    call(libc::SYS_poll, "waiting for it or for the machine to stop"),
+    call(libc::SYS_ppoll, "waiting for it or for the machine to stop"),
+    call(libc::SYS_eventfd2, "by which the machine tells that it stopped"),
+];
+
 const CONSOLE: &[Allowed] = &[
     call(libc::SYS_epoll_wait, "waiting for consoles"),
     call(libc::SYS_epoll_pwait, "waiting for consoles"),
@@ -255,6 +267,7 @@ fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
         ThreadKind::Cpu => &[COMMON, CPU],
         ThreadKind::Worker => &[COMMON, WORKER],
         ThreadKind::Console => &[COMMON, CONSOLE],
+        ThreadKind::Debugger => &[COMMON, DEBUGGER],
     }
 }
 
@@ -330,6 +343,7 @@ mod tests {
             (ThreadKind::Cpu, libc::SYS_futex, libc::SYS_openat),
             (ThreadKind::Worker, libc::SYS_io_uring_enter, libc::SYS_openat),
             (ThreadKind::Console, libc::SYS_accept4, libc::SYS_execve),
+            (ThreadKind::Debugger, libc::SYS_accept4, libc::SYS_openat),
             (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_openat),
             (ThreadKind::Control, libc::SYS_openat, libc::SYS_execve),
         ] {

@@ -4,5 +4,6 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod layout;
+pub mod paging;
 pub mod reset_vector;
 pub mod smbios;

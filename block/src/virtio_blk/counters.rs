@@ -1,16 +1,20 @@
 //! What a queue did, for looking at.
 
-use machine::inspect::{Inspect, Value, json};
-use std::sync::atomic::{AtomicU64, Ordering};
+use machine::metrics::{Counter, Histogram, Reading};
+use std::sync::Arc;
 
 /// Counters of one queue. One thread counts, others read.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) reads: Counter,
     pub(super) read_bytes: Counter,
+    /// From when a request was taken to when it was answered.
+    pub(super) read_latency: Histogram,
     pub(super) writes: Counter,
     pub(super) write_bytes: Counter,
+    pub(super) write_latency: Histogram,
     pub(super) flushes: Counter,
+    pub(super) flush_latency: Histogram,
     pub(super) discards: Counter,
     pub(super) discard_bytes: Counter,
     pub(super) write_zeroes: Counter,
@@ -26,41 +30,51 @@ pub(super) struct Counters {
     pub(super) throttled: Counter,
 }
 
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+machine::inspect!(Counters {
+    reads,
+    read_bytes,
+    read_latency,
+    writes,
+    write_bytes,
+    write_latency,
+    flushes,
+    flush_latency,
+    discards,
+    discard_bytes,
+    write_zeroes,
+    write_zeroes_bytes,
+    get_ids,
+    io_errors,
+    no_space,
+    refused,
+    throttled
+});
 
-impl Counter {
-    /// Adds, by the one thread that does. Returns the sum.
-    pub(super) fn add(&self, number: u64) -> u64 {
-        // Not an atomic addition, which would cost more: there is one writer.
-        let sum = self.get().wrapping_add(number);
-        self.0.store(sum, Ordering::Relaxed);
-        sum
-    }
-
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Inspect for Counters {
-    fn inspect(&self) -> Value {
-        json!({
-            "reads": self.reads.get(),
-            "read_bytes": self.read_bytes.get(),
-            "writes": self.writes.get(),
-            "write_bytes": self.write_bytes.get(),
-            "flushes": self.flushes.get(),
-            "discards": self.discards.get(),
-            "discard_bytes": self.discard_bytes.get(),
-            "write_zeroes": self.write_zeroes.get(),
-            "write_zeroes_bytes": self.write_zeroes_bytes.get(),
-            "get_ids": self.get_ids.get(),
-            "io_errors": self.io_errors.get(),
-            "no_space": self.no_space.get(),
-            "refused": self.refused.get(),
-            "throttled": self.throttled.get(),
-        })
-    }
+/// What the queues of a disk counted together, for the metrics.
+pub(super) fn readings(queues: &[Arc<Counters>]) -> Vec<Reading> {
+    let total = |name, counter: fn(&Counters) -> &Counter| {
+        let numbers = queues.iter().map(|counters| counter(counters).get());
+        Reading::total(name, numbers.fold(0, u64::wrapping_add))
+    };
+    let latency = |name, histogram: fn(&Counters) -> &Histogram| {
+        Reading::latency(name, queues.iter().map(|counters| histogram(counters)))
+    };
+    vec![
+        total("read_ops", |counters| &counters.reads),
+        total("read_bytes", |counters| &counters.read_bytes),
+        latency("read_latency", |counters| &counters.read_latency),
+        total("write_ops", |counters| &counters.writes),
+        total("write_bytes", |counters| &counters.write_bytes),
+        latency("write_latency", |counters| &counters.write_latency),
+        total("flush_ops", |counters| &counters.flushes),
+        latency("flush_latency", |counters| &counters.flush_latency),
+        total("discard_ops", |counters| &counters.discards),
+        total("discard_bytes", |counters| &counters.discard_bytes),
+        total("write_zeroes_ops", |counters| &counters.write_zeroes),
+        total("write_zeroes_bytes", |counters| &counters.write_zeroes_bytes),
+        total("io_errors", |counters| &counters.io_errors),
+        total("no_space", |counters| &counters.no_space),
+        total("refused", |counters| &counters.refused),
+        total("throttled", |counters| &counters.throttled),
+    ]
 }

@@ -4,6 +4,7 @@ use super::Shared;
 use super::counters::Counters;
 use super::request::{self, HEADER, Parsed, Status};
 use crate::image::{Completed, Request, Stream};
+use machine::clock::Clock;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::RawFd;
@@ -26,6 +27,9 @@ pub(super) struct BlockHandler {
     counters: Arc<Counters>,
     /// The driver can flush: without it, writes must always be stable.
     can_flush: bool,
+    clock: Arc<dyn Clock>,
+    /// What time it is for the requests being started or answered: looked at once for a batch.
+    now: u64,
     /// Dropped after the stream, which may still use the memory that their chains keep mapped.
     slots: Vec<Slot>,
     /// Slots without a request, the one used last at the end: its memory is warm.
@@ -44,6 +48,8 @@ pub(super) struct BlockHandler {
 struct Slot {
     chain: Chain,
     doing: Doing,
+    /// When it was taken, in monotonic nanoseconds.
+    since: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +90,7 @@ impl BlockHandler {
         shared: Arc<Shared>,
         counters: Arc<Counters>,
         can_flush: bool,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let size = queue.size();
         Self {
@@ -92,6 +99,8 @@ impl BlockHandler {
             shared,
             counters,
             can_flush,
+            clock,
+            now: 0,
             slots: std::iter::repeat_with(Slot::default).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
             segments: Vec::new(),
@@ -147,6 +156,7 @@ impl BlockHandler {
     fn start(&mut self, tag: u16, parsed: Parsed, room: u64) {
         let stable = self.write_through();
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
+        slot.since = self.now;
         self.segments.clear();
         let request = match parsed {
             Parsed::Read { offset, length } => {
@@ -219,6 +229,7 @@ impl BlockHandler {
     fn completed(&mut self, Completed { tag, result }: Completed) {
         let Some(slot) = self.slots.get(usize::from(tag)) else { return };
         let doing = slot.doing;
+        let took = self.now.saturating_sub(slot.since);
         if let Err(error) = result {
             self.count_error(doing, &error);
             return self.answer(tag, Status::IoError, 0);
@@ -233,15 +244,18 @@ impl BlockHandler {
             Doing::Read { length } => {
                 self.counters.reads.add(1);
                 self.counters.read_bytes.add(length);
+                self.counters.read_latency.record(took);
                 self.answer(tag, Status::Ok, length);
             }
             Doing::Write { length, .. } => {
                 self.counters.writes.add(1);
                 self.counters.write_bytes.add(length);
+                self.counters.write_latency.record(took);
                 self.answer(tag, Status::Ok, 0);
             }
             Doing::Flush => {
                 self.counters.flushes.add(1);
+                self.counters.flush_latency.record(took);
                 self.answer(tag, Status::Ok, 0);
             }
             Doing::Ranges { .. } => self.next_range(tag),
@@ -287,9 +301,16 @@ impl BlockHandler {
     }
 
     fn take_completed(&mut self) {
+        let Some(first) = self.stream.complete() else { return };
+        self.look_at_clock();
+        self.completed(first);
         while let Some(completed) = self.stream.complete() {
             self.completed(completed);
         }
+    }
+
+    fn look_at_clock(&mut self) {
+        self.now = self.clock.monotonic_ns();
     }
 
     fn tell_driver(&mut self) {
@@ -313,6 +334,7 @@ impl QueueHandler for BlockHandler {
         self.throttled = None;
         let mut progress = Progress::More;
         let mut batch = 0_u32;
+        self.look_at_clock();
         for _ in 0..BUDGET {
             match self.start_next() {
                 Started::Yes => {
@@ -322,6 +344,7 @@ impl QueueHandler for BlockHandler {
                         self.stream.kick();
                         self.take_completed();
                         self.queue.flush();
+                        self.look_at_clock();
                     }
                     continue;
                 }

@@ -13,6 +13,7 @@ use config::{FLUSH, Space};
 use counters::Counters;
 use handler::BlockHandler;
 use machine::inspect::{Inspect, Value, json};
+use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -232,7 +233,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
-        let Activation { features, queues, config_changed, .. } = activation;
+        let Activation { features, queues, config_changed, clock, .. } = activation;
         if queues.first().is_none_or(|(index, _)| *index != 0) {
             return Err(ActivateError::QueueMissing(0));
         }
@@ -249,6 +250,7 @@ impl VirtioDevice for Block {
                 Arc::clone(&self.shared),
                 Arc::clone(counters),
                 features & FLUSH != 0,
+                Arc::clone(&clock),
             );
             tasks.push(QueueTask {
                 name: format!("q{index}"),
@@ -258,6 +260,10 @@ impl VirtioDevice for Block {
         }
         *self.shared.config_changed() = Some(config_changed);
         Ok(tasks)
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        counters::readings(&self.counters)
     }
 
     fn reset(&mut self) {

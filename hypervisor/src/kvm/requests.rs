@@ -51,6 +51,8 @@ pub const CPU_STATE: &[u64] = {
         request::<kvm_mp_state>(IN, 0x99),
         // NMI.
         request::<()>(NONE, 0x9a),
+        // What a debugger asks for.
+        request::<kvm_guest_debug>(IN, 0x9b),
         request::<kvm_vcpu_events>(OUT, 0x9f),
         request::<kvm_vcpu_events>(IN, 0xa0),
         request::<kvm_debugregs>(OUT, 0xa1),
@@ -110,6 +112,7 @@ mod tests {
             0x4400_ae8f,
             0x8004_ae98,
             0x4004_ae99,
+            0x4048_ae9b,
             0x8040_ae9f,
             0x4040_aea0,
             0x4080_aea2,

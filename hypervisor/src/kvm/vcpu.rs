@@ -2,9 +2,11 @@
 
 use super::kick::KickTarget;
 use crate::{Error, Exit, Kick, Result, SystemEvent, Vcpu};
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::KVM_EXIT_DEBUG;
 use kvm_bindings::{
-    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
     kvm_run,
 };
@@ -21,13 +23,23 @@ pub(super) struct KvmVcpu {
     pub(super) id: u32,
     pub(super) fd: VcpuFd,
     pub(super) vm: Arc<VmFd>,
+    /// What a debugger asked for.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) debug: kvm_bindings::kvm_guest_debug,
     kick: Arc<KickTarget>,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, vm: Arc<VmFd>) -> io::Result<Self> {
         let kick = Arc::new(KickTarget::new(&fd)?);
-        Ok(Self { id, fd, vm, kick })
+        Ok(Self {
+            id,
+            fd,
+            vm,
+            #[cfg(target_arch = "x86_64")]
+            debug: kvm_bindings::kvm_guest_debug::default(),
+            kick,
+        })
     }
 
     /// What failed on this CPU.
@@ -140,7 +152,11 @@ fn decode(run: &mut kvm_run) -> Exit<'_> {
         }
         KVM_EXIT_HLT => Exit::Halted,
         KVM_EXIT_SHUTDOWN => Exit::TripleFault,
-        KVM_EXIT_DEBUG => Exit::Debug,
+        #[cfg(target_arch = "x86_64")]
+        KVM_EXIT_DEBUG => {
+            // SAFETY: as above.
+            Exit::Debug(super::x86_64::debug_stop(&unsafe { run.__bindgen_anon_1.debug }.arch))
+        }
         KVM_EXIT_SYSTEM_EVENT => {
             // SAFETY: as above.
             let kind = unsafe { run.__bindgen_anon_1.system_event.type_ };

@@ -5,13 +5,15 @@ use crate::x86_64::{
     CpuidEntry, DebugRegs, Fpu, IOAPIC_PINS, LapicState, MpState, Msr, RESERVED_START, Regs, Sregs,
     VcpuEvents, VcpuState, Xcrs,
 };
-use crate::{Error, Result};
+use crate::{DebugCause, DebugStop, Error, GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_MAX_CPUID_ENTRIES,
     KVM_MAX_MSR_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, Msrs, Xsave, kvm_cpuid_entry2, kvm_enable_cap, kvm_mp_state, kvm_msr_entry,
-    kvm_xsave,
+    KVM_X2APIC_API_USE_32BIT_IDS, Msrs, Xsave, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_enable_cap,
+    kvm_guest_debug, kvm_mp_state, kvm_msr_entry, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VmFd};
 use std::io;
@@ -245,13 +247,99 @@ impl VcpuState for KvmVcpu {
         self.refused("set the TSC frequency", self.fd.set_tsc_khz(khz))
     }
 
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
+        self.debug = kvm_guest_debug::default();
+        if let Some(debug) = debug {
+            let mut control = KVM_GUESTDBG_ENABLE;
+            if debug.software_breakpoints {
+                control |= KVM_GUESTDBG_USE_SW_BP;
+            }
+            if debug.single_step {
+                // Where it can be, interrupts are held back: each step would else lead into the timer's handler.
+                let flags = self.vm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+                control |= KVM_GUESTDBG_SINGLESTEP | flags.cast_unsigned() & KVM_GUESTDBG_BLOCKIRQ;
+            }
+            if !debug.hardware_breakpoints.is_empty() {
+                control |= KVM_GUESTDBG_USE_HW_BP;
+                self.debug.arch.debugreg = debug_registers(&debug.hardware_breakpoints);
+            }
+            self.debug.control = control;
+        }
+        self.refused("set breakpoints and single steps", self.fd.set_guest_debug(&self.debug))
+    }
+
+    fn inject_breakpoint(&mut self) -> Result<()> {
+        let mut debug = self.debug;
+        debug.control |= KVM_GUESTDBG_INJECT_BP;
+        self.refused("raise a breakpoint exception", self.fd.set_guest_debug(&debug))
+    }
+
     fn nmi(&self) -> Result<()> {
         self.refused("raise an NMI", self.fd.nmi())
     }
 }
 
+/// The debug registers that watch these: DR0 to DR3 the addresses, DR7 what is watched (Intel SDM 3, 18.2.4).
+fn debug_registers(breakpoints: &[HardwareBreakpoint]) -> [u64; 8] {
+    const DR7: usize = 7;
+    /// Bit 10 is always set; GE asks for exact data breakpoints.
+    const FIXED: u64 = 1 << 10 | 1 << 9;
+    let mut registers = [0; 8];
+    registers[DR7] = FIXED;
+    for (index, breakpoint) in breakpoints.iter().enumerate().take(4) {
+        let access = match breakpoint.access {
+            WatchedAccess::Execute => 0,
+            WatchedAccess::Write => 1,
+            WatchedAccess::ReadWrite => 3,
+        };
+        let length = match (breakpoint.access, breakpoint.length) {
+            (WatchedAccess::Execute, _) => 0,
+            (_, 8) => 2,
+            (_, length) => u64::from(length).saturating_sub(1),
+        };
+        registers[index] = breakpoint.address;
+        registers[DR7] |= 2 << (index * 2) | (access | length << 2) << (16 + index * 4);
+    }
+    registers
+}
+
+/// Why the CPU stopped for the debugger.
+pub(super) fn debug_stop(exit: &kvm_debug_exit_arch) -> DebugStop {
+    /// The breakpoint exception.
+    const BP: u32 = 3;
+    /// DR6: the breakpoint registers that matched, and whether it was a single step.
+    const MATCHED: u64 = 0xf;
+    const STEP: u64 = 1 << 14;
+    let cause = if exit.exception == BP {
+        DebugCause::Software
+    } else if exit.dr6 & MATCHED != 0 && exit.dr6 & STEP == 0 {
+        DebugCause::Hardware((exit.dr6 & MATCHED).trailing_zeros() as u8)
+    } else {
+        DebugCause::Step
+    };
+    DebugStop { address: exit.pc, cause }
+}
+
 impl KvmVcpu {
     fn msr_list(&self, entries: &[kvm_msr_entry]) -> Result<Msrs> {
         Msrs::from_entries(entries).map_err(|error| self.invalid("list MSRs", format!("{error:?}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn breakpoints_are_put_into_the_debug_registers() {
+        let breakpoint = |address, length, access| HardwareBreakpoint { address, length, access };
+        let registers = debug_registers(&[
+            breakpoint(0x1000, 1, WatchedAccess::Execute),
+            breakpoint(0x2000, 8, WatchedAccess::Write),
+            breakpoint(0x3000, 4, WatchedAccess::ReadWrite),
+            breakpoint(0x4000, 2, WatchedAccess::Write),
+        ]);
+        assert_eq!(registers[..4], [0x1000, 0x2000, 0x3000, 0x4000]);
+        assert_eq!(registers[7], 0x5f90_06aa);
     }
 }

@@ -2,10 +2,10 @@
 //! it.
 
 use super::vcpu::SimVcpu;
-use crate::Result;
 use crate::x86_64::{
     CpuidEntry, DebugRegs, Fpu, LapicState, MpState, Msr, Regs, Sregs, VcpuEvents, VcpuState, Xcrs,
 };
+use crate::{GuestDebug, Result};
 use std::collections::BTreeMap;
 
 /// Words in the XSAVE area.
@@ -24,6 +24,7 @@ pub(super) struct Registers {
     lapic: LapicState,
     events: VcpuEvents,
     debug: DebugRegs,
+    guest_debug: Option<GuestDebug>,
     tsc_khz: u32,
 }
 
@@ -39,6 +40,7 @@ impl Default for Registers {
             lapic: LapicState::default(),
             events: VcpuEvents::default(),
             debug: DebugRegs::default(),
+            guest_debug: None,
             tsc_khz: TSC_KHZ,
         }
     }
@@ -174,6 +176,17 @@ impl VcpuState for SimVcpu {
 
     fn set_tsc_khz(&mut self, khz: u32) -> Result<()> {
         self.registers.tsc_khz = khz;
+        Ok(())
+    }
+
+    /// Kept, and without effect: a program has no instructions to stop at.
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
+        self.registers.guest_debug = debug.cloned();
+        Ok(())
+    }
+
+    fn inject_breakpoint(&mut self) -> Result<()> {
+        self.lane.change(|state| state.pending.insert(3, false));
         Ok(())
     }
 

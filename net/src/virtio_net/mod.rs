@@ -18,6 +18,7 @@ use crate::features::Features;
 use crate::link::Link;
 use crate::mac::MacAddress;
 use machine::inspect::{Inspect, Value, json};
+use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde_json::Map;
 use state::{Counters, Shared};
@@ -330,6 +331,10 @@ impl VirtioDevice for Net {
             tasks.push(task("ctrl".to_owned(), index, handler));
         }
         Ok(tasks)
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        state::readings(&self.receive_counters, &self.transmit_counters)
     }
 
     fn ring_reset(&self) -> bool {

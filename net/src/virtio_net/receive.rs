@@ -5,7 +5,7 @@
 //! buffers, packets wait in the link.
 
 use super::header;
-use super::state::{Counters, Shared, count};
+use super::state::{Counters, Shared};
 use crate::features::Features;
 use crate::link::{Interest, Link, Readiness};
 use machine::doorbell::Doorbell;
@@ -148,13 +148,13 @@ impl Receive {
         self.paid = false;
         self.owed = length;
         if length < header::MIN_FRAME.saturating_add(header::SIZE as u64) {
-            count(&self.counters.malformed, 1);
+            self.counters.malformed.add(1);
         } else if length > capacity || !self.shared.link_up.load(Ordering::Relaxed) {
-            count(&self.counters.dropped, 1);
+            self.counters.dropped.add(1);
         } else {
             self.deliver(length);
-            count(&self.counters.packets, 1);
-            count(&self.counters.bytes, length.saturating_sub(header::SIZE as u64));
+            self.counters.packets.add(1);
+            self.counters.bytes.add(length.saturating_sub(header::SIZE as u64));
         }
         Ok(Taken::Packet)
     }
@@ -177,7 +177,7 @@ impl Receive {
                     break;
                 }
                 refused = refused.saturating_add(1);
-                count(&self.counters.malformed, 1);
+                self.counters.malformed.add(1);
                 self.use_first(0);
                 continue;
             }
@@ -238,7 +238,7 @@ impl Receive {
     /// The link does not work any more, or not for this queue pair.
     fn link_error(&mut self, error: Option<&io::Error>) -> Waiting {
         if self.shared.is_active(self.pair) && !self.link_failed {
-            count(&self.counters.link_errors, 1);
+            self.counters.link_errors.add(1);
             match error {
                 Some(error) => tracing::warn!(pair = self.pair, %error, "a network link failed"),
                 None => tracing::warn!(pair = self.pair, "the other end of a network link is gone"),

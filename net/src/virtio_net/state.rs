@@ -3,11 +3,11 @@
 use crate::features::Features;
 use crate::mac::MacAddress;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Value, json};
+use machine::metrics::{Counter, Reading};
 use machine::state::SavedFields;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use virtio::device::ConfigChange;
 
 /// What may change while the device runs. Each part is read by itself: nothing depends on two of them agreeing.
@@ -106,33 +106,36 @@ const NEGOTIATED: u64 = u64::MAX;
 /// What one queue has done. Only its handler counts.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) packets: AtomicU64,
-    pub(super) bytes: AtomicU64,
+    pub(super) packets: Counter,
+    pub(super) bytes: Counter,
     /// Packets for which there was no room, or no link.
-    pub(super) dropped: AtomicU64,
+    pub(super) dropped: Counter,
     /// Packets or buffers that make no sense.
-    pub(super) malformed: AtomicU64,
+    pub(super) malformed: Counter,
     /// Packets the link refused, and failures of the link.
-    pub(super) link_errors: AtomicU64,
+    pub(super) link_errors: Counter,
 }
 
-/// Adds to a counter.
-pub(super) fn count(counter: &AtomicU64, by: u64) {
-    // Plainly, since there is one writer.
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
-}
+machine::inspect!(Counters { packets, bytes, dropped, malformed, link_errors });
 
-impl Counters {
-    pub(super) fn inspect(&self) -> Value {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        json!({
-            "packets": value(&self.packets),
-            "bytes": value(&self.bytes),
-            "dropped": value(&self.dropped),
-            "malformed": value(&self.malformed),
-            "link_errors": value(&self.link_errors),
-        })
-    }
+/// What the queues of a network device counted together, for the metrics.
+pub(super) fn readings(receive: &[Arc<Counters>], transmit: &[Arc<Counters>]) -> Vec<Reading> {
+    let total = |name, queues: &[Arc<Counters>], counter: fn(&Counters) -> &Counter| {
+        let numbers = queues.iter().map(|counters| counter(counters).get());
+        Reading::total(name, numbers.fold(0, u64::wrapping_add))
+    };
+    vec![
+        total("rx_frames", receive, |counters| &counters.packets),
+        total("rx_bytes", receive, |counters| &counters.bytes),
+        total("rx_dropped", receive, |counters| &counters.dropped),
+        total("rx_malformed", receive, |counters| &counters.malformed),
+        total("rx_link_errors", receive, |counters| &counters.link_errors),
+        total("tx_frames", transmit, |counters| &counters.packets),
+        total("tx_bytes", transmit, |counters| &counters.bytes),
+        total("tx_dropped", transmit, |counters| &counters.dropped),
+        total("tx_malformed", transmit, |counters| &counters.malformed),
+        total("tx_link_errors", transmit, |counters| &counters.link_errors),
+    ]
 }
 
 /// The saved state of a network device. Whether the cable is plugged in is not in it: that is a setting of the host's.

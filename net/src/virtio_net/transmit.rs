@@ -4,7 +4,7 @@
 //! full link has no room for waits in the ring.
 
 use super::header;
-use super::state::{Counters, Shared, count};
+use super::state::{Counters, Shared};
 use crate::features::Features;
 use crate::link::{Interest, Link, Readiness};
 use machine::inspect::{Inspect, Value, json};
@@ -104,21 +104,23 @@ impl Transmit {
     /// Deals with the packet in `chain`. `false`: the link has no room for it.
     fn send(&mut self) -> bool {
         if !self.prepare() {
-            count(&self.counters.malformed, 1);
+            self.counters.malformed.add(1);
             return true;
         }
         if !self.shared.link_up.load(Ordering::Relaxed) {
-            count(&self.counters.dropped, 1);
+            self.counters.dropped.add(1);
             return true;
         }
         // SAFETY: the segments are of a chain of the queue, which keeps its memory mapped, and of `header`.
         match unsafe { self.link.send(&self.segments) } {
             Ok(length) => {
-                count(&self.counters.packets, 1);
-                count(&self.counters.bytes, (length as u64).saturating_sub(header::SIZE as u64));
+                self.counters.packets.add(1);
+                self.counters.bytes.add((length as u64).saturating_sub(header::SIZE as u64));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => count(&self.counters.link_errors, 1),
+            Err(_) => {
+                self.counters.link_errors.add(1);
+            }
         }
         true
     }

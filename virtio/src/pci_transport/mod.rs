@@ -24,7 +24,7 @@ mod saved;
 
 use crate::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
 use crate::features::Features;
-use crate::queue::{MAX_SIZE, Queue, QueueError, QueueState};
+use crate::queue::{MAX_SIZE, Queue, QueueCounters, QueueError, QueueState};
 use absent::Absent;
 use interrupts::{Interrupts, QueueInterrupt};
 use machine::clock::Clock;
@@ -195,6 +195,7 @@ pub struct VirtioPci {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
+    counters: Vec<Arc<QueueCounters>>,
     /// Queue handlers are out.
     running: bool,
     /// The device was started since its last reset, which then has to do with the host too: that is not done on a CPU.
@@ -244,6 +245,7 @@ impl VirtioPci {
             driver_feature_select: 0,
             driver_features: 0,
             queue_select: 0,
+            counters: sizes.iter().map(|_| Arc::default()).collect(),
             queues: sizes.into_iter().map(QueueRegisters::new).collect(),
             running: false,
             started: false,
@@ -273,6 +275,11 @@ impl VirtioPci {
     pub fn config_change(&self) -> ConfigChange {
         let interrupts = Arc::clone(&self.interrupts);
         ConfigChange::new(move || interrupts.config_changed())
+    }
+
+    /// What each queue counted, by its index.
+    pub fn queue_counters(&self) -> &[Arc<QueueCounters>] {
+        &self.counters
     }
 
     /// The bells of `task`'s queues, to wake its worker.
@@ -369,7 +376,9 @@ impl VirtioPci {
             let events = Arc::new(QueueInterrupt { interrupts: Arc::clone(&self.interrupts), queue });
             let made =
                 Queue::new(&registers.state(packed), self.driver_features, Arc::clone(&self.memory), events);
-            Ok((queue, made.map_err(|source| StartError::Queue { queue, source })?))
+            let made = made.map_err(|source| StartError::Queue { queue, source })?;
+            let counters = self.counters.get(usize::from(queue)).cloned().unwrap_or_default();
+            Ok((queue, made.counting(counters)))
         };
         enabled.map(make).collect()
     }

@@ -181,6 +181,7 @@ impl Inspect for VirtioPci {
                 "driver_area": format!("{:#x}", registers.driver_area),
                 "device_area": format!("{:#x}", registers.device_area),
                 "progress": registers.progress,
+                "counters": self.counters.get(usize::from(queue)).map(|counters| counters.inspect()),
             })
         };
         json!({
@@ -194,7 +195,7 @@ impl Inspect for VirtioPci {
             "config_changes": self.interrupts.config_changes.load(Ordering::Relaxed),
             "offered_features": format!("{:#x}", self.offered_features()),
             "driver_features": format!("{:#x}", self.driver_features),
-            "queues": self.queues.iter().zip(0..).map(queue).collect::<Vec<_>>(),
+            "queue": self.queues.iter().zip(0..).map(queue).collect::<Vec<_>>(),
             "pci": self.config.inspect(),
             "device": self.device.inspect(),
         })

@@ -3,9 +3,12 @@
 //! Everything in a ring is the guest's to change at any time. Each descriptor is read once, and what was read is checked
 //! before it is used. A ring that makes no sense breaks its queue until the driver resets it.
 
+mod counters;
 mod descriptor;
 mod packed;
 mod split;
+
+pub use counters::QueueCounters;
 
 use crate::chain::{Chain, Token};
 use crate::features::Features;
@@ -143,14 +146,6 @@ macro_rules! each {
     };
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    popped: u64,
-    used: u64,
-    interrupts: u64,
-    interrupts_suppressed: u64,
-}
-
 /// A virtqueue in operation, owned by whoever runs it.
 ///
 /// At most [`size`](Self::size) chains are popped and not yet pushed at any time, whatever the driver does.
@@ -163,7 +158,7 @@ pub struct Queue {
     /// Ring slots popped and not yet pushed.
     in_flight: u16,
     error: Option<QueueError>,
-    counters: Counters,
+    counters: Arc<QueueCounters>,
 }
 
 impl Queue {
@@ -196,8 +191,15 @@ impl Queue {
             indirect: features.contains(Features::INDIRECT_DESC),
             in_flight: 0,
             error: None,
-            counters: Counters::default(),
+            counters: Arc::default(),
         })
+    }
+
+    /// Has the queue count here, where others look.
+    #[must_use]
+    pub fn counting(mut self, counters: Arc<QueueCounters>) -> Self {
+        self.counters = counters;
+        self
     }
 
     /// Number of entries.
@@ -233,7 +235,7 @@ impl Queue {
             return Err(QueueError::InFlight);
         }
         self.in_flight = in_flight;
-        self.counters.popped = self.counters.popped.wrapping_add(1);
+        self.counters.popped.add(1);
         chain.finish(token);
         Ok(true)
     }
@@ -243,7 +245,7 @@ impl Queue {
     pub fn unpop(&mut self, token: Token) {
         each!(&mut self.ring, ring => ring.unpop(token));
         self.in_flight = self.in_flight.saturating_sub(token.slots);
-        self.counters.popped = self.counters.popped.wrapping_sub(1);
+        self.counters.popped.take_back(1);
     }
 
     /// Declares the driver's use of the queue nonsense, as [`Self::pop`] does when it finds so: for handlers that
@@ -252,6 +254,7 @@ impl Queue {
         if self.error.is_none() {
             tracing::warn!(%error, "the guest broke a virtqueue");
             self.error = Some(error);
+            self.counters.errors.add(1);
             self.events.broken();
         }
     }
@@ -267,7 +270,9 @@ impl Queue {
     pub fn push(&mut self, token: Token, written: u32) {
         each!(&mut self.ring, ring => ring.push(token, written));
         self.in_flight = self.in_flight.saturating_sub(token.slots);
-        self.counters.used = self.counters.used.wrapping_add(1);
+        self.counters.used.add(1);
+        self.counters.read_bytes.add(token.readable.into());
+        self.counters.written_bytes.add(written.into());
     }
 
     /// Shows the driver what was pushed, without an interrupt.
@@ -286,11 +291,11 @@ impl Queue {
         });
         match wanted {
             Some(true) => {
-                self.counters.interrupts = self.counters.interrupts.wrapping_add(1);
+                self.counters.interrupts.add(1);
                 self.events.used();
             }
             Some(false) => {
-                self.counters.interrupts_suppressed = self.counters.interrupts_suppressed.wrapping_add(1);
+                self.counters.interrupts_suppressed.add(1);
             }
             None => {}
         }
@@ -341,10 +346,7 @@ impl Inspect for Queue {
             "next_available": state.next_available,
             "next_used": state.next_used,
             "in_flight": self.in_flight,
-            "popped": self.counters.popped,
-            "used": self.counters.used,
-            "interrupts": self.counters.interrupts,
-            "interrupts_suppressed": self.counters.interrupts_suppressed,
+            "counters": self.counters.inspect(),
             "error": self.error.map(|error| error.to_string()),
         })
     }

@@ -155,7 +155,7 @@ impl Packed {
             }
             if !descriptor.has(NEXT) {
                 self.next_available = position;
-                return Ok(Some(Token { id: descriptor.next, slots }));
+                return Ok(Some(Token { id: descriptor.next, slots, readable: 0 }));
             }
         }
         Err(QueueError::ChainTooLong)

@@ -16,7 +16,8 @@ pub use inline::{Rest, run_until_idle};
 use crate::device::QueueTask;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value};
+use machine::metrics::{Counter, Histogram, Reading};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -71,22 +72,53 @@ struct Shared {
     counters: Counters,
 }
 
-#[derive(Default)]
-struct Counters {
-    wakeups: AtomicU64,
-    runs: AtomicU64,
-    polls_won: AtomicU64,
-    polls_lost: AtomicU64,
-    poll_ns: AtomicU64,
-    busy_ns: AtomicU64,
-    window_ns: AtomicU64,
-    failures: AtomicU64,
+/// What a worker counts.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Times it slept and was woken.
+    pub wakeups: Counter,
+    /// Doorbells that woke it or that it heard while busy.
+    pub kicks: Counter,
+    /// Turns of handlers.
+    pub runs: Counter,
+    /// Times that it found work by looking for it.
+    pub polls_won: Counter,
+    /// Times that it did not.
+    pub polls_lost: Counter,
+    /// Time spent looking for work.
+    pub poll_ns: Counter,
+    /// How long it ran handlers between two times that all were idle, which bounds how long a request waited here.
+    pub busy: Histogram,
+    /// How long it looks for work before it sleeps.
+    pub poll_window_ns: AtomicU64,
+    /// What the host refused.
+    pub failures: Counter,
 }
 
+machine::inspect!(Counters {
+    wakeups,
+    kicks,
+    runs,
+    polls_won,
+    polls_lost,
+    poll_ns,
+    busy,
+    poll_window_ns,
+    failures
+});
+
 impl Counters {
-    fn add(counter: &AtomicU64, by: u64) {
-        // Only the worker's thread writes.
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    /// For the metrics.
+    pub fn readings(&self) -> Vec<Reading> {
+        vec![
+            Reading::total("wakeups", self.wakeups.get()),
+            Reading::total("kicks", self.kicks.get()),
+            Reading::total("runs", self.runs.get()),
+            Reading::total("polls_won", self.polls_won.get()),
+            Reading::total("polls_lost", self.polls_lost.get()),
+            Reading::total("poll_ns", self.poll_ns.get()),
+            Reading::latency("busy", [&self.busy]),
+        ]
     }
 }
 
@@ -179,6 +211,16 @@ impl Worker {
         self.send(Message::Inspect(Box::new(done)));
     }
 
+    /// Its thread's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it counted.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
     /// Whether the calling thread is the worker's.
     fn is_own_thread(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| thread.thread().id() == std::thread::current().id())
@@ -198,19 +240,7 @@ impl Drop for Worker {
 
 impl Inspect for Worker {
     fn inspect(&self) -> Value {
-        let counters = &self.shared.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        json!({
-            "name": self.name,
-            "wakeups": get(&counters.wakeups),
-            "runs": get(&counters.runs),
-            "polls_won": get(&counters.polls_won),
-            "polls_lost": get(&counters.polls_lost),
-            "poll_ns": get(&counters.poll_ns),
-            "busy_ns": get(&counters.busy_ns),
-            "poll_window_ns": get(&counters.window_ns),
-            "failures": get(&counters.failures),
-        })
+        self.shared.counters.inspect()
     }
 }
 

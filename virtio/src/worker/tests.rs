@@ -5,6 +5,7 @@ use crate::device::{Progress, QueueHandler};
 use crate::queue::Queue;
 use crate::testing::{Driver, Echo, Layout};
 use machine::clock::{ManualClock, SystemClock};
+use machine::inspect::json;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -225,8 +226,8 @@ fn a_handler_that_waits_for_a_time_does_not_spin() {
         worker.inspect_tasks(move |value| sender.send(value).unwrap());
         let value = receiver.recv().unwrap();
         assert_eq!(value["tasks"][0]["runs"], 2);
-        if wakeups.last() != Some(&value["wakeups"]) {
-            wakeups.push(value["wakeups"].clone());
+        if wakeups.last() != Some(&value["counters"]["wakeups"]) {
+            wakeups.push(value["counters"]["wakeups"].clone());
         }
     }
     bell.ring();
@@ -269,7 +270,8 @@ fn inspection_shows_handlers_and_counters() {
     let value = receiver.recv().unwrap();
     assert_eq!(value["tasks"][0]["queues"], json!([0, 1]));
     assert_eq!(value["tasks"][0]["handler"]["queues"][0]["size"], 64);
-    assert_eq!(worker.inspect()["name"], "test");
+    assert_eq!(worker.name(), "test");
+    assert_eq!(value["counters"]["failures"], worker.inspect()["failures"]);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! What a worker's thread does.
 
 use super::polling::Polling;
-use super::{Counters, Message, Shared, Stopped, TaskId, affinity};
+use super::{Message, Shared, Stopped, TaskId, affinity};
 use crate::device::{Progress, QueueTask};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Value, json};
+use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
@@ -19,6 +19,8 @@ use vmm_sys_util::timerfd::TimerFd;
 const MESSAGES: u64 = 0;
 const TIMER: u64 = 1;
 pub(super) const FIRST_TASK: u64 = 2;
+/// Set beside a task's number if it is not one of its doorbells, but another of its event sources.
+const SOURCE: u64 = 1 << 63;
 
 /// Events taken by one system call.
 const EVENTS: usize = 32;
@@ -104,11 +106,11 @@ impl Thread {
                 continue;
             }
             let idle_since = self.clock.monotonic_ns();
-            Counters::add(&self.shared.counters.busy_ns, idle_since.saturating_sub(since));
+            self.shared.counters.busy.record(idle_since.saturating_sub(since));
             if !self.poll(idle_since) && !self.arm() {
                 self.sleep();
                 self.polling.slept(self.clock.monotonic_ns().saturating_sub(idle_since));
-                self.shared.counters.window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
+                self.shared.counters.poll_window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
             }
             since = self.clock.monotonic_ns();
         }
@@ -143,16 +145,16 @@ impl Thread {
 
     fn failed(&self, what: &str, error: &io::Error) {
         tracing::warn!(%error, "{what} failed");
-        Counters::add(&self.shared.counters.failures, 1);
+        self.shared.counters.failures.add(1);
     }
 
     fn add(&mut self, id: TaskId, task: QueueTask, doorbells: Vec<Doorbell>) {
         let sources = task.handler.event_sources();
         // A rung bell is never read: each ring is a new edge.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let bells = doorbells.iter().map(|bell| (bell.as_raw_fd(), edge));
-        for (fd, events) in bells.chain(sources.iter().map(|fd| (*fd, EventSet::IN))) {
-            if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, id.0)) {
+        let bells = doorbells.iter().map(|bell| (bell.as_raw_fd(), edge, id.0));
+        for (fd, events, data) in bells.chain(sources.iter().map(|fd| (*fd, EventSet::IN, id.0 | SOURCE))) {
+            if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data)) {
                 self.failed(&format!("waiting for an event of queue handler {}", task.name), &error);
             }
         }
@@ -228,7 +230,7 @@ impl Thread {
             }
             let progress = task.task.handler.run();
             task.runs = task.runs.wrapping_add(1);
-            Counters::add(&self.shared.counters.runs, 1);
+            self.shared.counters.runs.add(1);
             task.runnable = progress == Progress::More;
             more |= task.runnable;
             task.deadline = match progress {
@@ -261,8 +263,8 @@ impl Thread {
                 let waits = |task: &Task| task.deadline.is_none() && task.stopping.is_none();
                 if self.tasks.iter().any(|task| waits(task) && task.task.handler.has_work()) {
                     let now = self.clock.monotonic_ns();
-                    Counters::add(&counters.polls_won, 1);
-                    Counters::add(&counters.poll_ns, now.saturating_sub(start));
+                    counters.polls_won.add(1);
+                    counters.poll_ns.add(now.saturating_sub(start));
                     return true;
                 }
                 std::hint::spin_loop();
@@ -272,8 +274,8 @@ impl Thread {
                 return true;
             }
             if now.saturating_sub(start) >= window {
-                Counters::add(&counters.polls_lost, 1);
-                Counters::add(&counters.poll_ns, now.saturating_sub(start));
+                counters.polls_lost.add(1);
+                counters.poll_ns.add(now.saturating_sub(start));
                 return false;
             }
             turns = turns.wrapping_add(1);
@@ -314,7 +316,7 @@ impl Thread {
             }
         }
         self.wait(timeout);
-        Counters::add(&self.shared.counters.wakeups, 1);
+        self.shared.counters.wakeups.add(1);
     }
 
     /// Takes events, waiting for `timeout` milliseconds at most (-1: without limit). Returns whether there were any.
@@ -324,16 +326,19 @@ impl Thread {
         let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
         for event in events.iter().take(count) {
             // Messages and the timer are edges too, and looked at in each turn of the loop.
-            if let Some(task) = self.tasks.iter_mut().find(|task| task.id.0 == event.data()) {
+            let data = event.data();
+            if let Some(task) = self.tasks.iter_mut().find(|task| task.id.0 == data & !SOURCE) {
                 task.runnable = true;
                 task.insisted = false;
+                if data & SOURCE == 0 {
+                    self.shared.counters.kicks.add(1);
+                }
             }
         }
         count > 0
     }
 
     fn inspect(&self) -> Value {
-        let counters = &self.shared.counters;
         let task = |task: &Task| {
             json!({
                 "name": task.task.name,
@@ -345,10 +350,7 @@ impl Thread {
             })
         };
         json!({
-            "wakeups": counters.wakeups.load(Ordering::Relaxed),
-            "polls_won": counters.polls_won.load(Ordering::Relaxed),
-            "polls_lost": counters.polls_lost.load(Ordering::Relaxed),
-            "poll_window_ns": self.polling.window_ns(),
+            "counters": self.shared.counters.inspect(),
             "tasks": self.tasks.iter().map(task).collect::<Vec<_>>(),
         })
     }

@@ -84,6 +84,7 @@ impl Machine {
                     return self.at_rest();
                 }
             }
+            Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
                 if self.is_current(failure.cpu, generation) {
                     return Ok(self.end(Ended::Failed(failure)));
@@ -215,6 +216,7 @@ impl Machine {
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
         self.memory_devices.reset();
+        self.debugger.memory_is_lost();
         let (ram, zones) = (&self.memory.ram, &self.memory.zones);
         let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
         let pending: Vec<_> = (0u32..)

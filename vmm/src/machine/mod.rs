@@ -6,9 +6,11 @@
 
 mod boot_files;
 mod control;
+pub mod debugger;
 pub mod hotplug;
 mod life;
 mod memory_devices;
+mod observe;
 mod pci_bus;
 mod platform;
 mod registry;
@@ -27,6 +29,7 @@ use arch::native::boot::EntryPoint;
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
+use debugger::Debugger;
 use hotplug::Removal;
 use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
 use life::Phase;
@@ -34,7 +37,6 @@ use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
-use machine::inspect::{Inspect, Value, json};
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
@@ -82,6 +84,7 @@ pub struct Machine {
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
     phase: Phase,
     resets: u64,
+    debugger: Debugger,
     removals: BTreeMap<String, Removal>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
@@ -153,6 +156,7 @@ impl Machine {
             waiting: BTreeMap::new(),
             phase: Phase::Paused,
             resets: 0,
+            debugger: Debugger::default(),
             removals: BTreeMap::new(),
             memory_devices,
             _consoles: consoles.serve(pumps, escape),
@@ -170,19 +174,6 @@ impl Machine {
     pub fn memory_size(&self) -> u64 {
         let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
         self.memory_devices.adjust(boot)
-    }
-}
-
-impl Inspect for Machine {
-    fn inspect(&self) -> Value {
-        let cpus = self.cpus.iter().map(|cpu| cpu.exits().inspect()).collect::<Vec<_>>();
-        json!({
-            "cpus": cpus,
-            "resets": self.resets,
-            "platform": self.platform.inspect(),
-            "pci": self.pci.inspect(),
-            "memory_devices": self.memory_devices.inspect(),
-        })
     }
 }
 

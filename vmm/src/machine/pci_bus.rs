@@ -3,6 +3,8 @@
 //! All of this belongs to the machine thread. Functions ask for changes by effects; what takes time (workers that
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
+pub mod observe;
+
 use super::control::Control;
 use super::workers::{self, FunctionWorkers, Purpose};
 use crate::message::Mailbox;
@@ -14,7 +16,6 @@ use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::effect::{DeviceChange, FunctionAddress};
-use machine::inspect::{Value, json};
 use machine::interrupt::{InterruptController, InterruptLine};
 use machine::memory::Memory;
 use pci::BarWindow;
@@ -451,22 +452,5 @@ impl PciBus {
                 .with_context(|| format!("detaching a doorbell of PCI function {}", window.function))?;
         }
         Ok(())
-    }
-
-    /// The functions and their workers, for inspection.
-    pub fn inspect(&self) -> Value {
-        let functions = self.segments.iter().flat_map(Segment::functions);
-        functions
-            .map(|(address, function)| {
-                let virtio = self.virtio.get(&address);
-                let live = lock(&function).inspect();
-                let value = json!({
-                    "id": virtio.map(|virtio| virtio.id.as_str()),
-                    "function": live,
-                    "workers": virtio.map(|virtio| virtio.workers.inspect()),
-                });
-                (address.to_string(), value)
-            })
-            .collect()
     }
 }

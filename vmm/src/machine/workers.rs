@@ -5,7 +5,6 @@ use anyhow::{Context, Result};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
-use machine::inspect::{Inspect, Value};
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::device::QueueTask;
@@ -126,8 +125,8 @@ impl FunctionWorkers {
         Some((stopping.purpose, stopping.tasks))
     }
 
-    /// The workers, for inspection.
-    pub fn inspect(&self) -> Value {
-        self.running.iter().map(Inspect::inspect).collect()
+    /// The workers.
+    pub fn running(&self) -> &[Worker] {
+        &self.running
     }
 }

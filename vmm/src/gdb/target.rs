@@ -1,0 +1,379 @@
+//! The machine as GDB's protocol sees it.
+
+use crate::machine::Machine;
+use crate::machine::debugger::{Going, Link, Registers, Stop, StopCause};
+use crate::message::{Event, Inbox};
+use anyhow::{Context, Result};
+use gdbstub::common::{Signal, Tid};
+use gdbstub::outputln;
+use gdbstub::stub::MultiThreadStopReason;
+use gdbstub::target::ext::base::BaseOps;
+use gdbstub::target::ext::base::multithread::{
+    MultiThreadBase, MultiThreadResume, MultiThreadResumeOps, MultiThreadSchedulerLocking,
+    MultiThreadSchedulerLockingOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
+};
+use gdbstub::target::ext::breakpoints::{
+    Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint,
+    SwBreakpointOps, WatchKind,
+};
+use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
+use gdbstub::target::{Target, TargetError, TargetResult};
+use gdbstub_arch::x86::X86_64_SSE;
+use gdbstub_arch::x86::reg::X86_64CoreRegs;
+use hypervisor::{HardwareBreakpoint, WatchedAccess};
+use machine::doorbell::Doorbell;
+use std::num::NonZero;
+use std::sync::mpsc::{Receiver, channel};
+
+/// CPU 0 as a thread.
+pub const FIRST: Tid = NonZero::<usize>::MIN;
+
+/// The machine, from the debugger's thread.
+pub struct GdbTarget {
+    inbox: Inbox,
+    stops: Receiver<Stop>,
+    bell: Doorbell,
+    going: Going,
+}
+
+fn cpu_of(tid: Tid) -> u32 {
+    u32::try_from(tid.get() - 1).unwrap_or(u32::MAX)
+}
+
+fn tid_of(cpu: u32) -> Tid {
+    FIRST.saturating_add(cpu as usize)
+}
+
+/// What cannot be done is an error to the debugger, and no end of the session.
+fn not_done<T>(result: Result<T>) -> TargetResult<T, GdbTarget> {
+    result.map_err(|error| {
+        tracing::debug!("the debugger asks for what cannot be done: {error:#}");
+        TargetError::NonFatal
+    })
+}
+
+impl GdbTarget {
+    /// Stops the machine for a debugger.
+    pub fn attach(inbox: Inbox) -> Result<Self> {
+        let (link, stops, bell) = Link::new()?;
+        let target = Self { inbox, stops, bell, going: Going::default() };
+        target.ask(|machine| machine.attach_debugger(link))?;
+        Ok(target)
+    }
+
+    /// Lets the machine go on without a debugger. A machine that is gone needs nothing.
+    pub fn detach(&self) -> Result<()> {
+        let (sender, receiver) = channel();
+        self.inbox.tell(Event::Debugger(Box::new(move |machine| {
+            let _ = sender.send(machine.map_or(Ok(()), Machine::detach_debugger));
+        })));
+        receiver.recv().unwrap_or(Ok(()))
+    }
+
+    /// Rings when the machine stopped.
+    pub fn bell(&self) -> &Doorbell {
+        &self.bell
+    }
+
+    /// Why the machine stopped, if it did.
+    pub fn stop_reason(&self) -> Option<MultiThreadStopReason<u64>> {
+        self.bell.take();
+        Some(match self.stops.try_recv().ok()? {
+            Stop::Ended => MultiThreadStopReason::Exited(0),
+            Stop::Cpu { cpu, cause } => {
+                let tid = tid_of(cpu);
+                match cause {
+                    StopCause::Software => MultiThreadStopReason::SwBreak(tid),
+                    StopCause::Step => {
+                        MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }
+                    }
+                    StopCause::Hardware(breakpoint) => match breakpoint.access {
+                        WatchedAccess::Execute => MultiThreadStopReason::HwBreak(tid),
+                        access => MultiThreadStopReason::Watch {
+                            tid,
+                            kind: match access {
+                                WatchedAccess::Write => WatchKind::Write,
+                                _ => WatchKind::ReadWrite,
+                            },
+                            addr: breakpoint.address,
+                        },
+                    },
+                }
+            }
+        })
+    }
+
+    /// Stops the machine, as Ctrl-C does.
+    pub fn interrupt(&mut self) -> Result<()> {
+        self.ask(|machine| {
+            machine.stop_for_debugger();
+            Ok(())
+        })?;
+        self.forget_stops();
+        Ok(())
+    }
+
+    /// What stopped the machine before is told, or void.
+    fn forget_stops(&self) {
+        while self.stops.try_recv().is_ok_and(|stop| stop != Stop::Ended) {}
+    }
+
+    /// Has the machine thread do something.
+    fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Machine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (sender, receiver) = channel();
+        self.inbox.tell(Event::Debugger(Box::new(move |machine| {
+            if let Some(machine) = machine {
+                let _ = sender.send(ask(machine));
+            }
+        })));
+        receiver.recv().context("there is no machine")?
+    }
+}
+
+impl Target for GdbTarget {
+    type Arch = X86_64_SSE;
+    type Error = anyhow::Error;
+
+    fn base_ops(&mut self) -> BaseOps<'_, Self::Arch, Self::Error> {
+        BaseOps::MultiThread(self)
+    }
+
+    fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl MultiThreadBase for GdbTarget {
+    fn read_registers(&mut self, regs: &mut X86_64CoreRegs, tid: Tid) -> TargetResult<(), Self> {
+        let registers = not_done(self.ask(move |machine| machine.registers(cpu_of(tid))))?;
+        let Registers { general, system, vector } = registers;
+        regs.regs = [
+            general.rax,
+            general.rbx,
+            general.rcx,
+            general.rdx,
+            general.rsi,
+            general.rdi,
+            general.rbp,
+            general.rsp,
+            general.r8,
+            general.r9,
+            general.r10,
+            general.r11,
+            general.r12,
+            general.r13,
+            general.r14,
+            general.r15,
+        ];
+        regs.rip = general.rip;
+        regs.eflags = general.rflags as u32;
+        regs.segments.cs = system.cs.selector.into();
+        regs.segments.ss = system.ss.selector.into();
+        regs.segments.ds = system.ds.selector.into();
+        regs.segments.es = system.es.selector.into();
+        regs.segments.fs = system.fs.selector.into();
+        regs.segments.gs = system.gs.selector.into();
+        for (to, from) in regs.st.iter_mut().zip(vector.fpr) {
+            to.copy_from_slice(&from[..10]);
+        }
+        regs.fpu.fctrl = vector.fcw.into();
+        regs.fpu.fstat = vector.fsw.into();
+        regs.fpu.ftag = vector.ftwx.into();
+        regs.fpu.fop = vector.last_opcode.into();
+        regs.fpu.fioff = vector.last_ip as u32;
+        regs.fpu.fooff = vector.last_dp as u32;
+        for (to, from) in regs.xmm.iter_mut().zip(vector.xmm) {
+            *to = u128::from_le_bytes(from);
+        }
+        regs.mxcsr = vector.mxcsr;
+        Ok(())
+    }
+
+    /// Segments and the x87's pointers stay as they are.
+    fn write_registers(&mut self, regs: &X86_64CoreRegs, tid: Tid) -> TargetResult<(), Self> {
+        let regs = regs.clone();
+        not_done(self.ask(move |machine| {
+            let mut registers = machine.registers(cpu_of(tid))?;
+            let general = &mut registers.general;
+            [
+                general.rax,
+                general.rbx,
+                general.rcx,
+                general.rdx,
+                general.rsi,
+                general.rdi,
+                general.rbp,
+                general.rsp,
+                general.r8,
+                general.r9,
+                general.r10,
+                general.r11,
+                general.r12,
+                general.r13,
+                general.r14,
+                general.r15,
+            ] = regs.regs;
+            general.rip = regs.rip;
+            general.rflags = regs.eflags.into();
+            for (to, from) in registers.vector.fpr.iter_mut().zip(regs.st) {
+                to[..10].copy_from_slice(&from);
+            }
+            for (to, from) in registers.vector.xmm.iter_mut().zip(regs.xmm) {
+                *to = from.to_le_bytes();
+            }
+            registers.vector.mxcsr = regs.mxcsr;
+            machine.set_registers(cpu_of(tid), registers)
+        }))
+    }
+
+    fn read_addrs(&mut self, start: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
+        let length = data.len();
+        let read = not_done(self.ask(move |machine| machine.read_memory(cpu_of(tid), start, length)))?;
+        if read.is_empty() && length > 0 {
+            return Err(TargetError::NonFatal);
+        }
+        data[..read.len()].copy_from_slice(&read);
+        Ok(read.len())
+    }
+
+    fn write_addrs(&mut self, start: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        let data = data.to_vec();
+        not_done(self.ask(move |machine| machine.write_memory(cpu_of(tid), start, &data)))
+    }
+
+    fn list_active_threads(&mut self, active: &mut dyn FnMut(Tid)) -> Result<()> {
+        let count = self.ask(|machine| Ok(machine.cpu_count()))?;
+        (0..count).map(tid_of).for_each(active);
+        Ok(())
+    }
+
+    fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl MultiThreadResume for GdbTarget {
+    fn resume(&mut self) -> Result<()> {
+        self.forget_stops();
+        let going = self.going.clone();
+        self.ask(move |machine| machine.go_on(&going))
+    }
+
+    fn clear_resume_actions(&mut self) -> Result<()> {
+        self.going = Going::default();
+        Ok(())
+    }
+
+    fn set_resume_action_continue(&mut self, tid: Tid, _: Option<Signal>) -> Result<()> {
+        self.going.run.insert(cpu_of(tid));
+        Ok(())
+    }
+
+    fn support_single_step(&mut self) -> Option<MultiThreadSingleStepOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl MultiThreadSingleStep for GdbTarget {
+    fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<()> {
+        self.going.step.insert(cpu_of(tid));
+        Ok(())
+    }
+}
+
+impl MultiThreadSchedulerLocking for GdbTarget {
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<()> {
+        self.going.others_stay = true;
+        Ok(())
+    }
+}
+
+impl Breakpoints for GdbTarget {
+    fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl SwBreakpoint for GdbTarget {
+    fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        not_done(self.ask(move |machine| machine.set_breakpoint(0, address)))
+    }
+
+    fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        not_done(self.ask(move |machine| Ok(machine.remove_breakpoint(address))))
+    }
+}
+
+impl HwBreakpoint for GdbTarget {
+    fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        let breakpoint = HardwareBreakpoint { address, length: 1, access: WatchedAccess::Execute };
+        not_done(self.ask(move |machine| Ok(machine.watch(breakpoint))))
+    }
+
+    fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        let breakpoint = HardwareBreakpoint { address, length: 1, access: WatchedAccess::Execute };
+        not_done(self.ask(move |machine| Ok(machine.stop_watching(breakpoint))))
+    }
+}
+
+/// What a breakpoint register watches for a watchpoint. The processor cannot watch reads alone, nor what is not aligned.
+fn watched(address: u64, length: u64, kind: WatchKind) -> Option<HardwareBreakpoint> {
+    let access = match kind {
+        WatchKind::Write => WatchedAccess::Write,
+        WatchKind::ReadWrite => WatchedAccess::ReadWrite,
+        WatchKind::Read => return None,
+    };
+    let length = u8::try_from(length).ok().filter(|length| matches!(length, 1 | 2 | 4 | 8))?;
+    address.is_multiple_of(length.into()).then_some(HardwareBreakpoint { address, length, access })
+}
+
+impl HwWatchpoint for GdbTarget {
+    fn add_hw_watchpoint(&mut self, address: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
+        let Some(breakpoint) = watched(address, length, kind) else { return Ok(false) };
+        not_done(self.ask(move |machine| Ok(machine.watch(breakpoint))))
+    }
+
+    fn remove_hw_watchpoint(
+        &mut self,
+        address: u64,
+        length: u64,
+        kind: WatchKind,
+    ) -> TargetResult<bool, Self> {
+        let Some(breakpoint) = watched(address, length, kind) else { return Ok(false) };
+        not_done(self.ask(move |machine| Ok(machine.stop_watching(breakpoint))))
+    }
+}
+
+impl MonitorCmd for GdbTarget {
+    /// `monitor registers` shows what GDB's own registers leave out.
+    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<()> {
+        if command != b"registers" {
+            outputln!(out, "monitor registers: shows all registers of every CPU");
+            return Ok(());
+        }
+        for cpu in 0..self.ask(|machine| Ok(machine.cpu_count()))? {
+            let text = self.ask(move |machine| machine.describe_cpu(cpu))?;
+            outputln!(out, "CPU {cpu}\n{text}");
+        }
+        Ok(())
+    }
+}

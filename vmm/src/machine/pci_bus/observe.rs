@@ -1,0 +1,97 @@
+//! What functions and their workers show of themselves.
+
+use super::{PciBus, VirtioFunction, lock};
+use crate::metrics::Sample;
+use machine::effect::FunctionAddress;
+use machine::inspect::{Inspect, Value, json};
+use pci::function::FunctionHandle;
+use pci::root::Segment;
+use virtio::worker::Worker;
+
+impl PciBus {
+    /// The figures of devices, their queues and workers.
+    pub fn samples(&self) -> Vec<Sample> {
+        self.virtio.values().flat_map(VirtioFunction::samples).collect()
+    }
+
+    /// The functions by address, without what is in the hands of workers.
+    pub fn inspect(&self) -> Value {
+        let functions = self.segments.iter().flat_map(Segment::functions);
+        functions
+            .map(|(address, function)| (address.to_string(), self.function_tree(address, &function)))
+            .collect()
+    }
+
+    fn function_tree(&self, address: FunctionAddress, function: &FunctionHandle) -> Value {
+        let mut tree = lock(function).inspect();
+        if let (Some(virtio), Value::Object(fields)) = (self.virtio.get(&address), &mut tree) {
+            fields.insert("id".to_owned(), virtio.id.as_str().into());
+            let workers = virtio.workers.running().iter().map(|worker| Value::from(worker.name()));
+            fields.insert("workers".to_owned(), workers.collect());
+        }
+        tree
+    }
+
+    /// The workers by name.
+    pub fn inspect_workers(&self) -> Value {
+        let workers = self.virtio.values().flat_map(|function| function.workers.running());
+        workers.map(|worker| (worker.name().to_owned(), worker.inspect())).collect()
+    }
+
+    /// Every worker, with the function it works for.
+    pub fn workers(&self) -> impl Iterator<Item = (FunctionAddress, &Worker)> {
+        let functions = self.virtio.iter();
+        functions.flat_map(|(address, function)| {
+            function.workers.running().iter().map(|worker| (*address, worker))
+        })
+    }
+}
+
+impl VirtioFunction {
+    fn samples(&self) -> Vec<Sample> {
+        let transport = lock(&self.transport);
+        let device = || ("device", self.id.clone());
+        let kind = match transport.device().device_type() {
+            1 => "net",
+            2 => "disk",
+            _ => "device",
+        };
+        let readings = transport.device().readings();
+        let mut samples = Vec::new();
+        if !readings.is_empty() {
+            samples.push(Sample { key: self.id.clone(), kind, labels: vec![device()], readings });
+        }
+        for (queue, counters) in transport.queue_counters().iter().enumerate() {
+            samples.push(Sample {
+                key: format!("{}.queue{queue}", self.id),
+                kind: "queue",
+                labels: vec![device(), ("queue", queue.to_string())],
+                readings: counters.readings(),
+            });
+        }
+        drop(transport);
+        for worker in self.workers.running() {
+            samples.push(Sample {
+                key: format!("{}.worker.{}", self.id, worker.name()),
+                kind: "worker",
+                labels: vec![device(), ("worker", worker.name().to_owned())],
+                readings: worker.counters().readings(),
+            });
+        }
+        samples
+    }
+}
+
+/// Puts what a worker told of its handlers into the tree of the function they are for: under each queue they run.
+pub fn add_handlers(function: &mut Value, worker: &Value) {
+    for task in worker["tasks"].as_array().into_iter().flatten() {
+        for queue in task["queues"].as_array().into_iter().flatten().filter_map(Value::as_u64) {
+            let queue = function.get_mut("queue").and_then(|queues| queues.get_mut(queue as usize));
+            if let Some(Value::Object(queue)) = queue {
+                let shown = json!({ "runs": task["runs"], "waits_until_ns": task["waits_until_ns"] });
+                queue.insert("task".to_owned(), shown);
+                queue.insert("handler".to_owned(), task["handler"].clone());
+            }
+        }
+    }
+}
