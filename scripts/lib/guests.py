@@ -17,19 +17,24 @@ from pathlib import Path
 
 import kernels
 import packages
+import rust
 from cpio import Archive
 from kernels import Modules
 from nested_image import busybox
-from places import CACHE, PROJECT, cache, lock, replace
+from places import CACHE, PROJECT, cache, fingerprint, lock, replace
 from report import Failure, command_line, note, run, step
 
 INIT = PROJECT / "scripts" / "lib" / "guest-init"
+VSOCK = PROJECT / "scripts" / "lib" / "guest-vsock.rs"
 
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button", "evdev?",
     "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
 ]  # fmt: skip
+
+# And those of the larger variant.
+TOOL_MODULES = ["vmw_vsock_virtio_transport", "virtio_pmem", "nd_pmem", "i6300esb?"]
 
 # Programs of the larger variant, and the packages that hold them.
 TOOLS = {
@@ -59,14 +64,14 @@ def _ensure_series(series, tools):
     kernel = kernels.guest(series)
     _place(f"vmlinuz-{series}", kernel.bzimage)
     _place(f"vmlinux-{series}", kernel.vmlinux())
-    _write(f"initramfs-{series}.cpio", _archive(kernel))
+    _write(f"initramfs-{series}.cpio", _archive(kernel, MODULES))
     if tools:
-        archive = _archive(kernel)
+        archive = _archive(kernel, MODULES + TOOL_MODULES)
         _add_tools(archive)
         _write(f"initramfs-tools-{series}.cpio", archive)
 
 
-def _archive(kernel):
+def _archive(kernel, modules):
     archive = Archive()
     for folder in ("dev", "proc", "sys", "root", "tmp"):
         archive.folder(folder)
@@ -77,15 +82,15 @@ def _archive(kernel):
     archive.program("init", INIT.read_bytes())
     archive.file("etc/passwd", "root::0:0:root:/root:/bin/sh\n")
     archive.file("etc/profile", "PS1='vivarium:\\w# '\n")
-    _add_modules(archive, kernel)
+    _add_modules(archive, kernel, modules)
     return archive
 
 
-def _add_modules(archive, kernel):
+def _add_modules(archive, kernel, wanted):
     modules = Modules(kernel)
     top = f"lib/modules/{kernel.version}"
     with tempfile.TemporaryDirectory() as root:
-        for path in modules.closure(MODULES):
+        for path in modules.closure(wanted):
             plain = re.sub(r"\.ko.*", ".ko", path)
             data = modules.content(path)
             archive.file(f"{top}/{plain}", data)
@@ -114,12 +119,28 @@ def _add_tools(archive):
     # At the path the program was linked against, links followed: the loader looks for exactly that name.
     for library in sorted(libraries):
         archive.program(library.lstrip("/"), Path(library).read_bytes())
+    archive.program("usr/bin/vsock", _vsock())
     archive.link("usr/bin/mkfs.ext4", "mke2fs")
     archive.link("sbin/ip", "/usr/bin/ip")
     names = Path("/usr/share/misc/pci.ids")
     if names.exists():
         # Only the vendors that a guest can meet: Red Hat (virtio, bridges) and Intel.
         archive.file("usr/share/misc/pci.ids", _vendors(names.read_text(errors="replace"), ("1af4", "1b36", "8086")))
+
+
+def _vsock():
+    """A program that opens vsock connections, which no distribution has without a megabyte of libraries."""
+    program = cache("work") / f"vsock-{fingerprint(VSOCK)}"
+    if not program.exists():
+        rust.ensure()
+        made = program.with_suffix(".new")
+        static = ["-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols"]
+        run(
+            ["rustc", "--edition", "2024", "-O", *static, "-o", made, VSOCK],
+            "building the guests' vsock program",
+        )
+        made.rename(program)
+    return program.read_bytes()
 
 
 def _vendors(text, wanted):

@@ -6,7 +6,7 @@
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
     MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, VmConfig, console,
+    RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, console,
 };
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -72,6 +72,9 @@ struct Flags {
     /// A memory balloon.
     #[arg(long, value_name = "KEYS")]
     balloon: Option<String>,
+    /// Sockets between the guest and programs on the host.
+    #[arg(long, value_name = "KEYS")]
+    vsock: Option<String>,
     /// The virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     console: Option<String>,
@@ -254,11 +257,8 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         disks: many::<DiskConfig>("--disk", &flags.disk)?,
         net: many::<NetConfig>("--net", &flags.net)?,
         rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
-        balloon: flags
-            .balloon
-            .as_deref()
-            .map(|text| one::<BalloonConfig>("--balloon", Some(text)))
-            .transpose()?,
+        balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
+        vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
         console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
         debug_console: console::<DebugConsoleConfig>(
@@ -275,6 +275,10 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
 fn one<T: Options>(flag: &str, text: Option<&str>) -> Result<T, UsageError> {
     let Some(text) = text else { return Ok(T::default()) };
     T::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
+}
+
+fn maybe<T: Options>(flag: &str, text: Option<&str>) -> Result<Option<T>, UsageError> {
+    text.map(|text| one(flag, Some(text))).transpose()
 }
 
 fn many<T: Options>(flag: &str, texts: &[String]) -> Result<Vec<T>, UsageError> {
@@ -432,6 +436,11 @@ mod tests {
             (
                 "--kernel k --disk path=a,id=x --net id=x",
                 "--net id=x: is given to two devices; names must differ",
+            ),
+            ("--kernel k --vsock cid=3", "--vsock cid=3: has no socket; add socket=<path>"),
+            (
+                "--kernel k --vsock cid=2,socket=/s",
+                "--vsock cid=2,socket=/s: cid: 2 is out of range: it can be 3 to 4294967294",
             ),
             ("--kernel k --rate-limit-group id=a", "--rate-limit-group id=a: limits nothing; give bw_size"),
             (

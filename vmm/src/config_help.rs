@@ -4,7 +4,7 @@ use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
     MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig,
-    RngConfig,
+    RngConfig, VsockConfig,
 };
 use std::fmt::Write;
 
@@ -32,6 +32,7 @@ const ENTRIES: &[Entry] = &[
     entry::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
+    entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),

@@ -323,7 +323,7 @@ impl Monitor {
             Request::Inspect(inspect) => machine.inspect_all(move |tree| respond(part(&tree, &inspect.path))),
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
             Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
-            request @ (Request::AddDisk(_) | Request::AddNet(_)) => {
+            request @ (Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_)) => {
                 respond(machine.add_device(&with_files(request, &files)));
             }
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
@@ -413,9 +413,11 @@ fn ping() -> Answer {
 /// Changes a configuration that nothing runs for.
 fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
     match request {
-        Request::AddDisk(_) | Request::AddNet(_) => *config = hotplug::with_device(config, request)?,
         Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
         Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
+        Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_) => {
+            *config = hotplug::with_device(config, request)?
+        }
         Request::RemoveDevice(remove) if config.has_device(&remove.id) => config.forget_device(&remove.id),
         Request::RemoveDevice(remove) => {
             return Err(ApiError::new(

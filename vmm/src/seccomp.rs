@@ -109,6 +109,8 @@ const MACHINE: &[Allowed] = &[
     call(libc::SYS_recvfrom, "consoles take their last output, at the end"),
     call(libc::SYS_sendto, "consoles take their last output, at the end"),
     call(libc::SYS_shutdown, "sockets of consoles"),
+    call(libc::SYS_bind, "the socket of a socket device that is added"),
+    call(libc::SYS_listen, "the socket of a socket device that is added"),
     call(libc::SYS_getuid, "paths of the runtime"),
     ioctl(requests::DOORBELL, "devices move, come and go"),
 ];
@@ -185,6 +187,9 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_recvfrom, "a console's socket"),
     call(libc::SYS_sendto, "a console's socket"),
     call(libc::SYS_shutdown, "a console's socket"),
+    call(libc::SYS_socket, "the guest connects to a program's socket"),
+    call(libc::SYS_connect, "the guest connects to a program's socket"),
+    call(libc::SYS_sendmsg, "bytes for a program's socket"),
     call(libc::SYS_unlink, "a console's socket, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
     ioctl(

@@ -2,7 +2,7 @@
 //!
 //! Names, bodies and the states in which a verb is allowed follow cloud-hypervisor's public API.
 
-use crate::config::{ByteSize, DiskConfig, NetConfig, RateLimiterConfig, VmConfig};
+use crate::config::{ByteSize, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -48,6 +48,8 @@ pub enum Request {
     AddDisk(Box<DiskConfig>),
     /// `vm.add-net`. Descriptors passed along are the tap's queues.
     AddNet(Box<NetConfig>),
+    /// `vm.add-vsock`.
+    AddVsock(Box<VsockConfig>),
     /// `vm.remove-device`.
     RemoveDevice(RemoveDevice),
     /// `vm.set-rate-limit`.

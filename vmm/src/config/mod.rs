@@ -18,6 +18,7 @@ pub mod options;
 pub mod platform;
 pub mod rate_limit;
 pub mod validate;
+pub mod vsock;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
@@ -32,6 +33,7 @@ pub use options::{ByteSize, Options};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
 pub use validate::ConfigError;
+pub use vsock::VsockConfig;
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,8 @@ pub struct VmConfig {
     pub rng: RngConfig,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockConfig>,
     /// The serial port.
     #[serde(deserialize_with = "null_is_default")]
     pub serial: ConsoleConfig,
@@ -113,12 +117,17 @@ impl VmConfig {
         for net in &mut self.net {
             net.id.get_or_insert_with(|| name("net", &mut next));
         }
+        next = 0;
+        if let Some(vsock) = &mut self.vsock {
+            vsock.id.get_or_insert_with(|| name("vsock", &mut next));
+        }
     }
 
     /// The ids of the devices that can be added and removed.
     fn device_ids(&self) -> impl Iterator<Item = &str> {
         let disks = self.disks.iter().filter_map(|disk| disk.id.as_deref());
-        disks.chain(self.net.iter().filter_map(|net| net.id.as_deref()))
+        let net = self.net.iter().filter_map(|net| net.id.as_deref());
+        disks.chain(net).chain(self.vsock.iter().filter_map(|vsock| vsock.id.as_deref()))
     }
 
     /// Whether a device of that id was configured.
@@ -130,6 +139,7 @@ impl VmConfig {
     pub fn forget_device(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id.as_deref() != Some(id));
         self.net.retain(|net| net.id.as_deref() != Some(id));
+        self.vsock.take_if(|vsock| vsock.id.as_deref() == Some(id));
     }
 }
 

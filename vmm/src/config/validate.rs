@@ -62,6 +62,7 @@ impl VmConfig {
         check_all("--disk", &self.disks)?;
         check_all("--net", &self.net)?;
         check("--rng", &self.rng)?;
+        check_all("--vsock", self.vsock.as_slice())?;
         check("--serial", &self.serial)?;
         check("--console", &self.console)?;
         check("--debug-console", &self.debug_console)?;
@@ -264,7 +265,9 @@ impl VmConfig {
         }
         let mut ids = BTreeSet::new();
         let disks = self.disks.iter().map(|disk| ("--disk", &disk.id));
-        for (flag, id) in disks.chain(self.net.iter().map(|net| ("--net", &net.id))) {
+        let net = self.net.iter().map(|net| ("--net", &net.id));
+        let vsock = self.vsock.iter().map(|vsock| ("--vsock", &vsock.id));
+        for (flag, id) in disks.chain(net).chain(vsock) {
             let Some(id) = id else { continue };
             let option = format!("{flag} id={id}");
             if id.is_empty() || id.starts_with("__") {
@@ -348,6 +351,22 @@ impl VmConfig {
             }
             check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
             self.check_segment(&option, net.pci_segment)?;
+        }
+        if let Some(vsock) = &self.vsock {
+            let option = format!("--vsock cid={}", vsock.cid);
+            let Some(socket) = vsock.socket.as_ref().filter(|socket| !socket.as_os_str().is_empty()) else {
+                return error(option, "has no socket; add socket=<path>");
+            };
+            let longest = ::devices::virtio::vsock::LONGEST_PATH;
+            if socket.as_os_str().len() > longest {
+                return error(
+                    option,
+                    format!(
+                        "the path of its socket has more than {longest} bytes, and ports have to find room after it"
+                    ),
+                );
+            }
+            self.check_segment(&option, vsock.pci_segment)?;
         }
         self.validate_consoles()
     }

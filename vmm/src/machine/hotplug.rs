@@ -51,6 +51,10 @@ pub fn with_device(config: &VmConfig, request: &Request) -> Result<VmConfig, Api
     match request {
         Request::AddDisk(disk) => config.disks.push((**disk).clone()),
         Request::AddNet(net) => config.net.push((**net).clone()),
+        Request::AddVsock(_) if config.vsock.is_some() => {
+            return Err(ApiError::new(ErrorKind::State, "the machine has a socket device already"));
+        }
+        Request::AddVsock(vsock) => config.vsock = Some((**vsock).clone()),
         _ => return Err(ApiError::internal("this request adds no device")),
     }
     config.name_devices();
@@ -73,6 +77,9 @@ fn make(
             config.disks.last().map(|disk| made(&disk.id, registry::add_disk(site, pci, disk)))
         }
         Request::AddNet(_) => config.net.last().map(|net| made(&net.id, registry::add_net(site, pci, net))),
+        Request::AddVsock(_) => {
+            config.vsock.as_ref().map(|vsock| made(&vsock.id, registry::add_vsock(site, pci, vsock)))
+        }
         _ => None,
     }
 }

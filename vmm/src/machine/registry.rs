@@ -5,7 +5,7 @@ use super::pci_bus::PciBus;
 use super::platform::serial_mode;
 use super::workers;
 use crate::config::disk::DiskEngine;
-use crate::config::{DiskConfig, NetConfig, RateLimiterConfig, TokenBucketConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, RateLimiterConfig, TokenBucketConfig, VmConfig, VsockConfig};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
 use block::engine::EngineKind;
@@ -14,6 +14,7 @@ use block::virtio_blk::{Block, BlockOptions};
 use devices::host_console::HostConsole;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
@@ -33,7 +34,7 @@ use virtio::rate_limit::{Limit, RateLimiter};
 type Add = fn(&Site, &VmConfig, &mut PciBus) -> Result<()>;
 
 /// Every kind of device on PCI, in the order in which a guest finds them.
-const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng];
+const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng, add_sockets];
 
 /// What devices of a machine share.
 pub struct Site {
@@ -90,6 +91,23 @@ fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     })?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
     Ok(())
+}
+
+fn add_sockets(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    config.vsock.iter().try_for_each(|vsock| add_vsock(site, pci, vsock).map(drop))
+}
+
+/// Adds a socket device, which has an id.
+///
+/// # Errors
+/// When it cannot be had, naming its option.
+pub fn add_vsock(_site: &Site, pci: &mut PciBus, vsock: &VsockConfig) -> Result<FunctionAddress> {
+    let id = vsock.id.clone().unwrap_or_default();
+    let socket = vsock.socket.clone().unwrap_or_default();
+    let option = format!("--vsock socket={}", socket.display());
+    let device = Vsock::open(vsock.cid, &socket).with_context(|| option.clone())?;
+    let transport = pci_transport::Options::default();
+    pci.add_virtio(&id, vsock.pci_segment, Box::new(device), transport, worker_options()).context(option)
 }
 
 fn add_disks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
