@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod config_help;
 pub mod console_thread;
+pub mod coredump;
 pub mod cpu;
 pub mod event;
 pub mod exits;

@@ -7,6 +7,7 @@ use crate::api::Call;
 use crate::machine::Machine;
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
+use std::io;
 use std::sync::mpsc;
 use virtio::device::QueueTask;
 
@@ -46,6 +47,8 @@ pub enum Message {
         /// Where and why.
         stop: DebugStop,
     },
+    /// A core dump is complete, or could not be written.
+    Dumped(io::Result<()>),
     /// A worker gave back what it ran for a function.
     TasksStopped {
         /// The function.

@@ -321,6 +321,9 @@ impl Monitor {
                 respond(Ok(Reply::Done));
             }
             Request::Inspect(inspect) => machine.inspect_all(move |tree| respond(part(&tree, &inspect.path))),
+            Request::Nmi => respond(machine.nmi()),
+            Request::SetAffinity(affinity) => respond(machine.set_affinity(&affinity)),
+            Request::Coredump(coredump) => machine.dump(&coredump, respond),
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
             Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
             request @ (Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_)) => {

@@ -26,6 +26,8 @@ pub enum ThreadKind {
     Console,
     /// Serves a debugger.
     Debugger,
+    /// Writes a core dump.
+    Dump,
 }
 
 /// A call that is allowed, with the ioctl requests if it is `ioctl`, and why.
@@ -206,6 +208,14 @@ const TAP_REQUESTS: &[u64] = &[0x4004_54d0, 0x4004_54d9];
 /// `BLKDISCARD`.
 const BLOCK_REQUESTS: &[u64] = &[0x1277];
 
+/// What is not among what the machine thread may do, it could not do either: the thread inherits that filter.
+const DUMP: &[Allowed] = &[
+    call(libc::SYS_pwrite64, "memory and registers"),
+    call(libc::SYS_lseek, "holes of shared memory"),
+    call(libc::SYS_ftruncate, "the file's size"),
+    call(libc::SYS_fdatasync, "the file is complete"),
+];
+
 const DEBUGGER: &[Allowed] = &[
     call(libc::SYS_accept4, "a debugger comes"),
     call(libc::SYS_fcntl, "a second descriptor of its socket"),
@@ -254,7 +264,8 @@ pub fn confine(kind: ThreadKind) {
     if mode == Seccomp::Off {
         return;
     }
-    static PROGRAMS: [OnceLock<BpfProgram>; 5] = [const { OnceLock::new() }; 5];
+    // One for each kind, with room for more kinds.
+    static PROGRAMS: [OnceLock<BpfProgram>; 16] = [const { OnceLock::new() }; 16];
     let program = PROGRAMS[kind as usize].get_or_init(|| compile(kind, mode));
     if let Err(error) = seccompiler::apply_filter(program) {
         devices::host_console::restore_terminal();
@@ -273,6 +284,7 @@ fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
         ThreadKind::Worker => &[COMMON, WORKER],
         ThreadKind::Console => &[COMMON, CONSOLE],
         ThreadKind::Debugger => &[COMMON, DEBUGGER],
+        ThreadKind::Dump => &[COMMON, DUMP],
     }
 }
 
@@ -349,6 +361,7 @@ mod tests {
             (ThreadKind::Worker, libc::SYS_io_uring_enter, libc::SYS_openat),
             (ThreadKind::Console, libc::SYS_accept4, libc::SYS_execve),
             (ThreadKind::Debugger, libc::SYS_accept4, libc::SYS_openat),
+            (ThreadKind::Dump, libc::SYS_pwrite64, libc::SYS_openat),
             (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_openat),
             (ThreadKind::Control, libc::SYS_openat, libc::SYS_execve),
         ] {

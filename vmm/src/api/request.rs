@@ -2,7 +2,7 @@
 //!
 //! Names, bodies and the states in which a verb is allowed follow cloud-hypervisor's public API.
 
-use crate::config::{ByteSize, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig};
+use crate::config::{ByteSize, CpuAffinity, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -56,6 +56,8 @@ pub enum Request {
     SetRateLimit(Box<SetRateLimit>),
     /// `vm.set-link`.
     SetLink(SetLink),
+    /// `vm.set-affinity`.
+    SetAffinity(SetAffinity),
     /// `vm.inspect`: the live tree, or the part of it at a path.
     Inspect(Inspect),
     /// `metrics`: counters for Prometheus.
@@ -137,6 +139,28 @@ pub struct SetLink {
     pub id: String,
     /// Whether its cable is plugged in.
     pub up: bool,
+}
+
+/// What `vm.set-affinity` takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetAffinity {
+    /// Host CPUs that CPUs may run on; those not named stay where they are.
+    pub cpus: Vec<CpuAffinity>,
+    /// Host CPUs that workers of devices' queues may run on.
+    pub queues: Vec<DeviceQueueAffinity>,
+}
+
+/// Host CPUs for the worker of a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceQueueAffinity {
+    /// The device.
+    pub id: String,
+    /// Its queue.
+    pub queue_index: u16,
+    /// The host's CPUs.
+    pub host_cpus: Vec<usize>,
 }
 
 /// What `vm.inspect` takes.

@@ -49,7 +49,7 @@ impl Machine {
 
     /// Whether something is under way that changes of the machine have to wait for.
     pub fn busy(&self) -> bool {
-        !matches!(self.phase, Phase::Running | Phase::Paused)
+        !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some()
     }
 
     /// Whether the CPUs are stopped by a pause.
@@ -84,6 +84,7 @@ impl Machine {
                     return self.at_rest();
                 }
             }
+            Message::Dumped(result) => self.dumped(result),
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
                 if self.is_current(failure.cpu, generation) {
@@ -251,6 +252,9 @@ impl Machine {
                 respond(refused())
             }
             _ => {}
+        }
+        if let Some(respond) = self.dump.take() {
+            respond(refused());
         }
         for removal in std::mem::take(&mut self.removals).into_values() {
             removal.answer(refused());

@@ -7,16 +7,19 @@
 mod boot_files;
 mod control;
 pub mod debugger;
+mod dump;
 pub mod hotplug;
 mod life;
 mod memory_devices;
 mod observe;
+mod orders;
 mod pci_bus;
 mod platform;
 mod registry;
 pub mod resize;
 mod workers;
 
+use crate::api::Respond;
 use crate::config::{ConfigError, VmConfig};
 use crate::console_thread::{ConsoleThread, Consoles};
 use crate::cpu::{self, CpuThread, Surroundings};
@@ -85,6 +88,9 @@ pub struct Machine {
     phase: Phase,
     resets: u64,
     debugger: Debugger,
+    /// Takes the answer when the core dump that is being written is complete.
+    dump: Option<Respond>,
+    mailbox: Mailbox,
     removals: BTreeMap<String, Removal>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
@@ -99,6 +105,7 @@ impl Machine {
     /// When something it is made of cannot be had, naming the option it comes from.
     pub fn new(mut config: VmConfig, place: Place<'_>) -> Result<Self> {
         let Place { hypervisor, mailbox, consoles, events } = place;
+        let own_mailbox = mailbox.clone();
         config.name_devices();
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
@@ -157,6 +164,8 @@ impl Machine {
             phase: Phase::Paused,
             resets: 0,
             debugger: Debugger::default(),
+            dump: None,
+            mailbox: own_mailbox,
             removals: BTreeMap::new(),
             memory_devices,
             _consoles: consoles.serve(pumps, escape),

@@ -29,6 +29,8 @@ pub struct FunctionWorkers {
     clock: Arc<dyn Clock>,
     mailbox: Mailbox,
     running: Vec<Worker>,
+    /// The queues of each of those.
+    queues: Vec<Vec<u16>>,
     stopping: Option<Stopping>,
 }
 
@@ -61,7 +63,7 @@ impl FunctionWorkers {
         mailbox: Mailbox,
     ) -> Self {
         let id = id.trim_start_matches('_').to_owned();
-        Self { id, address, options, clock, mailbox, running: Vec::new(), stopping: None }
+        Self { id, address, options, clock, mailbox, running: Vec::new(), queues: Vec::new(), stopping: None }
     }
 
     /// Runs tasks, each on a worker of its own, woken by its doorbells. Takes all of `tasks`.
@@ -71,6 +73,7 @@ impl FunctionWorkers {
     pub fn run(&mut self, tasks: &mut Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
         let workers = tasks.iter().map(|(task, _)| self.worker(task)).collect::<Result<Vec<_>>>()?;
         for (worker, (task, doorbells)) in workers.iter().zip(tasks.drain(..)) {
+            self.queues.push(task.queues.clone());
             worker.add(task, doorbells);
         }
         self.running.extend(workers);
@@ -122,7 +125,19 @@ impl FunctionWorkers {
         }
         // The threads have nothing left to run, so their ends are not waited for long.
         self.running.clear();
+        self.queues.clear();
         Some((stopping.purpose, stopping.tasks))
+    }
+
+    /// Moves the worker of `queue` to other host CPUs, and those that run it after it.
+    pub fn set_affinity(&mut self, queue: u16, host_cpus: &[usize]) {
+        self.options.affinity.retain(|(present, _)| *present != queue);
+        self.options.affinity.push((queue, host_cpus.to_vec()));
+        for (worker, queues) in self.running.iter().zip(&self.queues) {
+            if queues.contains(&queue) {
+                worker.set_affinity(host_cpus.to_vec());
+            }
+        }
     }
 
     /// The workers.

@@ -38,6 +38,13 @@ impl PciBus {
         workers.map(|worker| (worker.name().to_owned(), worker.inspect())).collect()
     }
 
+    /// Moves the worker of a device's queue to other host CPUs, and those that come after it.
+    pub fn set_queue_affinity(&mut self, id: &str, queue: u16, host_cpus: &[usize]) {
+        if let Some(function) = self.virtio.values_mut().find(|function| function.id == id) {
+            function.workers.set_affinity(queue, host_cpus);
+        }
+    }
+
     /// Every worker, with the function it works for.
     pub fn workers(&self) -> impl Iterator<Item = (FunctionAddress, &Worker)> {
         let functions = self.virtio.iter();

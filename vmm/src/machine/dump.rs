@@ -1,0 +1,76 @@
+//! Dumping a machine's memory and registers to a file, while it is paused.
+
+use super::Machine;
+use crate::api::request::Coredump;
+use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
+use crate::coredump::{self, CpuState};
+use crate::message::Message;
+use crate::seccomp::{self, ThreadKind};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The file that a URL names.
+fn destination(url: &str) -> Result<&Path, ApiError> {
+    let path = url.strip_prefix("file://").map(Path::new).filter(|path| path.is_absolute());
+    path.ok_or_else(|| ApiError {
+        field: Some("destination_url".into()),
+        ..ApiError::bad(format!("destination_url {url}: write file:// and an absolute path"))
+    })
+}
+
+impl Machine {
+    /// Begins to write a core dump; `respond` is called when it is complete. The machine is busy until then.
+    pub fn dump(&mut self, coredump: &Coredump, respond: Respond) {
+        match self.begin_dump(coredump) {
+            Ok(()) => self.dump = Some(respond),
+            Err(error) => respond(Err(error)),
+        }
+    }
+
+    fn begin_dump(&self, Coredump { destination_url }: &Coredump) -> Result<(), ApiError> {
+        if !self.paused() {
+            return Err(ApiError::new(
+                ErrorKind::State,
+                "the machine is running; pause it with vm.pause first",
+            ));
+        }
+        let path = destination(destination_url)?;
+        let failed = |error: io::Error| {
+            let kind = match error.kind() {
+                io::ErrorKind::AlreadyExists => ErrorKind::Conflict,
+                _ => ErrorKind::BadRequest,
+            };
+            let field = Some("destination_url".into());
+            ApiError { field, ..ApiError::new(kind, format!("{}: {error}", path.display())) }
+        };
+        let internal = |error: anyhow::Error| ApiError::internal(format!("{error:#}"));
+        let mut cpus = Vec::new();
+        for cpu in &self.cpus {
+            let state = cpu.call(|vcpu| CpuState::read(vcpu.x86_64())).map_err(internal)?;
+            cpus.push(state.map_err(|error| internal(error.into()))?);
+        }
+        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
+        let (memory, mailbox) = (Arc::clone(&self.memory.ram), self.mailbox.clone());
+        let write = move || {
+            seccomp::confine(ThreadKind::Dump);
+            mailbox.post(Message::Dumped(coredump::write(&file, &memory, &cpus)));
+        };
+        let thread = std::thread::Builder::new().name("coredump".into()).stack_size(256 << 10);
+        thread.spawn(write).map_err(|error| ApiError::internal(format!("starting a thread: {error}")))?;
+        self.events.emit("vm", "coredumping");
+        Ok(())
+    }
+
+    /// The dump is written, or could not be.
+    pub(super) fn dumped(&mut self, result: io::Result<()>) {
+        let Some(respond) = self.dump.take() else { return };
+        self.events.emit("vm", if result.is_ok() { "coredumped" } else { "coredump-failed" });
+        let answer: Answer = match result {
+            Ok(()) => Ok(Reply::Done),
+            Err(error) => Err(ApiError::internal(format!("the core dump could not be written: {error}"))),
+        };
+        respond(answer);
+    }
+}
