@@ -30,7 +30,7 @@ VSOCK = PROJECT / "scripts" / "lib" / "guest-vsock.rs"
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button", "evdev?",
-    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "ptp_kvm?", "msr?", "cpuid?",
+    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "virtio_mem?", "ptp_kvm?", "msr?", "cpuid?",
 ]  # fmt: skip
 
 # And those of the larger variant.
