@@ -10,9 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
-use vmm::api::request::{RemoveDevice, ResizeDisk, VmState};
+use vmm::api::request::{RemoveDevice, Resize, ResizeDisk, ResizeZone, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
-use vmm::config::{ByteSize, ConsoleMode, DiskConfig, VmConfig};
+use vmm::config::{
+    BalloonConfig, ByteSize, ConsoleMode, DiskConfig, HotplugMethod, MemoryZoneConfig, VmConfig,
+};
 use vmm::machine::Ended;
 use vmm::message::{Event, Inbox};
 use vmm::monitor::Monitor;
@@ -435,4 +437,93 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
         let first = *before.get_or_insert(after);
         assert_eq!(after, first, "seed {seed}: descriptors and threads");
     }
+}
+
+fn resize(ram: Option<u64>, balloon: Option<u64>) -> Request {
+    Request::Resize(Resize {
+        desired_ram: ram.map(|mib| ByteSize(mib << 20)),
+        desired_balloon: balloon.map(|mib| ByteSize(mib << 20)),
+        ..Resize::default()
+    })
+}
+
+fn resize_zone(id: &str, mib: u64) -> Request {
+    Request::ResizeZone(ResizeZone { id: id.into(), desired_ram: ByteSize(mib << 20) })
+}
+
+/// What a refused call says is at fault.
+fn field(answer: Answer) -> String {
+    answer.unwrap_err().field.unwrap_or_default()
+}
+
+#[test]
+fn memory_and_balloon_get_the_sizes_they_can_have() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    let mut config = config(&folder);
+    config.memory.hotplug_method = HotplugMethod::VirtioMem;
+    config.memory.hotplug_size = Some(ByteSize(256 << 20));
+    config.balloon = Some(BalloonConfig::default());
+    control.done(Request::Create(config));
+    control.done(resize(Some(128), Some(32)));
+    control.done(Request::Boot);
+    let sizes = || {
+        let config = &control.info()["config"];
+        let mib = |value: &serde_json::Value| value.as_u64().unwrap_or(0) >> 20;
+        let memory = &config["memory"];
+        (mib(&memory["size"]), mib(&memory["hotplugged_size"]), mib(&config["balloon"]["size"]))
+    };
+    assert_eq!(sizes(), (128, 0, 32));
+    control.done(resize(Some(384), None));
+    control.done(resize(Some(192), Some(100)));
+    assert_eq!(sizes(), (128, 64, 100));
+    for (request, at_fault) in [
+        (resize(Some(127), None), "desired_ram"),
+        (resize(Some(385), None), "desired_ram"),
+        (resize(Some(386), Some(0)), "desired_ram"),
+        (resize(Some(193), None), "desired_ram"),
+        (resize(Some(130), Some(385)), "desired_balloon"),
+        (resize_zone("a", 128), "id"),
+    ] {
+        assert_eq!(field(control.call(request)), at_fault);
+    }
+    assert_eq!(sizes(), (128, 64, 100), "what is refused changes nothing");
+    // No guest follows, so that none of it is in use.
+    assert_eq!(control.info()["memory_actual_size"], 128 << 20);
+    control.done(Request::Reboot);
+    control.done(Request::Shutdown);
+    control.done(Request::Boot);
+    assert_eq!(sizes(), (128, 64, 100), "sizes outlive the machine");
+    control.end();
+}
+
+#[test]
+fn zones_grow_one_by_one() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    let mut config = config(&folder);
+    let zone = |id: &str, most: Option<u64>| MemoryZoneConfig {
+        id: id.into(),
+        size: ByteSize(64 << 20),
+        hotplug_size: most.map(|mib| ByteSize(mib << 20)),
+        ..MemoryZoneConfig::default()
+    };
+    config.memory.size = ByteSize(0);
+    config.memory.hotplug_method = HotplugMethod::VirtioMem;
+    config.memory.zones = Some(vec![zone("a", Some(64)), zone("b", None), zone("c", Some(1024))]);
+    control.done(Request::Create(config));
+    control.done(Request::Boot);
+    control.done(resize_zone("c", 1064));
+    control.done(resize_zone("a", 128));
+    let zones = &control.info()["config"]["memory"]["zones"];
+    let sizes: Vec<_> = (0..3).map(|n| zones[n]["hotplugged_size"].as_u64().unwrap_or(0) >> 20).collect();
+    assert_eq!(sizes, [64, 0, 1000]);
+    assert_eq!(field(control.call(resize_zone("a", 130))), "desired_ram");
+    assert_eq!(field(control.call(resize_zone("b", 128))), "id");
+    assert_eq!(kind(control.call(resize_zone("d", 128))), ErrorKind::NotFound);
+    assert_eq!(field(control.call(resize(Some(256), None))), "desired_ram");
+    assert_eq!(field(control.call(resize(None, Some(0)))), "desired_balloon");
+    control.end();
 }

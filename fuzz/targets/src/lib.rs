@@ -9,6 +9,7 @@
 //! `fuzz/fuzz_targets` runs these under cargo-fuzz; `tests/corpus.rs` runs the committed corpora through them.
 
 mod disk;
+mod host_pages;
 mod input;
 mod kernel_loader;
 mod link;
@@ -17,8 +18,10 @@ mod pci_config;
 mod platform;
 mod program;
 mod serial;
+mod virtio_balloon;
 mod virtio_blk;
 mod virtio_console;
+mod virtio_mem;
 mod virtio_net;
 mod virtio_pci;
 mod virtio_vsock;
@@ -28,8 +31,10 @@ pub use options::options;
 pub use pci_config::pci_config;
 pub use platform::platform;
 pub use serial::serial;
+pub use virtio_balloon::virtio_balloon;
 pub use virtio_blk::{blk_packed, blk_split};
 pub use virtio_console::virtio_console;
+pub use virtio_mem::virtio_mem;
 pub use virtio_net::{net_control, net_rx, net_tx};
 pub use virtio_pci::virtio_pci;
 pub use virtio_vsock::virtio_vsock;

@@ -49,7 +49,9 @@ replay!(
     pci_config,
     platform,
     serial,
+    virtio_balloon,
     virtio_console,
+    virtio_mem,
     virtio_pci,
     virtio_vsock,
 );

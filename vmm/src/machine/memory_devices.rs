@@ -90,8 +90,11 @@ impl MemoryDevices {
         size.saturating_sub(self.balloon.as_ref().map_or(0, BalloonControl::actual))
     }
 
-    /// The devices, for inspection.
+    /// The devices, for inspection. The guest's statistics are those that it told last; who looks has it tell anew.
     pub fn inspect(&self) -> Value {
+        if let Some(balloon) = &self.balloon {
+            balloon.request_statistics();
+        }
         let zones = self.zones.iter().map(|zone| {
             let name = if zone.id.is_empty() { "memory" } else { zone.id.as_str() };
             (name.to_owned(), zone.control.inspect())
