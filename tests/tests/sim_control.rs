@@ -12,8 +12,10 @@ use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
 use vmm::api::request::{RemoveDevice, Resize, ResizeDisk, ResizeZone, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
+use vmm::config::landlock::LandlockAccess;
 use vmm::config::{
-    BalloonConfig, ByteSize, ConsoleMode, DiskConfig, HotplugMethod, MemoryZoneConfig, VmConfig,
+    BalloonConfig, ByteSize, ConsoleMode, DiskConfig, HotplugMethod, LandlockConfig, MemoryZoneConfig,
+    VmConfig,
 };
 use vmm::machine::Ended;
 use vmm::message::{Event, Inbox};
@@ -247,6 +249,29 @@ fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
     assert_eq!(control.disks(), BTreeSet::from(["second".to_owned()]));
     control.done(Request::Reboot);
     assert!(control.disks().is_empty(), "a guest that starts anew has let go");
+    control.end();
+}
+
+#[test]
+fn a_machine_with_landlock_reaches_the_files_it_named_and_no_others() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    std::fs::create_dir(folder.join("later")).unwrap();
+    let (named, other) = (folder.sparse("named", 1 << 20), folder.sparse("other", 1 << 20));
+    let allowed = folder.sparse("later/allowed", 1 << 20);
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    let mut config = config(&folder);
+    config.landlock_enable = true;
+    let rule = LandlockConfig { path: folder.join("later"), access: LandlockAccess::ReadWrite };
+    config.landlock_rules = vec![rule];
+    config.disks.push(DiskConfig { path: Some(named), ..DiskConfig::default() });
+    control.done(Request::Create(config));
+    control.done(Request::Boot);
+    control.done(disk(allowed, "allowed"));
+    let refusal = control.call(disk(other, "other")).unwrap_err();
+    assert_eq!(refusal.kind, ErrorKind::BadRequest);
+    assert!(refusal.message.contains("--landlock-rules"), "{}", refusal.message);
+    control.done(Request::Reboot);
     control.end();
 }
 

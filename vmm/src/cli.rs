@@ -4,9 +4,9 @@
 //! which flags there are.
 
 use crate::config::{
-    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
-    MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, console,
+    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
+    MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
+    PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, console,
 };
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -99,6 +99,12 @@ struct Flags {
     /// A socket for GDB, for which the machine waits before its first instruction.
     #[arg(long, value_name = "KEYS")]
     gdb: Option<String>,
+    /// Let the machine reach only the files that its options name.
+    #[arg(long)]
+    landlock: bool,
+    /// A file or folder that a machine with --landlock may reach as well.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    landlock_rules: Vec<String>,
     /// Write the log here instead of to standard error.
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
@@ -269,6 +275,8 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         numa: many::<NumaConfig>("--numa", &flags.numa)?,
         platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
         pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
+        landlock_enable: flags.landlock,
+        landlock_rules: many::<LandlockConfig>("--landlock-rules", &flags.landlock_rules)?,
     })
 }
 

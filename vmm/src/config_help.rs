@@ -2,9 +2,9 @@
 
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, MemoryConfig,
-    MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig,
-    RngConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
+    MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig,
+    RateLimitGroupConfig, RngConfig, VsockConfig,
 };
 use std::fmt::Write;
 
@@ -42,6 +42,7 @@ const ENTRIES: &[Entry] = &[
         "rate-limit-group",
         "--rate-limit-group id=slow,bw_size=10485760,bw_refill_time=1000",
     ),
+    entry::<LandlockConfig>("landlock-rules", "--landlock-rules path=/srv/images,access=rw"),
 ];
 
 /// The options that have keys.

@@ -11,6 +11,7 @@ pub mod event;
 pub mod exits;
 pub mod gdb;
 pub mod host_pages;
+pub mod landlock;
 pub mod log;
 pub mod machine;
 pub mod memory;

@@ -8,6 +8,7 @@ use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
 use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
+use crate::landlock;
 use crate::machine::{Ended, Machine, Place, hotplug, resize};
 use crate::memory;
 use crate::message::{Event, Inbox};
@@ -109,6 +110,9 @@ impl Monitor {
     /// When something it is made of cannot be had, naming the option it comes from.
     pub fn boot(&mut self, config: VmConfig) -> Result<()> {
         self.events.emit("vm", "booting");
+        if config.landlock_enable && !landlock::enforced() {
+            landlock::restrict(&config)?;
+        }
         self.machines += 1;
         let place = Place {
             hypervisor: &*self.hypervisor,
@@ -116,7 +120,10 @@ impl Monitor {
             consoles: &self.consoles,
             events: self.events.clone(),
         };
-        let mut machine = Machine::new(config, place)?;
+        let mut machine = Machine::new(config, place).map_err(|error| {
+            let hint = landlock::hint(&error);
+            anyhow::anyhow!("{}{hint}", crate::cli::failure(&error))
+        })?;
         if self.held {
             machine.hold_for_debugger();
         }

@@ -154,6 +154,9 @@ const BUILD: &[Allowed] = &[
     call(libc::SYS_getuid, "paths of the runtime"),
     call(libc::SYS_geteuid, "what this user may do"),
     call(libc::SYS_pipe2, "the C library's conveniences"),
+    call(libc::SYS_landlock_create_ruleset, "--landlock"),
+    call(libc::SYS_landlock_add_rule, "--landlock"),
+    call(libc::SYS_landlock_restrict_self, "--landlock"),
     call(libc::SYS_kill, "whether the process that holds an image is there"),
 ];
 

@@ -11,10 +11,12 @@ pub mod disk;
 pub mod gdb;
 pub mod hotplug;
 pub mod key_value;
+pub mod landlock;
 pub mod memory;
 pub mod net;
 pub mod numa;
 pub mod options;
+pub mod parts;
 pub mod platform;
 pub mod rate_limit;
 pub mod validate;
@@ -26,6 +28,7 @@ pub use cpus::{CpuAffinity, CpuTopology, CpusConfig};
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
 pub use hotplug::HotplugMethod;
+pub use landlock::LandlockConfig;
 pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
 pub use numa::{NumaConfig, NumaDistance};
@@ -87,6 +90,12 @@ pub struct VmConfig {
     /// What segments weigh when windows are shared out.
     #[serde(deserialize_with = "null_is_default")]
     pub pci_segments: Vec<PciSegmentConfig>,
+    /// Whether the machine can reach only the files that are named here.
+    #[serde(deserialize_with = "null_is_default")]
+    pub landlock_enable: bool,
+    /// Further files that it can reach.
+    #[serde(deserialize_with = "null_is_default")]
+    pub landlock_rules: Vec<LandlockConfig>,
 }
 
 /// Clients leave out what they do not want, or write `null`.

@@ -1,6 +1,6 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
-use super::{ByteSize, ConsoleMode, Options, VmConfig};
+use super::{ByteSize, ConsoleMode, VmConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -43,32 +43,10 @@ impl VmConfig {
         self.validate_memory()?;
         self.validate_numa()?;
         self.validate_devices()?;
+        if self.landlock_rules.iter().any(|rule| rule.path.as_os_str().is_empty()) {
+            return error("--landlock-rules", "has no path; add path=<file or folder>");
+        }
         self.validate_platform()
-    }
-
-    /// Checks each number against its range, whichever way the configuration came.
-    fn validate_ranges(&self) -> Result<(), ConfigError> {
-        fn check<T: Options>(option: &str, part: &T) -> Result<(), ConfigError> {
-            part.check_ranges()
-                .map_err(|error| ConfigError { option: option.into(), reason: error.to_string() })
-        }
-        fn check_all<T: Options>(option: &str, parts: &[T]) -> Result<(), ConfigError> {
-            parts.iter().try_for_each(|part| check(option, part))
-        }
-        check("--cpus", &self.cpus)?;
-        check("--memory", &self.memory)?;
-        check_all("--memory-zone", self.memory.zones.as_deref().unwrap_or_default())?;
-        check_all("--rate-limit-group", &self.rate_limit_groups)?;
-        check_all("--disk", &self.disks)?;
-        check_all("--net", &self.net)?;
-        check("--rng", &self.rng)?;
-        check_all("--vsock", self.vsock.as_slice())?;
-        check("--serial", &self.serial)?;
-        check("--console", &self.console)?;
-        check("--debug-console", &self.debug_console)?;
-        check_all("--numa", &self.numa)?;
-        check("--platform", &self.platform)?;
-        check_all("--pci-segment", &self.pci_segments)
     }
 
     fn validate_cpus(&self) -> Result<(), ConfigError> {

@@ -93,7 +93,9 @@ impl Machine {
         let config = with_device(&self.config, request)?;
         let made = make(request, &config, &self.site, &mut self.pci)
             .ok_or_else(|| ApiError::internal("this request adds no device"))?;
-        let (id, address) = made.map_err(|error| ApiError::bad(crate::cli::failure(&error)))?;
+        let (id, address) = made.map_err(|error| {
+            ApiError::bad(format!("{}{}", crate::cli::failure(&error), crate::landlock::hint(&error)))
+        })?;
         self.config = config;
         self.platform.pci_device_came(address.segment, address.device());
         self.events.emit_with(

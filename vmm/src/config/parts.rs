@@ -1,0 +1,151 @@
+//! Every part of a machine's configuration, one after the other, whatever its type: for what concerns all settings alike.
+
+use super::options::{Field, Options};
+use super::{ConfigError, VmConfig};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// A part of a configuration: what one option on the command line says.
+pub trait Part {
+    /// Checks every number against its range.
+    ///
+    /// # Errors
+    /// Names the key, the value and the range.
+    fn check_ranges(&self) -> Result<(), super::key_value::Error>;
+
+    /// Its keys.
+    fn fields(&self) -> &'static [Field];
+
+    /// Its JSON form.
+    fn json(&self) -> Value;
+}
+
+impl<T: Options> Part for T {
+    fn check_ranges(&self) -> Result<(), super::key_value::Error> {
+        Options::check_ranges(self)
+    }
+
+    fn fields(&self) -> &'static [Field] {
+        T::FIELDS
+    }
+
+    fn json(&self) -> Value {
+        // What has no JSON form has no settings either.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// A file that a configuration names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile {
+    /// The option and the key, as in `--disk path`.
+    pub option: String,
+    /// The path.
+    pub path: PathBuf,
+    /// It is made, as a socket, not opened.
+    pub socket: bool,
+    /// It is only read.
+    pub read_only: bool,
+}
+
+impl VmConfig {
+    /// All parts that there are, with their options.
+    pub fn parts(&self) -> Vec<(&'static str, &dyn Part)> {
+        fn all<'a, T: Options>(
+            option: &'static str,
+            parts: impl IntoIterator<Item = &'a T>,
+        ) -> impl Iterator<Item = (&'static str, &'a dyn Part)>
+        where
+            T: 'a,
+        {
+            parts.into_iter().map(move |part| (option, part as &dyn Part))
+        }
+        let mut parts: Vec<(&'static str, &dyn Part)> = vec![
+            ("--cpus", &self.cpus),
+            ("--memory", &self.memory),
+            ("--rng", &self.rng),
+            ("--serial", &self.serial),
+            ("--console", &self.console),
+            ("--debug-console", &self.debug_console),
+            ("--platform", &self.platform),
+        ];
+        parts.extend(all("--memory-zone", self.memory.zones.iter().flatten()));
+        parts.extend(all("--rate-limit-group", &self.rate_limit_groups));
+        parts.extend(all("--disk", &self.disks));
+        parts.extend(all("--net", &self.net));
+        parts.extend(all("--balloon", &self.balloon));
+        parts.extend(all("--vsock", &self.vsock));
+        parts.extend(all("--numa", &self.numa));
+        parts.extend(all("--pci-segment", &self.pci_segments));
+        parts.extend(all("--landlock-rules", &self.landlock_rules));
+        parts
+    }
+
+    /// Checks each number against its range, whichever way the configuration came.
+    pub(super) fn validate_ranges(&self) -> Result<(), ConfigError> {
+        self.parts().into_iter().try_for_each(|(option, part)| {
+            part.check_ranges()
+                .map_err(|error| ConfigError { option: option.into(), reason: error.to_string() })
+        })
+    }
+
+    /// Every file that the configuration names, found by the form of the settings' values.
+    pub fn named_files(&self) -> Vec<NamedFile> {
+        let mut files = Vec::new();
+        let boot = [("--kernel", &self.payload.kernel), ("--initramfs", &self.payload.initramfs)];
+        for (option, path) in boot {
+            files.extend(path.iter().map(|path| NamedFile {
+                option: option.into(),
+                path: path.clone(),
+                socket: false,
+                read_only: true,
+            }));
+        }
+        for (option, part) in self.parts().into_iter().filter(|(option, _)| *option != "--landlock-rules") {
+            let json = part.json();
+            let at = |path: &str| json.pointer(&format!("/{}", path.replace('.', "/")));
+            for field in part.fields().iter().filter(|field| field.hint == "<path>") {
+                let Some(path) = at(field.path).and_then(Value::as_str) else { continue };
+                files.push(NamedFile {
+                    option: format!("{option} {}", field.key),
+                    path: path.into(),
+                    socket: field.key == "socket",
+                    read_only: option == "--rng" || at("readonly").and_then(Value::as_bool) == Some(true),
+                });
+            }
+        }
+        files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ConsoleConfig, DiskConfig, MemoryZoneConfig};
+
+    #[test]
+    fn every_file_of_a_configuration_is_found() {
+        let mut config = VmConfig::default();
+        config.payload.kernel = Some("/k".into());
+        config.disks.push(DiskConfig { path: Some("/d".into()), readonly: true, ..DiskConfig::default() });
+        config.serial = ConsoleConfig { socket: Some("/s".into()), ..ConsoleConfig::default() };
+        let zone = MemoryZoneConfig { file: Some("/m".into()), ..MemoryZoneConfig::default() };
+        config.memory.zones = Some(vec![zone]);
+        let found: Vec<_> = config.named_files();
+        let mut told: Vec<_> = found
+            .iter()
+            .map(|file| (file.option.as_str(), file.path.to_str().unwrap(), file.socket, file.read_only))
+            .collect();
+        told.sort_unstable();
+        assert_eq!(
+            told,
+            [
+                ("--disk path", "/d", false, true),
+                ("--kernel", "/k", false, true),
+                ("--memory-zone file", "/m", false, false),
+                ("--rng src", "/dev/urandom", false, true),
+                ("--serial socket", "/s", true, false),
+            ]
+        );
+    }
+}

@@ -1,0 +1,126 @@
+//! Landlock: the files that a machine can reach are those that its configuration names.
+//!
+//! The rules are made of the configuration itself. They hold for the machine thread and every thread it starts from then on, and
+//! are never lifted; a file that a device added later needs has to be allowed from the start, with `--landlock-rules`.
+
+use crate::config::VmConfig;
+use crate::config::landlock::LandlockAccess;
+use anyhow::{Context, Result, bail};
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The newest rules this knows. A kernel that knows fewer enforces those.
+const RULES: ABI = ABI::V5;
+
+/// What a machine may need whatever its configuration says: a file or folder, whether it is written to, and why.
+const ALWAYS: &[(&str, bool, &str)] = &[
+    ("/dev/kvm", true, "machines"),
+    ("/dev/net/tun", true, "taps"),
+    ("/dev/urandom", false, "network addresses; entropy"),
+    ("/dev/ptmx", true, "pseudo-terminals"),
+    ("/dev/pts", true, "pseudo-terminals"),
+    ("/dev/tty", true, "the terminal"),
+    ("/proc/self", true, "the streams this was started with"),
+    ("/proc/meminfo", false, "how much memory there is"),
+    ("/proc/locks", false, "who holds an image"),
+    ("/sys/kernel/mm/hugepages", false, "how many huge pages there are"),
+    ("/sys/dev/block", false, "what a disk is like"),
+    ("/sys/block", false, "what a disk is like"),
+    ("/sys/devices", false, "what a disk is like"),
+    ("/sys/class/net", false, "what a tap is like"),
+    ("/sys/devices/system/cpu", false, "which CPUs there are"),
+];
+
+static ENFORCED: AtomicBool = AtomicBool::new(false);
+
+/// Whether rules are in force.
+pub fn enforced() -> bool {
+    ENFORCED.load(Ordering::Relaxed)
+}
+
+/// What is said to a user whose file cannot be reached, if it may be for these rules.
+pub fn hint(error: &anyhow::Error) -> &'static str {
+    let denied = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+            || ["Permission denied", "not permitted"].iter().any(|words| cause.to_string().contains(words))
+    });
+    if denied && enforced() {
+        "; --landlock lets this machine reach only the files that its configuration named at the start: allow others then, \
+         with --landlock-rules path=<folder>,access=rw"
+    } else {
+        ""
+    }
+}
+
+/// Confines the calling thread, and those it starts from now on, to the files that `config` names.
+///
+/// # Errors
+/// When a file cannot be had, or the kernel has no Landlock.
+pub fn restrict(config: &VmConfig) -> Result<()> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(RULES))
+        .context("--landlock: choosing what is restricted")?
+        .create()
+        .context("--landlock: making the rules")?;
+    let (read, both) = (AccessFs::from_read(RULES) & !AccessFs::Execute, read_write());
+    for &(path, written, _) in ALWAYS {
+        if Path::new(path).exists() {
+            rules = allow(rules, "--landlock", Path::new(path), if written { both } else { read })?;
+        }
+    }
+    for file in config.named_files() {
+        let parent = file.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if file.socket {
+            rules = allow(rules, &file.option, parent, AccessFs::MakeSock | AccessFs::RemoveFile)?;
+        } else if file.read_only || file.path.exists() {
+            rules = allow(rules, &file.option, &file.path, if file.read_only { read } else { both })?;
+        } else {
+            rules = allow(rules, &file.option, parent, both | AccessFs::MakeReg)?;
+        }
+    }
+    for rule in &config.landlock_rules {
+        let making = AccessFs::MakeReg | AccessFs::MakeSock | AccessFs::RemoveFile;
+        let access = match rule.access {
+            LandlockAccess::Read => read,
+            LandlockAccess::Write => (both & !read) | making,
+            LandlockAccess::ReadWrite => both | making,
+        };
+        rules = allow(rules, "--landlock-rules path", &rule.path, access)?;
+    }
+    let status = rules.restrict_self().context("--landlock: enforcing the rules")?;
+    if status.ruleset == RulesetStatus::NotEnforced {
+        bail!(
+            "--landlock: this host's kernel has no Landlock; boot it with landlock among lsm=, or leave the option out"
+        );
+    }
+    ENFORCED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Reading and writing what is there.
+fn read_write() -> BitFlags<AccessFs> {
+    let write = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
+    (AccessFs::from_read(RULES) & !AccessFs::Execute) | write
+}
+
+fn allow(
+    rules: RulesetCreated,
+    option: &str,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated> {
+    let place = PathFd::new(path)
+        .map_err(|error| anyhow::anyhow!("{option}={}: {error}; correct the path", path.display()))?;
+    // What concerns folders means nothing for a file.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(RULES) };
+    rules
+        .add_rule(PathBeneath::new(place, access))
+        .with_context(|| format!("{option}={}: allowing it", path.display()))
+}
