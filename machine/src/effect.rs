@@ -76,6 +76,31 @@ pub enum Effect {
         /// One bit a device number.
         devices: u32,
     },
+    /// The guest let go of the CPU of this number.
+    EjectCpu(u32),
+    /// The guest let go of the memory in this slot of the memory hotplug controller.
+    EjectMemory(u32),
+    /// The guest tells how it took a change of its CPUs or memory (ACPI 6.5, 6.3.5, `_OST`).
+    HotplugOutcome {
+        /// What changed.
+        part: HotplugPart,
+        /// The CPU's or the slot's number.
+        number: u32,
+        /// What it was told: 1 that the part may have come, 3 that it is asked to go, others for what the guest began
+        /// itself.
+        event: u32,
+        /// 0 for success.
+        status: u32,
+    },
+}
+
+/// What an operating system can be told to have come or to be asked to go, apart from PCI functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HotplugPart {
+    /// A CPU.
+    Cpu,
+    /// Memory.
+    Memory,
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@
 //!
 //! All registers are 32-bit words. An access of another size or alignment reads as zero and changes nothing.
 
+pub mod cpu;
+pub mod memory;
 pub mod pci;
+mod slots;
 
 /// The offset of the word an access is to; `None` if it is not one to a whole word.
 fn word(offset: u64, size: usize) -> Option<u64> {
