@@ -112,7 +112,7 @@ impl Inspect for MemoryHotplug {
         let modules = (0u32..).zip(&self.modules).filter_map(|(slot, _)| {
             let module = self.module(slot)?;
             let text = format!("{:#x}+{} MiB in node {}", module.address, module.size >> 20, module.node);
-            Some((slot.to_string(), text.into()))
+            Some((slot.to_string(), Value::from(text)))
         });
         let modules: Value = modules.collect();
         if let Some(fields) = value.as_object_mut() {

@@ -3,7 +3,10 @@
 use super::fixed::last_bus;
 use super::hotplug::{self, Encoded};
 use super::table::TableWriter;
-use super::{AcpiConfig, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice, IsaDevice, SLEEP_TYPE_S5};
+use super::{
+    AcpiConfig, EVENT_CPU, EVENT_GENERATION, EVENT_MEMORY, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice,
+    IsaDevice, SLEEP_TYPE_S5,
+};
 use crate::layout::SegmentWindows;
 use crate::wiring::InterruptPins;
 use acpi_tables::Aml;
@@ -23,8 +26,14 @@ const STATUS_WORKING: u8 = 0xf;
 /// controller's registers, which do not exist.
 const PCIE_CONTROL: u32 = 0b11_1101;
 
+/// Ports of the firmware configuration device: selector, data, and the address of a DMA request.
+const FW_CFG_PORTS: u8 = 12;
+
 /// Notification of a control-method power button: pressed.
 const BUTTON_PRESSED: u8 = 0x80;
+
+/// Notification of a generation id: it changed.
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// Makes the DSDT.
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
@@ -39,6 +48,13 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     if let Some(port) = config.pci_hotplug {
         hotplug::pci_controller(port, config.segments.len() as u16).to_aml_bytes(&mut devices);
     }
+    let numa = !config.memory.is_empty();
+    if let Some(port) = config.cpu_hotplug {
+        hotplug::cpus(port, &config.cpus, numa).to_aml_bytes(&mut devices);
+    }
+    if let Some(slots) = config.memory_hotplug {
+        hotplug::memory_slots(slots, numa).to_aml_bytes(&mut devices);
+    }
     power_button(&mut devices);
     event_device(config, &mut devices);
     for (port, number) in config.serial.iter().zip(0u8..) {
@@ -49,6 +65,12 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     }
     if let Some(port) = config.pvpanic {
         pvpanic(port, &mut devices);
+    }
+    if let Some(address) = config.generation_id {
+        generation_id(address, &mut devices);
+    }
+    if let Some(port) = config.fw_cfg {
+        fw_cfg(port, &mut devices);
     }
     let mut aml = Scope::raw("\\_SB_".into(), devices);
     let sleep = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
@@ -79,6 +101,8 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
     ];
     ports.extend(registers.pm_timer.map(|port| (port, 4)));
     ports.extend(config.pci_hotplug.map(|port| (port, hotplug::PCI_PORTS)));
+    ports.extend(config.cpu_hotplug.map(|port| (port, hotplug::CPU_PORTS)));
+    ports.extend(config.memory_hotplug.map(|slots| (slots.port, hotplug::MEMORY_PORTS)));
     ports.retain(|(port, _)| *port != 0);
     for (port, length) in ports {
         resources.push(Box::new(IO::new(port, port, 1, length)));
@@ -209,10 +233,21 @@ fn event_device(config: &AcpiConfig, out: &mut Vec<u8>) {
     // One line for each kind of event: its bit, and what is done.
     let power_button = Path::new("\\_SB_.PWRB");
     let press = Notify::new(&power_button, &BUTTON_PRESSED);
+    let scan_cpus = MethodCall::new("\\_SB_.CPUS.CSCN".into(), vec![]);
+    let scan_memory = MethodCall::new("\\_SB_.MHPC.MSCN".into(), vec![]);
     let scan_pci = MethodCall::new("\\_SB_.PHPC.PSCN".into(), vec![]);
+    let generation = Path::new("\\_SB_.VGEN");
+    let new_generation = Notify::new(&generation, &GENERATION_CHANGED);
     let mut actions: Vec<(u32, &dyn Aml)> = vec![(EVENT_POWER_BUTTON, &press)];
-    if config.pci_hotplug.is_some() {
-        actions.push((EVENT_PCI, &scan_pci));
+    for (there, bit, action) in [
+        (config.cpu_hotplug.is_some(), EVENT_CPU, &scan_cpus as &dyn Aml),
+        (config.memory_hotplug.is_some(), EVENT_MEMORY, &scan_memory),
+        (config.pci_hotplug.is_some(), EVENT_PCI, &scan_pci),
+        (config.generation_id.is_some(), EVENT_GENERATION, &new_generation),
+    ] {
+        if there {
+            actions.push((bit, action));
+        }
     }
     // The `And` has no target.
     let tests: Vec<_> = actions.iter().map(|(bit, _)| And::new(&ZERO, &pending, bit)).collect();
@@ -278,6 +313,37 @@ fn pvpanic(port: u16, out: &mut Vec<u8>) {
             &Name::new("_HID".into(), &"QEMU0001"),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 1)])),
             &Name::new("_STA".into(), &STATUS_WORKING),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// The generation id at `address` of guest memory (Microsoft, "Virtual Machine Generation ID", 2018).
+fn generation_id(address: u64, out: &mut Vec<u8>) {
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"VIVM0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("_STA".into(), &STATUS_WORKING),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// The firmware configuration device, which Linux and others know by this id.
+fn fw_cfg(port: u16, out: &mut Vec<u8>) {
+    // Present, enabled, working, and not shown to the user.
+    let status = 0xbu8;
+    Device::new(
+        "FWCF".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0002"),
+            &Name::new("_STA".into(), &status),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, FW_CFG_PORTS)])),
         ],
     )
     .to_aml_bytes(out);

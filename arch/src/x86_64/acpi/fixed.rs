@@ -68,18 +68,7 @@ pub(super) fn madt(config: &AcpiConfig) -> Vec<u8> {
     madt.u32(config.local_apic);
     madt.u32(0);
     for (cpu, uid) in config.cpus.iter().zip(0u32..) {
-        // Bit 0 is "enabled", bit 1 "online capable".
-        let flags = if cpu.enabled { 1 } else { 2 };
-        // A UID over 255 with such an APIC id cannot be: ids are given out in the order of UIDs.
-        if is_x2apic(cpu) {
-            madt.bytes(&[9, 16, 0, 0]);
-            madt.u32(cpu.apic_id);
-            madt.u32(flags);
-            madt.u32(uid);
-        } else {
-            madt.bytes(&[0, 8, uid as u8, cpu.apic_id as u8]);
-            madt.u32(flags);
-        }
+        madt.bytes(&local_apic(cpu, uid));
     }
     madt.bytes(&[1, 12, config.io_apic.id, 0]);
     madt.u32(config.io_apic.address);
@@ -92,6 +81,23 @@ pub(super) fn madt(config: &AcpiConfig) -> Vec<u8> {
         madt.bytes(&[1, 0, 0, 0]);
     }
     madt.finish()
+}
+
+/// The MADT's structure of the CPU with UID `uid`: processor local APIC, or local x2APIC.
+pub(super) fn local_apic(cpu: &Cpu, uid: u32) -> Vec<u8> {
+    // Bit 0 is "enabled", bit 1 "online capable".
+    let flags: u32 = if cpu.enabled { 1 } else { 2 };
+    // A UID over 255 with an APIC id below cannot be: ids are given out in the order of UIDs.
+    let mut structure = if is_x2apic(cpu) {
+        [&[9, 16, 0, 0], cpu.apic_id.to_le_bytes().as_slice()].concat()
+    } else {
+        vec![0, 8, uid as u8, cpu.apic_id as u8]
+    };
+    structure.extend(flags.to_le_bytes());
+    if is_x2apic(cpu) {
+        structure.extend(uid.to_le_bytes());
+    }
+    structure
 }
 
 /// Makes the MCFG: each segment's ECAM.

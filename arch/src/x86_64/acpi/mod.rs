@@ -42,6 +42,14 @@ pub struct AcpiConfig {
     pub events: EventDevice,
     /// The first port of the PCI hotplug controller, if functions may come and go.
     pub pci_hotplug: Option<u16>,
+    /// The first port of the CPU hotplug controller, if CPUs may come and go.
+    pub cpu_hotplug: Option<u16>,
+    /// The memory hotplug controller, if memory may come and go.
+    pub memory_hotplug: Option<MemorySlots>,
+    /// Guest-physical address of the virtual machine's generation id, if it has one.
+    pub generation_id: Option<u64>,
+    /// The first port of the firmware configuration device, if there is one.
+    pub fw_cfg: Option<u16>,
     /// The 16550A serial ports.
     pub serial: Vec<IsaDevice>,
     /// The first of the CMOS clock's two ports. It has a century register at `0x32`, and no interrupt.
@@ -83,6 +91,15 @@ pub struct NodeMemory {
     pub hotplug: bool,
 }
 
+/// The memory hotplug controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySlots {
+    /// The first I/O port of its registers.
+    pub port: u16,
+    /// How many slots it has, at most 4096.
+    pub count: u32,
+}
+
 /// I/O ports of the registers for sleep, reset and time (ACPI 6.5, 4.8.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers {
@@ -121,8 +138,14 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// Bit of the event device's register: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
+/// Bit of the event device's register: the CPU hotplug controller has something to tell.
+pub const EVENT_CPU: u32 = 1 << 1;
+/// Bit of the event device's register: the memory hotplug controller has something to tell.
+pub const EVENT_MEMORY: u32 = 1 << 2;
 /// Bit of the event device's register: the PCI hotplug controller has something to tell.
 pub const EVENT_PCI: u32 = 1 << 3;
+/// Bit of the event device's register: the machine has a new generation id.
+pub const EVENT_GENERATION: u32 = 1 << 4;
 
 /// Why tables could not be put into memory.
 #[derive(Debug, Error)]

@@ -36,6 +36,10 @@ fn config() -> AcpiConfig {
         },
         events: EventDevice { port: 0x604, gsi: 5 },
         pci_hotplug: Some(0x620),
+        cpu_hotplug: Some(0x640),
+        memory_hotplug: Some(MemorySlots { port: 0x660, count: 3 }),
+        generation_id: Some(0x9_0000),
+        fw_cfg: Some(0x510),
         serial: vec![IsaDevice { port: 0x3f8, gsi: 4 }],
         rtc: Some(0x70),
         pvpanic: Some(0x505),
@@ -197,6 +201,10 @@ fn iasl_takes_a_machine_with_little_and_one_with_much() {
         distances: Vec::new(),
         registers: Registers { pm_timer: None, ..config().registers },
         pci_hotplug: None,
+        cpu_hotplug: None,
+        memory_hotplug: None,
+        generation_id: None,
+        fw_cfg: None,
         serial: Vec::new(),
         rtc: None,
         pvpanic: None,
@@ -207,6 +215,7 @@ fn iasl_takes_a_machine_with_little_and_one_with_much() {
     let much = AcpiConfig {
         cpus: (0..300).map(|n| Cpu { apic_id: n, enabled: true, node: n % 4 }).collect(),
         segments: vec![segment; 64],
+        memory_hotplug: Some(MemorySlots { port: 0x660, count: 64 }),
         serial: (0..4).map(|n| IsaDevice { port: 0x2e8 + n * 0x10, gsi: 3 }).collect(),
         ..config()
     };
@@ -249,7 +258,7 @@ fn methods_do_what_they_should_when_interpreted() {
     for ((_, _, _, expected), answer) in calls.iter().zip(answers) {
         assert!(answer.starts_with(expected), "{expected}: {said}");
     }
-    for (fill, pressed) in [("0x01", true), ("0x02", false), ("0x09", true)] {
+    for (fill, pressed) in [("0x01", true), ("0x1e", false)] {
         let said = acpiexec("ged", fill, "evaluate \\_SB.GED0._EVT 5").unwrap();
         assert!(said.contains("No object was returned"), "{said}");
         assert_eq!(said.contains("PWRB"), pressed, "events {fill}: {said}");
@@ -261,4 +270,29 @@ fn methods_do_what_they_should_when_interpreted() {
         assert_eq!(told, 2, "{expected} in both segments: {said}");
     }
     assert!(!said.contains("S001") && !said.contains("AE_"), "{said}");
+    // Registers read 0x01010101 until they are written: what is in each slot is present, and there is no slot of that
+    // number.
+    let commands = [
+        "evaluate \\_SB.CPUS.C003._STA",
+        "evaluate \\_SB.CPUS.CSCN",
+        "evaluate \\_SB.CPUS.C003._OST 3 0 (00)",
+        "evaluate \\_SB.CPUS.C003._EJ0 1",
+        "evaluate \\_SB.CPUS.C003._MAT",
+        "evaluate \\_SB.MHPC.M002._CRS",
+        "evaluate \\_SB.MHPC.M002._PXM",
+    ];
+    let said = acpiexec("slots", "0x01", &commands.join(";")).unwrap();
+    for expected in [
+        "[Integer] = 000000000000000F",
+        "00 08 03 03 01 00 00 00",
+        // Cacheable memory: where it begins and ends, no translation, and its size.
+        "0C 03 00 00 00 00 00 00 00 00 01 01",
+        "01 01 01 01 01 01 01 02 02 02 02 02 02 02 00 00",
+        "00 00 00 00 00 00 01 01 01 01 01 01 01 01 79 00",
+        "[Integer] = 0000000001010101",
+    ] {
+        let found = said.contains(expected);
+        assert!(found, "{expected}: {said}");
+    }
+    assert!(!said.contains("AE_"), "{said}");
 }

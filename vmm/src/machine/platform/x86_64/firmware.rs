@@ -84,6 +84,10 @@ fn acpi_config(
         },
         events: EventDevice { port: acpi_port + 4, gsi: EVENT_GSI },
         pci_hotplug: Some(PciHotplug::PORTS.start as u16),
+        cpu_hotplug: None,
+        memory_hotplug: None,
+        generation_id: None,
+        fw_cfg: None,
         serial: serial_mode(&config.serial)
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
             .into_iter()

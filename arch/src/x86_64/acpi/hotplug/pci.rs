@@ -1,54 +1,11 @@
-//! The devices and methods through which an operating system is told what came and asked what is to go (ACPI 6.5,
-//! 6.3): the methods' side of the controllers in `devices::acpi_hotplug`, where their registers are described.
+//! The slots of root buses, and their controller.
 
-use super::dsdt::root_name;
+use super::{DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, registers};
+use crate::x86_64::acpi::dsdt::root_name;
 use acpi_tables::aml::{
-    Acquire, And, Arg, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule,
-    If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, OpRegion, OpRegionSpace, Path, Release,
-    ShiftLeft, Store, ZERO,
+    Acquire, And, Arg, Device, EISAName, If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, Path,
+    Release, ShiftLeft, Store, ZERO,
 };
-use acpi_tables::{Aml, AmlSink};
-
-/// Ports of the PCI hotplug controller.
-pub(super) const PCI_PORTS: u8 = 16;
-
-/// Notification: something may have come (ACPI 6.5, 5.6.6).
-const DEVICE_CHECK: u8 = 1;
-/// Notification: it is asked to go.
-const EJECT_REQUEST: u8 = 3;
-/// Waits for a mutex for as long as it takes.
-const FOREVER: u16 = 0xffff;
-
-/// Objects that are encoded already.
-#[derive(Default)]
-pub(super) struct Encoded(Vec<u8>);
-
-impl Encoded {
-    fn push(&mut self, term: &dyn Aml) {
-        term.to_aml_bytes(&mut self.0);
-    }
-}
-
-impl Aml for Encoded {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
-}
-
-/// Registers of 32 bits at consecutive ports.
-fn registers(region: &str, port: u16, names: &[&[u8; 4]]) -> Encoded {
-    let mut out = Encoded::default();
-    let size = (names.len() * 4) as u8;
-    out.push(&OpRegion::new(region.into(), OpRegionSpace::SystemIO, &port, &size));
-    out.push(&Field::new(
-        region.into(),
-        FieldAccessType::DWord,
-        FieldLockRule::NoLock,
-        FieldUpdateRule::WriteAsZeroes,
-        names.iter().map(|name| FieldEntry::Named(**name, 32)).collect(),
-    ));
-    out
-}
 
 /// Device numbers that have a slot on a root bus: all but the host bridge's.
 const SLOTS: std::ops::Range<u8> = 1..32;
@@ -57,16 +14,17 @@ fn slot_name(device: u8) -> Path {
     Path::new(&format!("S{device:03X}"))
 }
 
-/// The slots of a root bus, which are objects of its bridge: a device for each, and `DVNT`, which notifies those whose
-/// bits are set in its first argument of its second.
-pub(super) fn pci_slots(segment: u16) -> Encoded {
+/// The slots of a root bus, which are objects of its bridge: a device for each; `EJCT`, which lets go of a device; and
+/// `DVNT`, which notifies those devices whose bits are set in its first argument of its second.
+pub(in crate::x86_64::acpi) fn pci_slots(segment: u16) -> Encoded {
     let mut out = Encoded::default();
     let segment_number = u32::from(segment);
     for device in SLOTS {
         // The user's number of the slot is unique in the machine; in segment 0 it is the device number.
         let user_number = segment_number << 5 | u32::from(device);
         let address = u32::from(device) << 16;
-        let eject = MethodCall::new("\\_SB_.PHPC.PCEJ".into(), vec![&device, &segment_number]);
+        // Found in the bridge's scope, below.
+        let eject = MethodCall::new("EJCT".into(), vec![&device]);
         out.push(&Device::new(
             slot_name(device),
             vec![
@@ -76,6 +34,9 @@ pub(super) fn pci_slots(segment: u16) -> Encoded {
             ],
         ));
     }
+    let device = Arg(0);
+    let eject = MethodCall::new("\\_SB_.PHPC.PCEJ".into(), vec![&device, &segment_number]);
+    out.push(&Method::new("EJCT".into(), 1, false, vec![&eject]));
     let (devices, notification) = (Arg(0), Arg(1));
     let mut notify = Encoded::default();
     for device in SLOTS {
@@ -90,7 +51,7 @@ pub(super) fn pci_slots(segment: u16) -> Encoded {
 
 /// The PCI hotplug controller. Its `PSCN` tells what the registers say of all segments; its `PCEJ` lets go of the
 /// device whose number is its first argument, of the segment that is the second.
-pub(super) fn pci_controller(port: u16, segments: u16) -> Encoded {
+pub(in crate::x86_64::acpi) fn pci_controller(port: u16, segments: u16) -> Encoded {
     let (selected, up, down, eject) =
         (Path::new("PSEG"), Path::new("PUPS"), Path::new("PDWN"), Path::new("PEJC"));
     // Registers are those of the segment selected last, so there is one user at a time.
