@@ -108,7 +108,7 @@ impl Control {
 /// A CPU's thread, as the machine thread holds it.
 pub struct CpuThread {
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Box<dyn Vcpu>>>,
 }
 
 impl CpuThread {
@@ -132,7 +132,7 @@ impl CpuThread {
             .stack_size(256 << 10)
             .spawn(move || {
                 confine();
-                run(id, vcpu, surroundings, &on_thread);
+                run(id, vcpu, surroundings, &on_thread)
             })
             .with_context(|| format!("starting the thread of CPU {id}"))?;
         Ok(Self { control, thread: Some(thread) })
@@ -182,6 +182,11 @@ impl CpuThread {
             state.effects = 0;
             state.generation += 1;
         });
+    }
+
+    /// The CPU was added to a machine that has been reset so often.
+    pub fn set_generation(&self, generation: u64) {
+        self.control.lock().generation = generation;
     }
 
     /// Counts [`CpuThread::forget_effects`].
@@ -241,13 +246,11 @@ impl CpuThread {
         })
     }
 
-    /// Ends the CPU's thread.
-    pub fn end(&mut self) {
+    /// Ends the CPU's thread, and returns what it ran.
+    pub fn end(&mut self) -> Option<Box<dyn Vcpu>> {
         self.control.direct(|state| state.ending = true);
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has ended too; its panic was reported by the hook.
-            let _ = thread.join();
-        }
+        // A thread that panicked has ended too; its panic was reported by the hook.
+        self.thread.take()?.join().ok()
     }
 }
 
@@ -270,7 +273,7 @@ impl<T> Pending<T> {
     }
 }
 
-fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) {
+fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) -> Box<dyn Vcpu> {
     let Surroundings { mmio, port, end_of_interrupt, mailbox } = surroundings;
     let kick = control.kick.get_or_init(|| vcpu.kick_handle());
     let (mut mmio, mut port) = (mmio.reader(), port.reader());
@@ -321,6 +324,8 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
     state.ended = true;
     state.parked = true;
     control.changed.notify_all();
+    drop(state);
+    vcpu
 }
 
 enum Step {

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Where in guest-physical memory a zone is.
 #[derive(Clone, Debug)]
@@ -55,12 +55,29 @@ pub struct GuestMemory {
     pub ram: Memory,
     /// The zones, in guest-physical order.
     pub zones: Vec<ZoneExtent>,
+    /// Where memory modules are put. Devices reach all of it from the start, so that those that were started before reach
+    /// what is added; the guest reaches what it is given.
+    pub modules: Option<Range>,
 }
 
-/// How much address space virtio-mem devices need for what can be added to the zones of `config`, in bytes.
+impl GuestMemory {
+    /// The regions that the guest is given from the start.
+    pub fn boot_regions(&self) -> impl Iterator<Item = &GuestRegion> {
+        let modules = self.modules.map(|range| range.start);
+        self.ram.iter().filter(move |region| Some(region.start_addr().0) != modules)
+    }
+
+    /// The region that memory modules are put in.
+    pub fn modules_region(&self) -> Option<&GuestRegion> {
+        self.ram.find_region(GuestAddress(self.modules?.start))
+    }
+}
+
+/// How much address space is needed for what can be added to the memory of `config`, in bytes.
 pub fn hotplug_space(config: &MemoryConfig) -> u64 {
     let sizes = zones(config).iter().map(hotplug_size).collect::<Vec<_>>();
-    sizes.iter().map(|size| size.next_multiple_of(HOTPLUG_ALIGNMENT)).sum()
+    let devices: u64 = sizes.iter().map(|size| size.next_multiple_of(HOTPLUG_ALIGNMENT)).sum();
+    devices.saturating_add(config.modules_size())
 }
 
 /// Where memory that can be added to a zone begins: at a multiple of any page's size, and of the sections in which Linux
@@ -68,7 +85,7 @@ pub fn hotplug_space(config: &MemoryConfig) -> u64 {
 const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
 
 /// Provides the memory that `config` describes at the guest-physical `ranges` (start and size, ascending),
-/// which hold exactly the configured amount, and what virtio-mem can add to it at `hotplug`, which is as large as
+/// which hold exactly the configured amount, and what can be added to it at `hotplug`, which is as large as
 /// [`hotplug_space`] says.
 ///
 /// # Errors
@@ -110,8 +127,17 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Ran
     if let Some(space) = hotplug {
         add_hotplug(config, zones, space, &mut extents, &mut regions)?;
     }
+    // Modules and virtio-mem exclude each other, so that the whole space is that of the modules.
+    let modules = hotplug.filter(|_| config.modules_size() > 0);
+    if let Some(range) = modules {
+        let room = MemoryZoneConfig { size: ByteSize(range.size), prefault: false, ..as_zone(config) };
+        let region = Backing::of(&room)?.map(&room, 0, range.size)?;
+        advise(&region, &room, config.thp)?;
+        let region = GuestRegion::new(region, GuestAddress(range.start));
+        regions.push(region.context("a memory region wraps the address space")?);
+    }
     let ram = GuestRam::from_regions(regions).context("the memory regions overlap")?;
-    Ok(GuestMemory { ram: Arc::new(ram), zones: extents })
+    Ok(GuestMemory { ram: Arc::new(ram), zones: extents, modules })
 }
 
 /// Maps what can be added to zones by virtio-mem, within `space`.

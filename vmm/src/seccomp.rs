@@ -115,6 +115,8 @@ const MACHINE: &[Allowed] = &[
     call(libc::SYS_listen, "the socket of a socket device that is added"),
     call(libc::SYS_getuid, "paths of the runtime"),
     ioctl(requests::DOORBELL, "devices move, come and go"),
+    ioctl(requests::CREATE_CPU, "CPUs come"),
+    ioctl(requests::MEMORY, "memory comes and goes"),
 ];
 
 /// Building machines and adding devices to them.
@@ -278,10 +280,10 @@ pub fn confine(kind: ThreadKind) {
 }
 
 /// What a kind of thread is allowed. A thread inherits the filter of the one that starts it, and only what both allow is
-/// allowed: the machine thread starts workers, so it is allowed what they are.
+/// allowed: the machine thread starts workers and CPUs, so it is allowed what they are.
 fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
     match kind {
-        ThreadKind::Machine => &[COMMON, MACHINE, WORKER],
+        ThreadKind::Machine => &[COMMON, MACHINE, WORKER, CPU],
         ThreadKind::Control => &[COMMON, BUILD, MACHINE, WORKER, CPU],
         ThreadKind::Cpu => &[COMMON, CPU],
         ThreadKind::Worker => &[COMMON, WORKER],

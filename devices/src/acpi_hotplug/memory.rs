@@ -50,6 +50,14 @@ impl MemoryHotplug {
         Self { slots: Slots::new(HotplugPart::Memory, count, 0), modules }
     }
 
+    /// Memory is in a slot from the start.
+    pub fn fill(&mut self, slot: u32, module: Module) {
+        if let Some(place) = usize::try_from(slot).ok().and_then(|at| self.modules.get_mut(at)) {
+            *place = module;
+            self.slots.fill(slot);
+        }
+    }
+
     /// Memory was put in a slot. [`crate::acpi::Event::Memory`] is to be raised after this.
     pub fn plug(&mut self, slot: u32, module: Module) {
         if let Some(place) = usize::try_from(slot).ok().and_then(|at| self.modules.get_mut(at)) {

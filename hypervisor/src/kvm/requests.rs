@@ -2,7 +2,9 @@
 //!
 //! A request is known by its number: what data goes which way, of what size, and a number within KVM's.
 
-use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqfd};
+use kvm_bindings::{
+    kvm_device_attr, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqfd, kvm_userspace_memory_region,
+};
 
 /// Which way data goes (`_IOC_NONE` and so on).
 const NONE: u64 = 0;
@@ -25,6 +27,12 @@ pub const CONTROLLER: &[u64] = &[request::<kvm_device_attr>(IN, 0xe1), request::
 
 /// Doorbells: asked by whoever maps devices.
 pub const DOORBELL: &[u64] = &[request::<kvm_ioeventfd>(IN, 0x79)];
+
+/// Making a CPU.
+pub const CREATE_CPU: &[u64] = &[request::<()>(NONE, 0x41)];
+
+/// Giving memory to the guest, and taking it.
+pub const MEMORY: &[u64] = &[request::<kvm_userspace_memory_region>(IN, 0x46)];
 
 /// Running a CPU.
 pub const RUN: &[u64] = &[request::<()>(NONE, 0x80)];
@@ -99,6 +107,7 @@ mod tests {
         assert_eq!(INTERRUPT, [0x4008_ae6a, 0x4020_ae76]);
         assert_eq!(DOORBELL, [0x4040_ae79]);
         assert_eq!(RUN, [0xae80]);
+        assert_eq!((CREATE_CPU, MEMORY), ([0xae41].as_slice(), [0x4020_ae46].as_slice()));
         for known in [
             0xae03,
             0x8090_ae81,

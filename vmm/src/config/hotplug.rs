@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The unit in which a virtio-mem device's memory comes, without huge pages.
 pub const BLOCK: u64 = 2 << 20;
 
+/// The unit in which memory modules are added: what Linux on x86_64 can add and take away at the least.
+pub const MODULE: u64 = 128 << 20;
+
 /// How memory is added to a running machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HotplugMethod {
@@ -36,14 +39,31 @@ fn error<T>(option: String, reason: impl Into<String>) -> Result<T, ConfigError>
 }
 
 impl MemoryConfig {
+    /// How much memory can be added in modules, in bytes.
+    pub fn modules_size(&self) -> u64 {
+        let modules = self.hotplug_method == HotplugMethod::Acpi;
+        self.hotplug_size.filter(|_| modules).map_or(0, |size| size.0)
+    }
+
     /// Checks what is said about adding memory.
     ///
     /// # Errors
     /// The first setting that cannot be.
     pub fn check_hotplug(&self) -> Result<(), ConfigError> {
         let virtio_mem = self.hotplug_method == HotplugMethod::VirtioMem;
-        let block = virtio_mem.then(|| block_size(self.hugepages, self.hugepage_size));
+        let block = if virtio_mem { block_size(self.hugepages, self.hugepage_size) } else { MODULE };
         check_sizes("--memory", self.hotplug_size, self.hotplugged_size, block)?;
+        if let Some(size) = self.hotplug_size
+            && !virtio_mem
+            && self.hugepages
+        {
+            // The whole region is there for devices from the start, and the host may have no huge page for what a guest
+            // without that memory has them write.
+            return error(
+                format!("--memory hotplug_size={size}"),
+                "memory in huge pages comes by virtio-mem; add hotplug_method=virtio-mem",
+            );
+        }
         let zones = self.zones.as_deref().unwrap_or_default();
         if let Some(size) = self.hotplug_size
             && !zones.is_empty()
@@ -55,7 +75,7 @@ impl MemoryConfig {
         }
         for zone in zones {
             let Some(size) = zone.hotplug_size else {
-                check_sizes(&zone_option(zone), None, zone.hotplugged_size, None)?;
+                check_sizes(&zone_option(zone), None, zone.hotplugged_size, BLOCK)?;
                 continue;
             };
             let option = format!("{} hotplug_size={size}", zone_option(zone));
@@ -69,7 +89,7 @@ impl MemoryConfig {
                 return error(option, "memory of a file cannot be added to; leave out file or hotplug_size");
             }
             let block = block_size(zone.hugepages, zone.hugepage_size);
-            check_sizes(&zone_option(zone), zone.hotplug_size, zone.hotplugged_size, Some(block))?;
+            check_sizes(&zone_option(zone), zone.hotplug_size, zone.hotplugged_size, block)?;
         }
         Ok(())
     }
@@ -91,7 +111,7 @@ fn check_sizes(
     option: &str,
     size: Option<ByteSize>,
     at_first: Option<ByteSize>,
-    block: Option<u64>,
+    block: u64,
 ) -> Result<(), ConfigError> {
     let (size, first) = (size.unwrap_or_default(), at_first.unwrap_or_default());
     if first > size {
@@ -101,9 +121,7 @@ fn check_sizes(
         );
     }
     for (key, value) in [("hotplug_size", size), ("hotplugged_size", first)] {
-        if let Some(block) = block
-            && !value.0.is_multiple_of(block)
-        {
+        if !value.0.is_multiple_of(block) {
             return error(
                 format!("{option} {key}={value}"),
                 format!("is not a multiple of {}, in which memory is added", ByteSize(block)),
@@ -136,6 +154,8 @@ mod tests {
                 None,
                 "--memory hotplugged_size=3M: is not a multiple of 2M",
             ),
+            ("hotplug_size=64M", None, "--memory hotplug_size=64M: is not a multiple of 128M"),
+            ("hotplug_size=1G,hugepages=on", None, "--memory hotplug_size=1G: memory in huge pages comes by"),
             ("hotplug_size=1G", Some("id=a"), "--memory hotplug_size=1G: all of the memory is in zones"),
             (
                 "",

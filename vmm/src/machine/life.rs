@@ -7,10 +7,9 @@ use super::pci_bus::Completion;
 use super::workers::Purpose;
 use super::{Ended, Machine, platform};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
-use crate::cpu::CpuThread;
 use crate::message::Message;
-use anyhow::{Context, Result};
-use machine::effect::Effect;
+use anyhow::Result;
+use machine::effect::{Effect, HotplugPart};
 use std::time::{Duration, Instant};
 
 /// How long workers may take to complete their requests before a pause is given up.
@@ -69,7 +68,7 @@ impl Machine {
     pub fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
         match message {
             Message::Effect { cpu, generation, effect } => {
-                if self.is_current(cpu, generation) {
+                if self.is_current(generation) {
                     return self.apply(cpu, effect);
                 }
             }
@@ -87,7 +86,7 @@ impl Machine {
             Message::Dumped(result) => self.dumped(result),
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
-                if self.is_current(failure.cpu, generation) {
+                if self.is_current(generation) {
                     return Ok(self.end(Ended::Failed(failure)));
                 }
             }
@@ -115,8 +114,8 @@ impl Machine {
     }
 
     /// Whether what a CPU did in this generation still counts: the machine has not been reset since.
-    fn is_current(&self, cpu: u32, generation: u64) -> bool {
-        self.cpus.get(cpu as usize).map(CpuThread::generation) == Some(generation)
+    fn is_current(&self, generation: u64) -> bool {
+        generation == self.cpus.generation()
     }
 
     fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
@@ -135,6 +134,14 @@ impl Machine {
                     return Ok(None);
                 }
             }
+            Effect::EjectCpu(number) => self.cpu_ejected(number),
+            Effect::EjectMemory(slot) => self.memory_ejected(slot)?,
+            Effect::HotplugOutcome { part: HotplugPart::Cpu, number, event, status } => {
+                self.cpu_outcome(number, event, status);
+            }
+            Effect::HotplugOutcome { part: HotplugPart::Memory, number, event, status } => {
+                self.memory_outcome(number, event, status);
+            }
             Effect::Function(address, change) => {
                 if self.pci.apply(address, change)? == Completion::Later {
                     self.waiting.entry(address).or_default().push(cpu);
@@ -147,7 +154,7 @@ impl Machine {
     }
 
     pub(super) fn effect_done(&self, cpu: u32) {
-        if let Some(cpu) = self.cpus.get(cpu as usize) {
+        if let Some(cpu) = self.cpus.get(cpu) {
             cpu.effect_done();
         }
     }
@@ -199,11 +206,9 @@ impl Machine {
             )));
         }
         self.park_cpus();
-        for cpu in &self.cpus {
-            // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
-            // would go on in the memory of the restarted guest.
-            cpu.forget_effects();
-        }
+        // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
+        // would go on in the memory of the restarted guest.
+        self.cpus.forget_effects();
         self.waiting.clear();
         if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
     }
@@ -213,6 +218,8 @@ impl Machine {
         self.resets += 1;
         // A guest that starts anew has let go of everything.
         self.complete_removals()?;
+        self.settle_cpus()?;
+        self.settle_memory()?;
         self.pci.reset()?;
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
@@ -220,16 +227,7 @@ impl Machine {
         self.debugger.memory_is_lost();
         let (ram, zones) = (&self.memory.ram, &self.memory.zones);
         let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
-        let pending: Vec<_> = (0u32..)
-            .zip(&self.cpus)
-            .map(|(index, cpu)| {
-                let model = self.model.clone();
-                cpu.begin(move |vcpu| platform::reset_vcpu(vcpu, &model, index, &entry))
-            })
-            .collect::<Result<_>>()?;
-        for reset in pending {
-            reset.wait()?.context("resetting a CPU")?;
-        }
+        self.cpus.reset(entry)?;
         self.start();
         self.events.emit("vm", "rebooted");
         Ok(())

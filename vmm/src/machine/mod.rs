@@ -4,8 +4,10 @@
 //! arrives as a message or a call from [`crate::monitor`], and is done at once or begun: see [`life`] for what a whole machine does,
 //! [`hotplug`] for devices that come and go.
 
+mod added_memory;
 mod boot_files;
 mod control;
+mod cpus;
 pub mod debugger;
 mod dump;
 pub mod hotplug;
@@ -22,25 +24,25 @@ mod workers;
 use crate::api::Respond;
 use crate::config::{ConfigError, VmConfig};
 use crate::console_thread::{ConsoleThread, Consoles};
-use crate::cpu::{self, CpuThread, Surroundings};
+use crate::cpu::Surroundings;
 use crate::event::Events;
 use crate::memory::{self, GuestMemory, ZoneExtent};
 use crate::message::{CpuFailure, Mailbox};
-use crate::seccomp::{self, ThreadKind};
+use added_memory::Modules;
 use anyhow::{Context, Result};
-use arch::native::boot::EntryPoint;
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
+use cpus::Cpus;
 use debugger::Debugger;
 use hotplug::Removal;
-use hypervisor::{Hypervisor, MemorySlot, Vcpu, Vm};
+use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
-use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
+use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
 use platform::{Foundation, Platform};
@@ -74,7 +76,7 @@ pub struct Place<'a> {
 /// A machine.
 pub struct Machine {
     // Fields are dropped in this order: first what runs, then what it runs on.
-    cpus: Vec<CpuThread>,
+    cpus: Cpus,
     pci: PciBus,
     platform: Platform,
     config: VmConfig,
@@ -94,7 +96,8 @@ pub struct Machine {
     removals: BTreeMap<String, Removal>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
-    _vm: Arc<dyn Vm>,
+    modules: Modules,
+    vm: Arc<dyn Vm>,
     memory: GuestMemory,
 }
 
@@ -122,7 +125,7 @@ impl Machine {
             mailbox: mailbox.clone(),
         };
         // Their threads are made and confine themselves while the rest is built.
-        let cpus = start_cpus(&config, vcpus, &surroundings)?;
+        let mut cpus = Cpus::start(&config, Arc::clone(&vm), vcpus, surroundings, model.clone())?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
         let memory = memory::provide(&config.memory, &ranges, layout.hotplug())?;
         map_memory(&*vm, &memory)?;
@@ -149,8 +152,8 @@ impl Machine {
         if platform::is_linux(&files, entry)? {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
-        configure_cpus(&cpus, &model, entry)?;
-        Ok(Self {
+        cpus.configure(entry)?;
+        let mut machine = Self {
             cpus,
             pci,
             platform,
@@ -169,9 +172,12 @@ impl Machine {
             removals: BTreeMap::new(),
             memory_devices,
             _consoles: consoles.serve(pumps, escape),
-            _vm: vm,
+            modules: Modules::new(&memory)?,
+            vm,
             memory,
-        })
+        };
+        machine.add_configured_memory()?;
+        Ok(machine)
     }
 
     /// The configuration as it is now.
@@ -182,7 +188,7 @@ impl Machine {
     /// Memory that the guest can use, in bytes.
     pub fn memory_size(&self) -> u64 {
         let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
-        self.memory_devices.adjust(boot)
+        self.memory_devices.adjust(boot.saturating_add(self.modules.size()))
     }
 }
 
@@ -207,7 +213,7 @@ fn refuse_linux_where_it_cannot_run(config: &VmConfig, hypervisor: &dyn Hypervis
 }
 
 fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
-    for (slot, region) in (0u32..).zip(memory.ram.iter()) {
+    for (slot, region) in (0u32..).zip(memory.boot_regions()) {
         let slot = MemorySlot {
             slot,
             guest_address: region.start_addr().0,
@@ -218,40 +224,6 @@ fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
         };
         // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
         unsafe { vm.map_memory(slot) }.context("--memory: giving memory to the guest; make it smaller")?;
-    }
-    Ok(())
-}
-
-/// Starts the CPUs' threads, paused.
-fn start_cpus(
-    config: &VmConfig,
-    vcpus: Vec<Box<dyn Vcpu>>,
-    surroundings: &Surroundings,
-) -> Result<Vec<CpuThread>> {
-    let start = |(index, vcpu)| {
-        let affinity = config.cpus.affinity.iter().find(|affinity| affinity.vcpu == index).cloned();
-        let confine = move || {
-            if let Some(affinity) = affinity
-                && let Err(error) = cpu::set_affinity(&affinity.host_cpus)
-            {
-                tracing::warn!("--cpus affinity: CPU {index} runs on any host CPU: {error}");
-            }
-            seccomp::confine(ThreadKind::Cpu);
-        };
-        CpuThread::start(index, vcpu, surroundings.clone(), confine)
-    };
-    (0u32..).zip(vcpus).map(start).collect()
-}
-
-/// Makes the CPUs ready for the guest's first instruction, all at once.
-fn configure_cpus(cpus: &[CpuThread], model: &CpuModel, entry: EntryPoint) -> Result<()> {
-    let configure = |(index, cpu): (u32, &CpuThread)| {
-        let model = model.clone();
-        cpu.begin(move |vcpu| platform::configure_vcpu(vcpu, &model, index, &entry))
-    };
-    let pending: Vec<_> = (0u32..).zip(cpus).map(configure).collect::<Result<_>>()?;
-    for (index, configured) in pending.into_iter().enumerate() {
-        configured.wait()?.with_context(|| format!("setting up CPU {index}"))?;
     }
     Ok(())
 }

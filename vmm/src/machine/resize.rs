@@ -1,4 +1,4 @@
-//! More or less of what a machine has: memory, by virtio-mem, and the balloon.
+//! More or less of what a machine has: CPUs, memory, and the balloon.
 //!
 //! A change is told to the guest, which follows as it can: how far it got is in `vm.info` and in the devices' own trees.
 
@@ -60,35 +60,32 @@ fn no_zone<T>(id: &str) -> Result<T, ApiError> {
 }
 
 impl Machine {
-    /// Sets how much memory the guest should have, and how much of it should be in the balloon. All of it is checked before
+    /// Sets how many CPUs and how much memory the guest should have, and how much of that should be in the balloon. All of it is checked before
     /// any of it is changed.
     ///
     /// # Errors
     /// When the machine cannot have that much; names the field.
     pub fn resize(&mut self, resize: &Resize) -> Answer {
-        if resize.desired_vcpus.is_some_and(|cpus| cpus != self.config.cpus.boot_vcpus) {
-            return Err(ApiError::new(
-                ErrorKind::NotSupported,
-                "changing the number of CPUs is not supported yet",
-            ));
+        if let Some(count) = resize.desired_vcpus {
+            self.check_cpu_count(count)?;
         }
         let added = match resize.desired_ram {
             None => None,
             Some(size) => match self.config.memory.hotplug_method {
                 HotplugMethod::VirtioMem => Some(self.to_be_added(size)?),
-                HotplugMethod::Acpi => {
-                    return Err(ApiError::new(
-                        ErrorKind::NotSupported,
-                        "adding memory by ACPI is not supported yet; use --memory hotplug_method=virtio-mem",
-                    ));
-                }
+                HotplugMethod::Acpi => Some(self.to_be_in_modules(size)?),
             },
         };
         if let Some(size) = resize.desired_balloon {
             self.check_balloon(size)?;
         }
-        if let Some(added) = added {
-            self.grow("", added)?;
+        if let Some(count) = resize.desired_vcpus {
+            self.resize_cpus(count)?;
+        }
+        match (added, self.config.memory.hotplug_method) {
+            (Some(added), HotplugMethod::VirtioMem) => self.grow("", added)?,
+            (Some(added), HotplugMethod::Acpi) => self.resize_modules(added)?,
+            (None, _) => {}
         }
         if let (Some(size), Some(balloon)) = (resize.desired_balloon, &self.memory_devices.balloon) {
             balloon.resize(size.0);

@@ -8,12 +8,18 @@
 //! | `load` | the kernel, and the tables that firmware would have left |
 //! | `is_linux` | whether the kernel is Linux |
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
+//! | `create_vcpu` | makes a further CPU |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
+//! | `CPU_HOTPLUG` | whether CPUs may come and go |
+//! | `MEMORY_SLOTS` | how many pieces of memory may come and go |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{PCI_WIRING, Platform, configure_vcpu, found, is_linux, load, reset_vcpu};
+pub use x86_64::{
+    CPU_HOTPLUG, MEMORY_SLOTS, PCI_WIRING, Platform, configure_vcpu, create_vcpu, found, is_linux, load,
+    reset_vcpu,
+};
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
 use anyhow::{Context, Result};

@@ -1,18 +1,22 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
-use super::{EVENT_GSI, PCI_WIRING, SERIAL_GSI};
+use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, SERIAL_GSI};
 use crate::config::{NumaConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
-use arch::x86_64::acpi::{self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, NodeMemory, Registers};
+use arch::x86_64::acpi::{
+    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers,
+};
 use arch::x86_64::boot::{self, EntryPoint, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
 use arch::x86_64::reset_vector;
 use arch::x86_64::smbios::{self, Processors, SmbiosConfig, SystemStrings};
 use devices::acpi::AcpiRegisters;
+use devices::acpi_hotplug::cpu::CpuHotplug;
+use devices::acpi_hotplug::memory::MemoryHotplug;
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
@@ -66,14 +70,14 @@ fn acpi_config(
         enabled: index < config.cpus.boot_vcpus,
         node: node_of(&config.numa, |node| node.cpus.contains(&index)),
     });
-    let memory = node_memory(config, zones);
+    let modules = config.memory.modules_size() > 0;
     AcpiConfig {
         cpus: cpus.collect(),
         local_apic: layout::LOCAL_APIC.start as u32,
         io_apic: IoApic { id: 0, address: layout::IOAPIC.start as u32, first_gsi: 0 },
         segments: layout.segments().to_vec(),
         interrupt_pins: PCI_WIRING,
-        memory,
+        memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),
         registers: Registers {
             sleep_status: acpi_port,
@@ -84,8 +88,9 @@ fn acpi_config(
         },
         events: EventDevice { port: acpi_port + 4, gsi: EVENT_GSI },
         pci_hotplug: Some(PciHotplug::PORTS.start as u16),
-        cpu_hotplug: None,
-        memory_hotplug: None,
+        cpu_hotplug: (config.cpus.limit() > 1).then_some(CpuHotplug::PORTS.start as u16),
+        memory_hotplug: modules
+            .then_some(MemorySlots { port: MemoryHotplug::PORTS.start as u16, count: MEMORY_SLOTS }),
         generation_id: None,
         fw_cfg: None,
         serial: serial_mode(&config.serial)
@@ -99,8 +104,8 @@ fn acpi_config(
 
 /// Which memory belongs to which node. Also without nodes, if memory can be added: Linux learns from this up to where there
 /// may be memory.
-fn node_memory(config: &VmConfig, zones: &[ZoneExtent]) -> Vec<NodeMemory> {
-    if config.numa.is_empty() && zones.iter().all(|zone| zone.hotplug.is_none()) {
+fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -> Vec<NodeMemory> {
+    if config.numa.is_empty() && layout.hotplug().is_none() {
         return Vec::new();
     }
     let node = |zone: &ZoneExtent| node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
@@ -111,7 +116,10 @@ fn node_memory(config: &VmConfig, zones: &[ZoneExtent]) -> Vec<NodeMemory> {
     let added = zones
         .iter()
         .filter_map(|zone| Some(NodeMemory { node: node(zone), range: zone.hotplug?.range, hotplug: true }));
-    boot.chain(added).collect()
+    // Memory modules are those of the first node: there are others only where memory is in zones.
+    let modules = layout.hotplug().filter(|_| config.memory.modules_size() > 0);
+    let modules = modules.map(|range| NodeMemory { node: 0, range, hotplug: true });
+    boot.chain(added).chain(modules).collect()
 }
 
 fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {

@@ -17,6 +17,8 @@ use arch::x86_64::boot::EntryPoint;
 use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Vendor};
 use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
 use devices::acpi::{AcpiRegisters, Event};
+use devices::acpi_hotplug::cpu::CpuHotplug;
+use devices::acpi_hotplug::memory::{MemoryHotplug, Module};
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
 use devices::host_console::{self, ConsolePump};
@@ -41,12 +43,19 @@ pub const EVENT_GSI: u32 = 5;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 16, count: 8 };
 
+/// CPUs may come and go.
+pub const CPU_HOTPLUG: bool = true;
+/// How many pieces of memory may come and go.
+pub const MEMORY_SLOTS: u32 = 32;
+
 /// The mainboard.
 pub struct Platform {
     /// The I/O APIC's pins.
     pub pins: Arc<IoApicPins>,
     acpi: Arc<Mutex<AcpiRegisters>>,
     pci_hotplug: Arc<Mutex<PciHotplug>>,
+    cpu_hotplug: Arc<Mutex<CpuHotplug>>,
+    memory_hotplug: Arc<Mutex<MemoryHotplug>>,
     devices: Vec<Placed>,
 }
 
@@ -75,6 +84,10 @@ impl Platform {
         let acpi = board.put("ACPI registers", board.port, AcpiRegisters::PORTS, acpi)?;
         let pci_hotplug = PciHotplug::new(config.platform.num_pci_segments);
         let pci_hotplug = board.put("PCI hotplug", board.port, PciHotplug::PORTS, pci_hotplug)?;
+        let cpu_hotplug = CpuHotplug::new(config.cpus.limit(), config.cpus.boot_vcpus);
+        let cpu_hotplug = board.put("CPU hotplug", board.port, CpuHotplug::PORTS, cpu_hotplug)?;
+        let memory_hotplug = MemoryHotplug::new(MEMORY_SLOTS);
+        let memory_hotplug = board.put("memory hotplug", board.port, MemoryHotplug::PORTS, memory_hotplug)?;
         board.put("clock", board.port, Rtc::PORTS, Rtc::new(Arc::clone(clock)))?;
         board.put("keyboard controller", board.port, I8042::PORTS, I8042::default())?;
         board.put("diagnostic port", board.port, PostCode::PORTS, PostCode::default())?;
@@ -104,7 +117,7 @@ impl Platform {
                 pumps.push(pump);
             }
         }
-        Ok(Self { pins, acpi, pci_hotplug, devices: board.devices })
+        Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, devices: board.devices })
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt.
@@ -137,6 +150,57 @@ impl Platform {
         lock(&self.pci_hotplug).forget(segment, device);
     }
 
+    /// Tells the guest that a CPU came. It waits to be started.
+    pub fn cpu_came(&self, number: u32) {
+        lock(&self.cpu_hotplug).plug(number);
+        lock(&self.acpi).raise(Event::Cpu);
+    }
+
+    /// Asks the guest to let go of a CPU. When it has, which may be never, it answers with
+    /// [`machine::effect::Effect::EjectCpu`].
+    pub fn ask_to_release_cpu(&self, number: u32) {
+        lock(&self.cpu_hotplug).request_unplug(number);
+        lock(&self.acpi).raise(Event::Cpu);
+    }
+
+    /// A CPU is to stay after all; the guest may have been asked already.
+    pub fn keep_cpu(&self, number: u32) {
+        lock(&self.cpu_hotplug).withdraw_request(number);
+    }
+
+    /// A CPU is gone.
+    pub fn cpu_gone(&self, number: u32) {
+        lock(&self.cpu_hotplug).remove(number);
+    }
+
+    /// There is memory in a slot from the start.
+    pub fn memory_is_there(&self, slot: u32, range: Range) {
+        lock(&self.memory_hotplug).fill(slot, module(range));
+    }
+
+    /// Tells the guest that memory came.
+    pub fn memory_came(&self, slot: u32, range: Range) {
+        lock(&self.memory_hotplug).plug(slot, module(range));
+        lock(&self.acpi).raise(Event::Memory);
+    }
+
+    /// Asks the guest to let go of memory. When it has, which may be never, it answers with
+    /// [`machine::effect::Effect::EjectMemory`].
+    pub fn ask_to_release_memory(&self, slot: u32) {
+        lock(&self.memory_hotplug).request_unplug(slot);
+        lock(&self.acpi).raise(Event::Memory);
+    }
+
+    /// Memory is to stay after all; the guest may have been asked already.
+    pub fn keep_memory(&self, slot: u32) {
+        lock(&self.memory_hotplug).withdraw_request(slot);
+    }
+
+    /// Memory is gone.
+    pub fn memory_gone(&self, slot: u32) {
+        lock(&self.memory_hotplug).remove(slot);
+    }
+
     /// Returns every device to its state at power-on.
     pub fn reset(&self) {
         reset_devices(&self.devices);
@@ -146,6 +210,19 @@ impl Platform {
     pub fn inspect(&self) -> Value {
         inspect_devices(&self.devices)
     }
+}
+
+/// Memory that was added belongs to the first NUMA node: there are others only where memory is in zones.
+fn module(range: Range) -> Module {
+    Module { address: range.start, size: range.size, node: 0 }
+}
+
+/// Makes a further CPU.
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn create_vcpu(vm: &dyn Vm, model: &CpuModel, index: u32) -> Result<Box<dyn Vcpu>> {
+    vm.create_vcpu(model.topology().apic_id(index)).with_context(|| format!("making CPU {index}"))
 }
 
 /// Makes the hypervisor's machine and its CPUs, and lays out its memory.

@@ -1,0 +1,336 @@
+//! Memory modules: memory that is added to the machine while it runs, and taken away again.
+//!
+//! The region it is put in is part of guest memory from the start, so that devices that were started before reach what is
+//! added; the guest is given parts of it. Each addition is a module of its own, which ACPI tells of, and is taken away as
+//! a whole, when the guest has let go of it; its pages are given back to the host then.
+
+use super::{Machine, platform};
+use crate::api::ApiError;
+use crate::config::ByteSize;
+use crate::config::hotplug::MODULE;
+use crate::host_pages;
+use crate::memory::GuestMemory;
+use anyhow::{Context, Result};
+use hypervisor::{MemorySlot, Vm};
+use machine::bus::Range;
+use machine::inspect::{Value, json};
+use machine::memory::{GuestMemoryRegion, HostPages};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The hypervisor's number of the memory in slot 0; those below are of memory that is there from the start.
+const FIRST_SLOT: u32 = 0x100;
+/// `_OST` of a request to let go (ACPI 6.5, table 6.16).
+const EJECT_REQUEST: u32 = 3;
+
+/// A module.
+#[derive(Clone, Copy, Debug)]
+struct Module {
+    range: Range,
+    /// The guest is asked to let go of it.
+    going: bool,
+}
+
+/// The modules there are.
+#[derive(Default)]
+pub struct Modules {
+    by_slot: BTreeMap<u32, Module>,
+    /// The host's pages behind them, if there can be any.
+    pages: Option<Arc<dyn HostPages>>,
+}
+
+impl Modules {
+    /// None yet, of a machine with `memory`.
+    ///
+    /// # Errors
+    /// When the host does not say what kind of pages it has.
+    pub fn new(memory: &GuestMemory) -> Result<Self> {
+        let pages = memory.modules.map(|_| host_pages::of(&memory.ram)).transpose();
+        let pages = pages.context("--memory: asking the host for its kind of pages")?;
+        Ok(Self { by_slot: BTreeMap::new(), pages })
+    }
+
+    /// Their sizes together, in bytes.
+    pub fn size(&self) -> u64 {
+        self.by_slot.values().map(|module| module.range.size).sum()
+    }
+
+    /// Where the guest has memory.
+    pub fn ranges(&self) -> impl Iterator<Item = Range> {
+        self.by_slot.values().map(|module| module.range)
+    }
+
+    /// The modules, for inspection.
+    pub fn inspect(&self) -> Value {
+        let modules = self.by_slot.iter().map(|(slot, module)| {
+            let Module { range, going } = module;
+            let value =
+                json!({ "address": format!("{:#x}", range.start), "size": range.size, "going": going });
+            (slot.to_string(), value)
+        });
+        modules.collect()
+    }
+
+    /// A free slot, and the lowest `size` bytes of `area` that no module has.
+    fn room(&self, area: Range, size: u64) -> Option<(u32, Range)> {
+        let slot = (0..platform::MEMORY_SLOTS).find(|slot| !self.by_slot.contains_key(slot))?;
+        let mut taken: Vec<_> = self.ranges().collect();
+        taken.sort_by_key(|range| range.start);
+        let mut start = area.start;
+        for range in taken {
+            if range.start - start >= size {
+                break;
+            }
+            start = range.last() + 1;
+        }
+        let end = area.start + area.size;
+        (end - start >= size).then_some((slot, Range { start, size }))
+    }
+
+    /// Slots whose modules are `size` bytes together: the last that came first. `None` if there are no such ones to be
+    /// found so.
+    fn to_remove(&self, size: u64) -> Option<Vec<u32>> {
+        let mut rest = size;
+        let mut slots = Vec::new();
+        for (slot, module) in self.by_slot.iter().rev() {
+            if module.range.size <= rest {
+                rest -= module.range.size;
+                slots.push(*slot);
+            }
+        }
+        (rest == 0).then_some(slots)
+    }
+
+    /// Gives the guest `size` more bytes, taken from the host at once if `prefault`. Returns the slot and where they are.
+    fn add(&mut self, vm: &dyn Vm, memory: &GuestMemory, prefault: bool, size: u64) -> Result<(u32, Range)> {
+        let (Some(region), Some(area)) = (memory.modules_region(), memory.modules) else {
+            anyhow::bail!("nothing can be added to the machine's memory; give --memory hotplug_size");
+        };
+        let (slot, range) = self
+            .room(area, size)
+            .with_context(|| format!("there is no room for another {} in one piece", ByteSize(size)))?;
+        if let Some(pages) = self.pages.as_ref().filter(|_| prefault) {
+            pages.populate(range).with_context(|| {
+                format!("the host cannot give another {}; leave prefault off, or free some", ByteSize(size))
+            })?;
+        }
+        let offset = usize::try_from(range.start - area.start)?;
+        let mapping = MemorySlot {
+            slot: FIRST_SLOT + slot,
+            guest_address: range.start,
+            size,
+            // The range lies in the region.
+            host_address: region.as_ptr().wrapping_add(offset),
+            readonly: false,
+            log_dirty: false,
+        };
+        // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
+        unsafe { vm.map_memory(mapping) }.context("giving memory to the guest")?;
+        self.by_slot.insert(slot, Module { range, going: false });
+        Ok((slot, range))
+    }
+
+    /// Takes a module from the guest, and gives its pages back to the host.
+    fn remove(&mut self, vm: &dyn Vm, slot: u32) -> Result<Option<Range>> {
+        let Some(module) = self.by_slot.remove(&slot) else { return Ok(None) };
+        vm.unmap_memory(FIRST_SLOT + slot).context("taking memory from the guest")?;
+        if let Some(pages) = &self.pages
+            && let Err(error) = pages.release(module.range)
+        {
+            // The guest no longer has it; the host will when the machine ends.
+            tracing::warn!("memory that the guest let go of is not given back yet: {error}");
+        }
+        Ok(Some(module.range))
+    }
+}
+
+impl Machine {
+    /// Gives the guest the memory that its configuration says was added.
+    ///
+    /// # Errors
+    /// When the host cannot give it.
+    pub(super) fn add_configured_memory(&mut self) -> Result<()> {
+        let config = &self.config.memory;
+        let size = config.hotplugged_size.map_or(0, |size| size.0);
+        if size == 0 || config.modules_size() == 0 {
+            return Ok(());
+        }
+        let (slot, range) = self
+            .modules
+            .add(&*self.vm, &self.memory, config.prefault, size)
+            .with_context(|| format!("--memory hotplugged_size={}", ByteSize(size)))?;
+        self.platform.memory_is_there(slot, range);
+        Ok(())
+    }
+
+    /// What is to be in modules for the memory to be `desired`, in bytes.
+    ///
+    /// # Errors
+    /// When the machine cannot have as much or as little.
+    pub(super) fn to_be_in_modules(&self, desired: ByteSize) -> Result<u64, ApiError> {
+        let refused = |message: String| {
+            let mut error = ApiError::bad(format!("desired_ram={desired}: {message}"));
+            error.field = Some("desired_ram".into());
+            Err(error)
+        };
+        if self.config.memory.zones.iter().flatten().next().is_some() {
+            return refused("the machine's memory is in zones; resize one of them (vm.resize-zone)".into());
+        }
+        let (boot, room) = (self.config.memory.boot_size(), self.config.memory.modules_size());
+        let Some(wanted) = desired.0.checked_sub(boot) else {
+            return refused(format!(
+                "the machine has {} from the start, which stays; use the balloon",
+                ByteSize(boot)
+            ));
+        };
+        if wanted > room {
+            return refused(format!(
+                "the machine can have at most {}; --memory hotplug_size sets how much can be added",
+                ByteSize(boot + room)
+            ));
+        }
+        if !wanted.is_multiple_of(MODULE) {
+            return refused(format!(
+                "memory is added in multiples of {} to the {} of the start",
+                ByteSize(MODULE),
+                ByteSize(boot)
+            ));
+        }
+        if let Some(surplus) = self.modules.size().checked_sub(wanted)
+            && self.modules.to_remove(surplus).is_none()
+        {
+            let sizes: Vec<_> =
+                self.modules.ranges().map(|range| ByteSize(range.size).to_string()).collect();
+            return refused(format!(
+                "memory is taken away in the pieces in which it was added, which are {}",
+                sizes.join(", ")
+            ));
+        }
+        Ok(wanted)
+    }
+
+    /// Makes the modules `wanted` bytes together. What is missing comes at once; what is too much is asked back from the
+    /// guest, and goes when it lets go of it.
+    ///
+    /// # Errors
+    /// When the host cannot give it.
+    pub(super) fn resize_modules(&mut self, wanted: u64) -> Result<(), ApiError> {
+        let present = self.modules.size();
+        let mut go = Vec::new();
+        if wanted > present {
+            let prefault = self.config.memory.prefault;
+            let (slot, range) = self
+                .modules
+                .add(&*self.vm, &self.memory, prefault, wanted - present)
+                .map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
+            self.platform.memory_came(slot, range);
+            let size = range.size;
+            self.events.emit_with("vm", "memory-added", [("slot", slot.into()), ("size", size.into())]);
+        } else {
+            go.extend(self.modules.to_remove(present - wanted).unwrap_or_default());
+        }
+        for (slot, module) in &mut self.modules.by_slot {
+            module.going = go.contains(slot);
+            if module.going {
+                self.platform.ask_to_release_memory(*slot);
+            } else {
+                self.platform.keep_memory(*slot);
+            }
+        }
+        self.config.memory.hotplugged_size = Some(ByteSize(wanted));
+        Ok(())
+    }
+
+    fn take_module(&mut self, slot: u32) -> Result<()> {
+        let taken = self.modules.remove(&*self.vm, slot)?;
+        self.platform.memory_gone(slot);
+        if let Some(range) = taken {
+            self.events.emit_with(
+                "vm",
+                "memory-removed",
+                [("slot", slot.into()), ("size", range.size.into())],
+            );
+        }
+        Ok(())
+    }
+
+    /// The guest let go of a module.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn memory_ejected(&mut self, slot: u32) -> Result<()> {
+        let asked = self.modules.by_slot.get(&slot).is_some_and(|module| module.going);
+        self.take_module(slot)?;
+        if !asked {
+            self.config.memory.hotplugged_size = Some(ByteSize(self.modules.size()));
+        }
+        Ok(())
+    }
+
+    /// The guest tells how it took a change of its memory.
+    pub(super) fn memory_outcome(&mut self, slot: u32, event: u32, status: u32) {
+        if event != EJECT_REQUEST || status == 0 {
+            return;
+        }
+        tracing::warn!("the guest does not let go of the memory in slot {slot} (status {status:#x})");
+        self.events.emit_with(
+            "vm",
+            "memory-release-refused",
+            [("slot", slot.into()), ("status", status.into())],
+        );
+        if let Some(module) = self.modules.by_slot.get_mut(&slot) {
+            module.going = false;
+        }
+        let staying = self.modules.by_slot.values().filter(|module| !module.going);
+        let size = staying.map(|module| module.range.size).sum();
+        self.config.memory.hotplugged_size = Some(ByteSize(size));
+    }
+
+    /// Takes away what the guest was asked to let go of. The machine is being reset, and nothing runs.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn settle_memory(&mut self) -> Result<()> {
+        let going: Vec<_> =
+            self.modules.by_slot.iter().filter(|(_, module)| module.going).map(|(slot, _)| *slot).collect();
+        going.into_iter().try_for_each(|slot| self.take_module(slot))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules(pieces: &[(u32, u64, u64)]) -> Modules {
+        let module = |start, size| Module { range: Range { start, size }, going: false };
+        let by_slot = pieces.iter().map(|&(slot, start, size)| (slot, module(start, size))).collect();
+        Modules { by_slot, pages: None }
+    }
+
+    #[test]
+    fn modules_are_put_where_there_is_room() {
+        let area = Range { start: 100, size: 50 };
+        assert_eq!(modules(&[]).room(area, 50), Some((0, area)));
+        assert_eq!(modules(&[]).room(area, 51), None);
+        let some = modules(&[(0, 110, 10), (2, 130, 10)]);
+        assert_eq!(some.room(area, 10), Some((1, Range { start: 100, size: 10 })));
+        assert_eq!(some.room(area, 11), None);
+        let first = modules(&[(1, 100, 10), (0, 110, 10)]);
+        assert_eq!(first.room(area, 30), Some((2, Range { start: 120, size: 30 })));
+        let slots: Vec<_> =
+            (0..platform::MEMORY_SLOTS).map(|slot| (slot, 100 + u64::from(slot), 1)).collect();
+        assert_eq!(modules(&slots).room(Range { start: 100, size: 1000 }, 1), None, "no slot is free");
+    }
+
+    #[test]
+    fn the_last_modules_that_fit_are_removed() {
+        let some = modules(&[(0, 0, 4), (1, 4, 2), (2, 6, 3)]);
+        assert_eq!(some.to_remove(0), Some(vec![]));
+        assert_eq!(some.to_remove(3), Some(vec![2]));
+        assert_eq!(some.to_remove(2), Some(vec![1]));
+        assert_eq!(some.to_remove(5), Some(vec![2, 1]));
+        assert_eq!(some.to_remove(9), Some(vec![2, 1, 0]));
+        assert_eq!(some.to_remove(1), None);
+        assert_eq!(some.size(), 9);
+    }
+}

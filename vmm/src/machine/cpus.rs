@@ -1,0 +1,307 @@
+//! The machine's CPUs, and how they come and go.
+//!
+//! A CPU that is added waits until the guest starts it. One that is to go is asked back from the guest, and goes when that
+//! has let go of it; its thread ends then, and what the hypervisor made for it is kept for when it comes again, since no
+//! hypervisor unmakes a CPU. A restart of the machine completes what the guest left undone.
+
+use super::{Machine, platform};
+use crate::api::{ApiError, ErrorKind};
+use crate::config::{CpuAffinity, VmConfig};
+use crate::cpu::{self, CpuThread, Surroundings};
+use crate::seccomp::{self, ThreadKind};
+use anyhow::{Context, Result};
+use arch::native::boot::EntryPoint;
+use arch::native::cpu::CpuModel;
+use hypervisor::{Vcpu, Vm};
+use machine::inspect::{Inspect, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// `_OST` of a request to let go (ACPI 6.5, table 6.16).
+const EJECT_REQUEST: u32 = 3;
+
+/// Gives a CPU a state, by its number.
+type SetUp = fn(&mut dyn Vcpu, &CpuModel, u32, &EntryPoint) -> Result<()>;
+
+/// The CPUs, by number.
+pub struct Cpus {
+    threads: BTreeMap<u32, CpuThread>,
+    /// What the hypervisor made for CPUs that have gone.
+    parked: BTreeMap<u32, Box<dyn Vcpu>>,
+    vm: Arc<dyn Vm>,
+    surroundings: Surroundings,
+    model: CpuModel,
+    affinity: Vec<CpuAffinity>,
+    /// Where CPU 0 begins, when there is a kernel.
+    entry: Option<EntryPoint>,
+    /// Counts the machine's resets: what a CPU asked for before one is void after it.
+    generation: u64,
+}
+
+impl Cpus {
+    /// Starts the threads of the first CPUs, paused.
+    ///
+    /// # Errors
+    /// When the host gives no threads.
+    pub fn start(
+        config: &VmConfig,
+        vm: Arc<dyn Vm>,
+        vcpus: Vec<Box<dyn Vcpu>>,
+        surroundings: Surroundings,
+        model: CpuModel,
+    ) -> Result<Self> {
+        let affinity = config.cpus.affinity.clone();
+        let (threads, parked) = (BTreeMap::new(), BTreeMap::new());
+        let mut cpus =
+            Self { threads, parked, vm, surroundings, model, affinity, entry: None, generation: 0 };
+        for (number, vcpu) in (0u32..).zip(vcpus) {
+            cpus.start_thread(number, vcpu)?;
+        }
+        Ok(cpus)
+    }
+
+    /// Starts a CPU's thread, paused.
+    fn start_thread(&mut self, number: u32, vcpu: Box<dyn Vcpu>) -> Result<()> {
+        let affinity = self.affinity.iter().find(|affinity| affinity.vcpu == number).cloned();
+        let confine = move || {
+            if let Some(affinity) = affinity
+                && let Err(error) = cpu::set_affinity(&affinity.host_cpus)
+            {
+                tracing::warn!("--cpus affinity: CPU {number} runs on any host CPU: {error}");
+            }
+            seccomp::confine(ThreadKind::Cpu);
+        };
+        let thread = CpuThread::start(number, vcpu, self.surroundings.clone(), confine)?;
+        thread.set_generation(self.generation);
+        self.threads.insert(number, thread);
+        Ok(())
+    }
+
+    /// Makes CPUs ready for the guest's first instruction, CPU 0 at `entry`.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    pub fn configure(&mut self, entry: EntryPoint) -> Result<()> {
+        self.entry = Some(entry);
+        self.set_up(self.numbers(), platform::configure_vcpu)
+    }
+
+    /// Sets every CPU's state back to the one it starts in, CPU 0's to `entry`. All are paused.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    pub fn reset(&mut self, entry: EntryPoint) -> Result<()> {
+        self.entry = Some(entry);
+        self.set_up(self.numbers(), platform::reset_vcpu)
+    }
+
+    /// Has CPUs set their state by `set_up`, all at once.
+    fn set_up(&self, numbers: impl IntoIterator<Item = u32>, set_up: SetUp) -> Result<()> {
+        let entry = self.entry.context("there is no kernel yet")?;
+        let mut pending = Vec::new();
+        for number in numbers {
+            let Some(cpu) = self.threads.get(&number) else { continue };
+            let model = self.model.clone();
+            pending.push((number, cpu.begin(move |vcpu| set_up(vcpu, &model, number, &entry))?));
+        }
+        for (number, done) in pending {
+            done.wait()?.with_context(|| format!("setting up CPU {number}"))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a CPU, paused, in the state of one that waits to be started.
+    ///
+    /// # Errors
+    /// When the host refuses; there is no such CPU then.
+    fn add(&mut self, number: u32) -> Result<()> {
+        let (vcpu, set_up): (_, SetUp) = match self.parked.remove(&number) {
+            Some(vcpu) => (vcpu, platform::reset_vcpu),
+            None => (platform::create_vcpu(&*self.vm, &self.model, number)?, platform::configure_vcpu),
+        };
+        self.start_thread(number, vcpu)?;
+        self.set_up([number], set_up).inspect_err(|_| self.remove(number))
+    }
+
+    /// Ends a CPU's thread.
+    fn remove(&mut self, number: u32) {
+        let vcpu = self.threads.remove(&number).and_then(|mut thread| thread.end());
+        if let Some(vcpu) = vcpu {
+            self.parked.insert(number, vcpu);
+        }
+    }
+
+    /// The machine is reset: what CPUs asked for before is void. All are paused.
+    pub fn forget_effects(&mut self) {
+        self.generation += 1;
+        for cpu in self.threads.values() {
+            cpu.forget_effects();
+        }
+    }
+
+    /// Counts [`Cpus::forget_effects`].
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A CPU, if it is there.
+    pub fn get(&self, number: u32) -> Option<&CpuThread> {
+        self.threads.get(&number)
+    }
+
+    /// The CPUs with their numbers, ascending.
+    pub fn numbered(&self) -> impl DoubleEndedIterator<Item = (u32, &CpuThread)> {
+        self.threads.iter().map(|(&number, cpu)| (number, cpu))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.threads.len() as u32
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        self.threads.keys().copied().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a Cpus {
+    type Item = &'a CpuThread;
+    type IntoIter = std::collections::btree_map::Values<'a, u32, CpuThread>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.threads.values()
+    }
+}
+
+impl<'a> IntoIterator for &'a mut Cpus {
+    type Item = &'a mut CpuThread;
+    type IntoIter = std::collections::btree_map::ValuesMut<'a, u32, CpuThread>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.threads.values_mut()
+    }
+}
+
+impl Inspect for Cpus {
+    fn inspect(&self) -> Value {
+        self.numbered().map(|(number, cpu)| (number.to_string(), cpu.exits().inspect())).collect()
+    }
+}
+
+impl Machine {
+    /// Whether the machine can have `desired` CPUs.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_cpu_count(&self, desired: u32) -> Result<(), ApiError> {
+        let limit = self.config.cpus.limit();
+        if !(1..=limit).contains(&desired) {
+            let mut error = ApiError::bad(format!(
+                "desired_vcpus={desired}: the machine can have 1 to {limit} CPUs; --cpus max sets the most"
+            ));
+            error.field = Some("desired_vcpus".into());
+            return Err(error);
+        }
+        if !platform::CPU_HOTPLUG && desired != self.cpus.count() {
+            return Err(ApiError::new(
+                ErrorKind::NotSupported,
+                "the CPUs of a machine of this architecture cannot be changed while it runs",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Makes the machine one of `desired` CPUs. Those that are missing come at once; those that are too many are asked
+    /// back from the guest, the last first, and go when it lets go of them.
+    ///
+    /// # Errors
+    /// When the machine cannot have so many, or the host refuses one.
+    pub fn resize_cpus(&mut self, desired: u32) -> Result<(), ApiError> {
+        self.check_cpu_count(desired)?;
+        let limit = self.config.cpus.limit();
+        let present = self.cpus.numbers();
+        for number in (0..limit).filter(|number| !present.contains(number)) {
+            if self.cpus.count() >= desired {
+                break;
+            }
+            self.add_cpu(number).map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
+        }
+        let surplus = present.len().saturating_sub(desired as usize);
+        let (stay, go) = present.split_at(present.len() - surplus);
+        for number in stay {
+            self.platform.keep_cpu(*number);
+        }
+        for number in go {
+            self.platform.ask_to_release_cpu(*number);
+        }
+        self.note_cpus(limit, desired);
+        Ok(())
+    }
+
+    /// Has the configuration say how many CPUs the machine is to have, so that it has them when it is restarted.
+    fn note_cpus(&mut self, limit: u32, count: u32) {
+        self.config.cpus.max_vcpus = Some(limit);
+        self.config.cpus.boot_vcpus = count;
+    }
+
+    fn add_cpu(&mut self, number: u32) -> Result<()> {
+        self.cpus.add(number)?;
+        if !self.paused()
+            && !self.busy()
+            && let Some(cpu) = self.cpus.get(number)
+        {
+            cpu.resume();
+        }
+        self.platform.cpu_came(number);
+        self.events.emit_with("vm", "cpu-added", [("cpu", number.into())]);
+        Ok(())
+    }
+
+    fn take_cpu(&mut self, number: u32) {
+        self.cpus.remove(number);
+        self.platform.cpu_gone(number);
+        self.events.emit_with("vm", "cpu-removed", [("cpu", number.into())]);
+    }
+
+    /// The guest let go of a CPU.
+    pub(super) fn cpu_ejected(&mut self, number: u32) {
+        // CPU 0 stays: the controller does not let go of it.
+        if number == 0 || self.cpus.get(number).is_none() {
+            return;
+        }
+        self.take_cpu(number);
+        let count = self.cpus.count().min(self.config.cpus.boot_vcpus);
+        self.note_cpus(self.config.cpus.limit(), count);
+    }
+
+    /// The guest tells how it took a change of its CPUs.
+    pub(super) fn cpu_outcome(&mut self, number: u32, event: u32, status: u32) {
+        if event != EJECT_REQUEST || status == 0 {
+            return;
+        }
+        tracing::warn!("the guest does not let go of CPU {number} (status {status:#x})");
+        self.events.emit_with(
+            "vm",
+            "cpu-release-refused",
+            [("cpu", number.into()), ("status", status.into())],
+        );
+        self.note_cpus(self.config.cpus.limit(), self.cpus.count());
+    }
+
+    /// Makes the CPUs those that the machine is to have. It is being reset, and all are paused.
+    ///
+    /// # Errors
+    /// When the host refuses a CPU.
+    pub(super) fn settle_cpus(&mut self) -> Result<()> {
+        let count = self.config.cpus.boot_vcpus;
+        for number in self.cpus.numbers().into_iter().filter(|number| *number >= count) {
+            self.take_cpu(number);
+        }
+        for number in 0..count {
+            if self.cpus.get(number).is_none() {
+                self.add_cpu(number)?;
+            }
+        }
+        Ok(())
+    }
+}
