@@ -552,3 +552,159 @@ fn zones_grow_one_by_one() {
     assert_eq!(field(control.call(resize(None, Some(0)))), "desired_balloon");
     control.end();
 }
+
+fn resize_to(cpus: Option<u32>, ram_mib: Option<u64>) -> Request {
+    let desired_ram = ram_mib.map(|mib| ByteSize(mib << 20));
+    Request::Resize(Resize { desired_vcpus: cpus, desired_ram, desired_balloon: None })
+}
+
+/// Registers of the controllers of CPUs and of memory, relative to the first.
+const CPU_HOTPLUG: u16 = 0x640;
+const MEMORY_HOTPLUG: u16 = 0x660;
+const STATUS: u16 = 4;
+const NEXT: u16 = 8;
+const ADDRESS: u16 = 20;
+const SIZE: u16 = 28;
+const CAME: u32 = 2;
+const GOING: u32 = 4;
+const LET_GO: u32 = 8;
+
+/// Hears what a controller has to tell: the number and the status of one slot.
+fn hear(cpu: &mut SimCpu<'_>, controller: u16) -> Option<(u32, u32)> {
+    let number = cpu.port_read32(controller + NEXT);
+    if number == u32::MAX {
+        return None;
+    }
+    cpu.port_write32(controller, number);
+    let status = cpu.port_read32(controller + STATUS);
+    cpu.port_write32(controller + STATUS, status & (CAME | GOING));
+    Some((number, status))
+}
+
+#[test]
+fn cpus_come_and_go_and_come_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (sender, started) = channel();
+    sim.program(0, |cpu| {
+        loop {
+            match hear(cpu, CPU_HOTPLUG) {
+                Some((number, status)) if status & CAME != 0 => cpu.start_cpu(number),
+                Some((_, status)) if status & GOING != 0 => cpu.port_write32(CPU_HOTPLUG + STATUS, LET_GO),
+                _ => {}
+            }
+        }
+    });
+    for number in 1..4 {
+        let sender = std::sync::Mutex::new(sender.clone());
+        sim.program(number, move |cpu| {
+            sender.lock().unwrap().send(cpu.id()).unwrap();
+            // It is let go of in the midst of its accesses.
+            ignore(cpu);
+        });
+    }
+    let control = Control::start(&sim);
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(4);
+    control.done(Request::Create(machine));
+    control.done(Request::Boot);
+    let next = || started.recv_timeout(STUCK).unwrap();
+    for _ in 0..20 {
+        control.done(resize_to(Some(3), None));
+        assert_eq!(BTreeSet::from([next(), next()]), BTreeSet::from([1, 2]));
+        assert_eq!(control.info()["config"]["cpus"]["boot_vcpus"], 3);
+        control.done(resize_to(Some(1), None));
+        control.wait_for("cpu-removed");
+        control.wait_for("cpu-removed");
+        assert_eq!(control.info()["config"]["cpus"]["boot_vcpus"], 1);
+    }
+    for count in [0, 5] {
+        assert_eq!(kind(control.call(resize_to(Some(count), None))), ErrorKind::BadRequest);
+    }
+    control.end();
+}
+
+#[test]
+fn a_restart_completes_what_the_guest_did_not_do() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    for number in 0..3 {
+        sim.program(number, ignore);
+    }
+    let control = Control::start(&sim);
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(3);
+    machine.memory.hotplug_size = Some(ByteSize(512 << 20));
+    machine.memory.hotplugged_size = Some(ByteSize(128 << 20));
+    control.done(Request::Create(machine));
+    control.done(Request::Boot);
+    let count = |name: &str| match control.call(Request::Inspect(Default::default())) {
+        Ok(Reply::Json(tree)) => tree[name].as_object().unwrap().len(),
+        other => panic!("{other:?}"),
+    };
+    control.done(resize_to(Some(3), Some(64 + 128 + 256)));
+    assert_eq!((count("cpus"), count("memory_modules")), (3, 2));
+    control.done(resize_to(Some(2), Some(64 + 128)));
+    assert_eq!((count("cpus"), count("memory_modules")), (3, 2), "the guest has not let go");
+    control.done(Request::Reboot);
+    control.wait_for("rebooted");
+    assert_eq!((count("cpus"), count("memory_modules")), (2, 1));
+    assert_eq!(control.info()["memory_actual_size"], (64 + 128) << 20);
+    control.done(resize_to(Some(3), None));
+    assert_eq!(count("cpus"), 3);
+    control.end();
+}
+
+#[test]
+fn memory_modules_come_hold_what_is_written_and_go() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (sender, found) = channel();
+    let sender = std::sync::Mutex::new(sender);
+    sim.program(0, move |cpu| {
+        loop {
+            match hear(cpu, MEMORY_HOTPLUG) {
+                Some((_, status)) if status & CAME != 0 => {
+                    let mut wide = |register: u16| {
+                        let mut word = |at| u64::from(cpu.port_read32(MEMORY_HOTPLUG + at));
+                        word(register) | word(register + 4) << 32
+                    };
+                    let (address, size) = (wide(ADDRESS), wide(SIZE));
+                    let last = address + size - 8;
+                    // What was given back to the host has nothing of before.
+                    assert_eq!((cpu.read64(address), cpu.read64(last)), (0, 0));
+                    cpu.write64(address, 0x1111);
+                    cpu.write64(last, 0x2222);
+                    assert_eq!((cpu.read64(address), cpu.read64(last)), (0x1111, 0x2222));
+                    sender.lock().unwrap().send(size >> 20).unwrap();
+                }
+                Some((_, status)) if status & GOING != 0 => {
+                    cpu.port_write32(MEMORY_HOTPLUG + STATUS, LET_GO);
+                }
+                _ => {}
+            }
+        }
+    });
+    let control = Control::start(&sim);
+    let mut machine = config(&folder);
+    machine.memory.hotplug_size = Some(ByteSize(512 << 20));
+    control.done(Request::Create(machine));
+    control.done(Request::Boot);
+    let memory = || control.info()["memory_actual_size"].as_u64().unwrap() >> 20;
+    for _ in 0..5 {
+        control.done(resize_to(None, Some(64 + 256)));
+        assert_eq!(found.recv_timeout(STUCK).unwrap(), 256);
+        control.done(resize_to(None, Some(64 + 256 + 128)));
+        assert_eq!(found.recv_timeout(STUCK).unwrap(), 128);
+        assert_eq!(memory(), 64 + 256 + 128);
+        control.done(resize_to(None, Some(64 + 256)));
+        control.wait_for("memory-removed");
+        assert_eq!(memory(), 64 + 256);
+        // Only 128M or all of it, from the 256M that are there; not more than there is room for; not below what is
+        // there from the start.
+        for size in [64 + 128, 64 + 250, 64 + 640, 32] {
+            assert_eq!(kind(control.call(resize_to(None, Some(size)))), ErrorKind::BadRequest, "{size}");
+        }
+        control.done(resize_to(None, Some(64)));
+        control.wait_for("memory-removed");
+        assert_eq!(memory(), 64);
+    }
+    control.end();
+}

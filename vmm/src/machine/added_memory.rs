@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use hypervisor::{MemorySlot, Vm};
 use machine::bus::Range;
 use machine::inspect::{Value, json};
-use machine::memory::{GuestMemoryRegion, HostPages};
+use machine::memory::HostPages;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -199,8 +199,7 @@ impl Machine {
         if let Some(surplus) = self.modules.size().checked_sub(wanted)
             && self.modules.to_remove(surplus).is_none()
         {
-            let sizes: Vec<_> =
-                self.modules.ranges().map(|range| ByteSize(range.size).to_string()).collect();
+            let sizes: Vec<_> = self.modules.ranges().map(|range| ByteSize(range.size).to_string()).collect();
             return refused(format!(
                 "memory is taken away in the pieces in which it was added, which are {}",
                 sizes.join(", ")
