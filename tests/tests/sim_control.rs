@@ -641,15 +641,15 @@ fn a_restart_completes_what_the_guest_did_not_do() {
         other => panic!("{other:?}"),
     };
     control.done(resize_to(Some(3), Some(64 + 128 + 256)));
-    assert_eq!((count("cpus"), count("memory_modules")), (3, 2));
+    assert_eq!((count("cpu"), count("memory_modules")), (3, 2));
     control.done(resize_to(Some(2), Some(64 + 128)));
-    assert_eq!((count("cpus"), count("memory_modules")), (3, 2), "the guest has not let go");
+    assert_eq!((count("cpu"), count("memory_modules")), (3, 2), "the guest has not let go");
     control.done(Request::Reboot);
     control.wait_for("rebooted");
-    assert_eq!((count("cpus"), count("memory_modules")), (2, 1));
+    assert_eq!((count("cpu"), count("memory_modules")), (2, 1));
     assert_eq!(control.info()["memory_actual_size"], (64 + 128) << 20);
     control.done(resize_to(Some(3), None));
-    assert_eq!(count("cpus"), 3);
+    assert_eq!(count("cpu"), 3);
     control.end();
 }
 

@@ -184,7 +184,7 @@ impl<'a> IntoIterator for &'a mut Cpus {
 
 impl Inspect for Cpus {
     fn inspect(&self) -> Value {
-        self.numbered().map(|(number, cpu)| (number.to_string(), cpu.exits().inspect())).collect()
+        self.numbered().map(|(number, cpu)| (number.to_string(), cpu.inspect())).collect()
     }
 }
 
@@ -246,11 +246,11 @@ impl Machine {
 
     fn add_cpu(&mut self, number: u32) -> Result<()> {
         self.cpus.add(number)?;
-        if !self.paused()
-            && !self.busy()
-            && let Some(cpu) = self.cpus.get(number)
-        {
-            cpu.resume();
+        if let Some(cpu) = self.cpus.get(number) {
+            self.hold_new_cpu(cpu);
+            if !self.paused() && !self.busy() {
+                cpu.resume();
+            }
         }
         self.platform.cpu_came(number);
         self.events.emit_with("vm", "cpu-added", [("cpu", number.into())]);

@@ -157,6 +157,13 @@ impl Machine {
         }
     }
 
+    /// A CPU came: it does not run while the others are stopped.
+    pub(super) fn hold_new_cpu(&self, cpu: &crate::cpu::CpuThread) {
+        if self.debugger.stopped {
+            cpu.hold();
+        }
+    }
+
     fn hold_cpus(&mut self) {
         self.debugger.stopped = true;
         for cpu in &self.cpus {
@@ -177,7 +184,7 @@ impl Machine {
             // Another one was faster; this one will stop again at the same place.
             return Ok(());
         }
-        let Some(cpu) = self.cpus.get(number as usize) else { return Ok(()) };
+        let Some(cpu) = self.cpus.get(number) else { return Ok(()) };
         let cause = match stop.cause {
             DebugCause::Software if self.debugger.software.contains_key(&stop.address) => StopCause::Software,
             DebugCause::Software => {
@@ -210,7 +217,7 @@ impl Machine {
     /// # Errors
     /// When the host refuses.
     pub fn go_on(&mut self, going: &Going) -> Result<()> {
-        for (number, cpu) in (0u32..).zip(&self.cpus) {
+        for (number, cpu) in self.cpus.numbered() {
             let single_step = going.step.contains(&number);
             if going.others_stay && !single_step && !going.run.contains(&number) {
                 continue;
@@ -223,7 +230,7 @@ impl Machine {
             cpu.call(move |vcpu| vcpu.x86_64().set_guest_debug(Some(&debug)))??;
         }
         self.debugger.stopped = false;
-        for (number, cpu) in (0u32..).zip(&self.cpus) {
+        for (number, cpu) in self.cpus.numbered() {
             if !going.others_stay || going.step.contains(&number) || going.run.contains(&number) {
                 cpu.release();
             }
@@ -231,9 +238,9 @@ impl Machine {
         Ok(())
     }
 
-    /// How many CPUs there are.
+    /// The number after that of the last CPU.
     pub fn cpu_count(&self) -> u32 {
-        self.cpus.len() as u32
+        self.cpus.numbered().next_back().map_or(0, |(number, _)| number + 1)
     }
 
     fn on_cpu<T: Send + 'static>(
@@ -241,7 +248,7 @@ impl Machine {
         number: u32,
         task: impl FnOnce(&mut dyn hypervisor::x86_64::VcpuState) -> hypervisor::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let cpu = self.cpus.get(number as usize).with_context(|| format!("there is no CPU {number}"))?;
+        let cpu = self.cpus.get(number).with_context(|| format!("there is no CPU {number}"))?;
         Ok(cpu.call(move |vcpu| task(vcpu.x86_64()))??)
     }
 
@@ -271,7 +278,7 @@ impl Machine {
     /// # Errors
     /// As [`Machine::registers`].
     pub fn describe_cpu(&self, number: u32) -> Result<String> {
-        let cpu = self.cpus.get(number as usize).with_context(|| format!("there is no CPU {number}"))?;
+        let cpu = self.cpus.get(number).with_context(|| format!("there is no CPU {number}"))?;
         cpu.call(|vcpu| vcpu.describe())
     }
 

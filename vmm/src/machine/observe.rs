@@ -4,13 +4,13 @@ use super::Machine;
 use super::pci_bus::observe::add_handlers;
 use crate::metrics::Sample;
 use machine::inspect::{Inspect, Value, json};
-use machine::memory::{GuestMemoryBackend, GuestMemoryRegion};
+use machine::memory::GuestMemoryRegion;
 use std::sync::{Arc, Mutex, PoisonError};
 
 impl Machine {
     /// The figures of everything that counts.
     pub fn samples(&self) -> Vec<Sample> {
-        let cpus = self.cpus.iter().enumerate().map(|(index, cpu)| Sample {
+        let cpus = self.cpus.numbered().map(|(index, cpu)| Sample {
             key: format!("_cpu{index}"),
             kind: "cpu",
             labels: vec![("cpu", index.to_string())],
@@ -38,9 +38,7 @@ impl Machine {
 
 impl Inspect for Machine {
     fn inspect(&self) -> Value {
-        let cpus = self.cpus.iter().enumerate();
-        let cpus: Value = cpus.map(|(index, cpu)| (index.to_string(), cpu.inspect())).collect();
-        let memory = self.memory.ram.iter().enumerate().map(|(index, region)| {
+        let memory = self.memory.boot_regions().enumerate().map(|(index, region)| {
             let start = region.start_addr().0;
             let zone = self.memory.zones.iter().find(|zone| zone.ranges.iter().any(|range| range.0 == start));
             let tree = json!({
@@ -51,11 +49,12 @@ impl Inspect for Machine {
             (index.to_string(), tree)
         });
         json!({
-            "cpu": cpus,
+            "cpu": self.cpus.inspect(),
             "memory": memory.collect::<Value>(),
             "pci": self.pci.inspect(),
             "worker": self.pci.inspect_workers(),
             "platform": self.platform.inspect(),
+            "memory_modules": self.modules.inspect(),
             "memory_devices": self.memory_devices.inspect(),
             "resets": self.resets,
         })
