@@ -31,7 +31,8 @@ pub struct Cpus {
     vm: Arc<dyn Vm>,
     surroundings: Surroundings,
     model: CpuModel,
-    affinity: Vec<CpuAffinity>,
+    /// Where their threads are to run, when they are started.
+    pub(super) affinity: Vec<CpuAffinity>,
     /// Where CPU 0 begins, when there is a kernel.
     entry: Option<EntryPoint>,
     /// Counts the machine's resets: what a CPU asked for before one is void after it.

@@ -12,7 +12,7 @@ impl Machine {
     /// # Errors
     /// When the host refuses.
     pub fn nmi(&self) -> Answer {
-        self.on_each_cpu(self.cpus.iter(), "raising an NMI", |vcpu| vcpu.x86_64().nmi())?;
+        self.on_each_cpu((&self.cpus).into_iter(), "raising an NMI", |vcpu| vcpu.x86_64().nmi())?;
         self.events.emit("vm", "nmi");
         Ok(Reply::Done)
     }
@@ -27,7 +27,7 @@ impl Machine {
             ..ApiError::new(ErrorKind::NotFound, message)
         };
         for affinity in &request.cpus {
-            if affinity.vcpu as usize >= self.cpus.len() {
+            if self.cpus.get(affinity.vcpu).is_none() {
                 return Err(missing("cpus", format!("there is no CPU {}", affinity.vcpu)));
             }
         }
@@ -39,13 +39,14 @@ impl Machine {
         }
         for affinity in &request.cpus {
             let host_cpus = affinity.host_cpus.clone();
-            let cpu = self.cpus.get(affinity.vcpu as usize);
+            let cpu = self.cpus.get(affinity.vcpu);
             self.on_each_cpu(cpu.into_iter(), "moving CPU to other host CPUs", move |_| {
                 cpu::set_affinity(&host_cpus)
             })?;
             let settings = &mut self.config.cpus.affinity;
             settings.retain(|present| present.vcpu != affinity.vcpu);
             settings.push(affinity.clone());
+            self.cpus.affinity.clone_from(settings);
         }
         for affinity in &request.queues {
             self.pci.set_queue_affinity(&affinity.id, affinity.queue_index, &affinity.host_cpus);
