@@ -52,6 +52,24 @@ fn kernels_that_are_none_are_refused() {
     }
 }
 
+/// A kernel that is entered by PVH and is Linux, as far as can be told from outside.
+#[test]
+fn a_command_line_that_linux_would_cut_off_is_refused() {
+    let folder = Folder::new();
+    let mut kernel = std::fs::read(required("VIVARIUM_BARE_GUEST")).unwrap();
+    kernel.resize(2 << 20, 0);
+    kernel.extend(b"Linux version 6.1");
+    let path = folder.join("kernel");
+    std::fs::write(&path, kernel).unwrap();
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    command.arg("--kernel").arg(&path).args(["--console", "off", "--cmdline", &"x".repeat(2048)]);
+    failed(
+        "cmdline",
+        &output(&mut command),
+        &["--cmdline: has 2048 bytes, and this kernel takes 2047: shorten it"],
+    );
+}
+
 #[test]
 fn an_initramfs_too_large_for_memory_is_refused() {
     let folder = Folder::new();

@@ -438,6 +438,10 @@ mod tests {
             ("--kernel k --cpus 4", "--cpus 4: \"4\" is not of the form key=value; the keys are boot, max"),
             ("--kernel k --net ip=1.2.3", "--net ip=1.2.3: ip: \"1.2.3\": invalid IP address syntax"),
             ("--kernel k --net tap=0123456789abcdef", "--net tap=0123456789abcdef: the name is too long"),
+            (
+                "--kernel k --net tap=t,ip=10.0.0.1,mask=255.0.255.0",
+                "--net tap=t: mask=255.0.255.0 is no network mask: its bits are set from the left",
+            ),
             ("--kernel k --disk path=", "--disk: has no path; add path=<image>"),
             ("--kernel k --serial file", "--serial file: needs a path; write --serial file=<path>"),
             ("--kernel k --serial socket=", "--serial socket: needs a path; write --serial socket=<path>"),

@@ -8,7 +8,7 @@ use machine::memory::{GuestAddress, GuestRam, GuestRegion, Memory};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
@@ -427,15 +427,11 @@ fn available_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// The file behind a region, if other processes can map it.
-pub fn shared_file(region: &GuestRegion) -> Option<(i32, u64)> {
-    region.file_offset().map(|file| (file.file().as_raw_fd(), file.start()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use machine::memory::{Bytes, GuestMemoryBackend};
+    use std::os::fd::AsRawFd;
 
     const M: u64 = 1 << 20;
 
@@ -463,8 +459,9 @@ mod tests {
         let memory = provide(&config, &[(0, 2 * M), (16 * M, 2 * M)], None).unwrap();
         memory.ram.write_obj(0x55u8, GuestAddress(16 * M)).unwrap();
         let region = memory.ram.iter().next().unwrap();
-        let (fd, start) = shared_file(region).unwrap();
-        assert_eq!(start, 0);
+        let file = region.file_offset().unwrap();
+        assert_eq!(file.start(), 0);
+        let fd = file.file().as_raw_fd();
         let mut byte = [0u8];
         // SAFETY: reads one byte into a buffer of one byte.
         let read = unsafe { libc::pread(fd, byte.as_mut_ptr().cast(), 1, (2 * M).cast_signed()) };

@@ -20,7 +20,7 @@ use machine::inspect::{Value, inspect_at};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What there is to run.
 enum Vm {
@@ -55,9 +55,14 @@ pub struct Monitor {
     /// Calls whose turn has not come.
     waiting: VecDeque<Call>,
     after_end: Option<AfterEnd>,
+    /// When the process was told to end.
+    quitting: Option<Instant>,
     /// Machines wait for a debugger before their first instruction.
     held: bool,
 }
+
+/// Being told to end twice in this time is being told once: programs such as timeout(1) tell a process, and then its group.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn not_created() -> ApiError {
     ApiError::new(ErrorKind::NotFound, "there is no machine; create one with vm.create")
@@ -85,6 +90,7 @@ impl Monitor {
             machines: 0,
             waiting: VecDeque::new(),
             after_end: None,
+            quitting: None,
             held: false,
         })
     }
@@ -218,9 +224,14 @@ impl Monitor {
         };
         if machine.ending() {
             if matches!(self.after_end, Some(AfterEnd::Quit(_))) {
+                if self.quitting.is_some_and(|since| since.elapsed() < PATIENCE) {
+                    answer(respond, Ok(Reply::Done));
+                    return None;
+                }
                 abandon();
             }
             // It ends already; now the process does with it.
+            self.quitting = Some(Instant::now());
             match self.after_end.replace(AfterEnd::Quit(respond)) {
                 Some(AfterEnd::Keep(respond) | AfterEnd::Forget(respond)) => respond(Ok(Reply::Done)),
                 Some(AfterEnd::Quit(respond)) => answer(respond, Ok(Reply::Done)),
@@ -229,6 +240,7 @@ impl Monitor {
             return None;
         }
         self.after_end = Some(AfterEnd::Quit(respond));
+        self.quitting = Some(Instant::now());
         machine.end(Ended::Terminated)
     }
 

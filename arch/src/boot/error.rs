@@ -33,7 +33,7 @@ pub enum KernelError {
     #[error("cannot be read: {0}")]
     Read(#[source] io::Error),
     /// The file has no content.
-    #[error("is empty")]
+    #[error("is empty: copy the kernel again, or give another one")]
     Empty,
     /// The file ends too early.
     #[error("is truncated: {what} needs {needs} bytes of the file, which has {has}: copy it again")]
@@ -92,7 +92,7 @@ pub enum InitramfsError {
     #[error("cannot be read: {0}")]
     Read(#[source] io::Error),
     /// The file has no content.
-    #[error("is empty")]
+    #[error("is empty: make it again, or leave the option out")]
     Empty,
     /// There is no room.
     #[error(
@@ -110,7 +110,7 @@ pub enum InitramfsError {
 #[derive(Debug, Error)]
 pub enum CommandLineError {
     /// Longer than the kernel takes.
-    #[error("has {length} bytes, and this kernel takes {limit}")]
+    #[error("has {length} bytes, and this kernel takes {limit}: shorten it")]
     TooLong {
         /// Its length in bytes.
         length: u64,
@@ -118,7 +118,7 @@ pub enum CommandLineError {
         limit: u64,
     },
     /// A NUL would end it.
-    #[error("has a NUL at byte {position}, which would end it")]
+    #[error("has a NUL at byte {position}, which would end it: take it out")]
     Nul {
         /// Offset in bytes.
         position: usize,

@@ -5,10 +5,12 @@ use super::counters::Counters;
 use super::request::{self, HEADER, Parsed, Status};
 use crate::image::{Completed, Request, Stream};
 use machine::clock::Clock;
+use machine::doorbell::Doorbell;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use virtio::chain::{Chain, Segment};
 use virtio::device::{Progress, QueueHandler};
 use virtio::queue::{Queue, QueueError};
@@ -28,6 +30,8 @@ pub(super) struct BlockHandler {
     /// The driver can flush: without it, writes must always be stable.
     can_flush: bool,
     clock: Arc<dyn Clock>,
+    /// Rung when the cache was turned off.
+    settle: Doorbell,
     /// What time it is for the requests being started or answered: looked at once for a batch.
     now: u64,
     /// Dropped after the stream, which may still use the memory that their chains keep mapped.
@@ -64,6 +68,8 @@ enum Doing {
         stable: bool,
     },
     Flush,
+    /// Making stable what is in the cache, which the driver turned off; for no chain.
+    Settle,
     /// Discarding or zeroing the ranges before `next`, of `ranges`.
     Ranges {
         zero: bool,
@@ -91,6 +97,7 @@ impl BlockHandler {
         counters: Arc<Counters>,
         can_flush: bool,
         clock: Arc<dyn Clock>,
+        settle: Doorbell,
     ) -> Self {
         let size = queue.size();
         Self {
@@ -100,6 +107,7 @@ impl BlockHandler {
             counters,
             can_flush,
             clock,
+            settle,
             now: 0,
             slots: std::iter::repeat_with(Slot::default).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
@@ -230,6 +238,9 @@ impl BlockHandler {
         let Some(slot) = self.slots.get(usize::from(tag)) else { return };
         let doing = slot.doing;
         let took = self.now.saturating_sub(slot.since);
+        if doing == Doing::Settle {
+            return self.settled(tag, result.err());
+        }
         if let Err(error) = result {
             self.count_error(doing, &error);
             return self.answer(tag, Status::IoError, 0);
@@ -259,8 +270,38 @@ impl BlockHandler {
                 self.answer(tag, Status::Ok, 0);
             }
             Doing::Ranges { .. } => self.next_range(tag),
-            Doing::Nothing => {}
+            Doing::Nothing | Doing::Settle => {}
         }
+    }
+
+    /// Begins to make stable what is in the cache, if it was turned off.
+    fn settle(&mut self) {
+        if !self.shared.unsettled.load(Ordering::SeqCst) {
+            return;
+        }
+        self.settle.take();
+        // Without a free slot, this is called again when one becomes free.
+        let Some(tag) = self.free.last().copied() else { return };
+        if !self.shared.unsettled.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        self.free.pop();
+        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
+            slot.doing = Doing::Settle;
+        }
+        // SAFETY: a flush has no segments.
+        unsafe { self.stream.submit(tag, Request::Flush) };
+    }
+
+    fn settled(&mut self, tag: u16, error: Option<io::Error>) {
+        if let Some(error) = error {
+            self.shared.write_back.store(true, Ordering::SeqCst);
+            tracing::warn!("{}: stays in write-back mode, since flushing failed: {error}", self.shared.name);
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
+            slot.doing = Doing::Nothing;
+        }
+        self.free.push(tag);
     }
 
     /// The driver turned the write-back cache off while a write was under way: makes it stable before going on with `then`.
@@ -331,6 +372,7 @@ impl QueueHandler for BlockHandler {
     fn run(&mut self) -> Progress {
         self.disarm();
         self.take_completed();
+        self.settle();
         self.throttled = None;
         let mut progress = Progress::More;
         let mut batch = 0_u32;
@@ -377,11 +419,12 @@ impl QueueHandler for BlockHandler {
     }
 
     fn event_sources(&self) -> Vec<RawFd> {
-        vec![self.stream.event()]
+        vec![self.stream.event(), self.settle.as_raw_fd()]
     }
 
     fn quiesce(&mut self) -> bool {
         self.disarm();
+        self.settle();
         loop {
             self.stream.kick();
             self.take_completed();

@@ -12,6 +12,7 @@ use crate::image::{Image, ResizeError};
 use config::{FLUSH, Space};
 use counters::Counters;
 use handler::BlockHandler;
+use machine::doorbell::Doorbell;
 use machine::inspect::{Inspect, Value, json};
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
@@ -83,8 +84,12 @@ struct Shared {
     image: Arc<dyn Image>,
     id: [u8; ID_BYTES],
     write_back: AtomicBool,
+    /// The write-back mode was turned off, and what was written in it is still to be made stable.
+    unsettled: AtomicBool,
     limiter: Option<RateLimiter>,
     config_changed: Mutex<Option<ConfigChange>>,
+    /// Wakes the handlers, while there are any, to settle.
+    settle: Mutex<Option<Doorbell>>,
 }
 
 impl Shared {
@@ -94,6 +99,10 @@ impl Shared {
 
     fn limit(&self, bytes: u64) -> Result<(), u64> {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.consume(bytes))
+    }
+
+    fn settle(&self) -> MutexGuard<'_, Option<Doorbell>> {
+        self.settle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn config_changed(&self) -> MutexGuard<'_, Option<ConfigChange>> {
@@ -134,8 +143,10 @@ impl Block {
             image,
             id,
             write_back: AtomicBool::new(write_back),
+            unsettled: AtomicBool::default(),
             limiter,
             config_changed: Mutex::default(),
+            settle: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -163,19 +174,18 @@ impl Block {
         }
     }
 
-    /// Switches between write-back and write-through. On the way to write-through, what is in the host's cache is made
-    /// stable first: the driver will not flush any more. This waits for the storage, on the CPU that asked for it; if it
-    /// fails the switch does not happen, which the driver sees when it reads the mode back.
-    fn set_write_back(&self, write_back: bool) -> io::Result<()> {
+    /// Switches between write-back and write-through. On the way to write-through, a handler makes stable what is in the
+    /// host's cache, since the driver will not flush any more: not here, on the CPU that asked for it, which must not wait
+    /// for the storage. Writes that end from now on are stable each by itself. If flushing fails the mode is write-back again.
+    fn set_write_back(&self, write_back: bool) {
         let before = self.shared.write_back.swap(write_back, Ordering::SeqCst);
-        if before
-            && !write_back
-            && let Err(error) = self.shared.image.flush()
-        {
-            self.shared.write_back.store(true, Ordering::SeqCst);
-            return Err(error);
+        if before && !write_back {
+            // In this order: who wakes up before there is something to do is woken up again, until there is.
+            if let Some(settle) = self.shared.settle().as_ref() {
+                settle.ring();
+            }
+            self.shared.unsettled.store(true, Ordering::SeqCst);
         }
-        Ok(())
     }
 }
 
@@ -225,10 +235,8 @@ impl VirtioDevice for Block {
     }
 
     fn config_write(&mut self, offset: u64, data: &[u8]) {
-        if let Some(write_back) = config::written_write_back(offset, data)
-            && let Err(error) = self.set_write_back(write_back)
-        {
-            tracing::warn!("{}: stays in write-back mode, since flushing failed: {error}", self.shared.name);
+        if let Some(write_back) = config::written_write_back(offset, data) {
+            self.set_write_back(write_back);
         }
     }
 
@@ -237,6 +245,8 @@ impl VirtioDevice for Block {
         if queues.first().is_none_or(|(index, _)| *index != 0) {
             return Err(ActivateError::QueueMissing(0));
         }
+        let settle = Doorbell::new()
+            .map_err(|source| ActivateError::Host { what: "cannot make an event for a disk", source })?;
         let mut tasks = Vec::with_capacity(queues.len());
         for (index, queue) in queues {
             let Some(counters) = self.counters.get(usize::from(index)) else { continue };
@@ -251,6 +261,7 @@ impl VirtioDevice for Block {
                 Arc::clone(counters),
                 features & FLUSH != 0,
                 Arc::clone(&clock),
+                settle.clone(),
             );
             tasks.push(QueueTask {
                 name: format!("q{index}"),
@@ -259,6 +270,7 @@ impl VirtioDevice for Block {
             });
         }
         *self.shared.config_changed() = Some(config_changed);
+        *self.shared.settle() = Some(settle);
         Ok(tasks)
     }
 
@@ -268,6 +280,8 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         *self.shared.config_changed() = None;
+        *self.shared.settle() = None;
+        self.shared.unsettled.store(false, Ordering::SeqCst);
         self.shared.write_back.store(self.write_back_default, Ordering::SeqCst);
     }
 }

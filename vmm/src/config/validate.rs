@@ -3,6 +3,7 @@
 use super::{ByteSize, ConsoleMode, VmConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 /// The least memory a machine can have.
 pub const MINIMUM_MEMORY: ByteSize = ByteSize(64 << 20);
@@ -321,6 +322,14 @@ impl VmConfig {
             }
             if net.mask.is_some() && net.ip.is_none() {
                 return error(option, "has a mask without an ip; add ip=<address>");
+            }
+            if let Some(IpAddr::V4(mask)) = net.mask
+                && mask.to_bits().leading_ones() + mask.to_bits().trailing_zeros() < 32
+            {
+                let reason = format!(
+                    "mask={mask} is no network mask: its bits are set from the left, as in 255.255.255.0"
+                );
+                return error(option, reason);
             }
             for (key, mac) in [("mac", &net.mac), ("host_mac", &net.host_mac)] {
                 if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<::net::mac::MacAddress>()) {

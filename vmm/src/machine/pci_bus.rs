@@ -411,16 +411,16 @@ impl PciBus {
                 .context("mapping PCI windows")?;
         }
         for window in &changes.map {
-            self.attach_doorbells(window)?;
+            self.attach_doorbells(window);
         }
         Ok(())
     }
 
-    fn attach_doorbells(&mut self, window: &Window) -> Result<()> {
+    fn attach_doorbells(&mut self, window: &Window) {
         let Some(function) =
             self.segments.get(usize::from(window.function.segment)).and_then(|bus| bus.get(window.function))
         else {
-            return Ok(());
+            return;
         };
         let doorbells = lock(&function).doorbells(window.window.bar);
         let space = match window.window.space {
@@ -428,16 +428,23 @@ impl PciBus {
             Space::Io => AddressSpace::Port,
         };
         let base = window.window.address;
-        for doorbell in &doorbells {
-            self.surroundings
-                .vm
-                .attach_doorbell(space, base, doorbell)
-                .with_context(|| format!("attaching a doorbell of PCI function {}", window.function))?;
+        let mut attached = Vec::with_capacity(doorbells.len());
+        for doorbell in doorbells {
+            match self.surroundings.vm.attach_doorbell(space, base, &doorbell) {
+                Ok(()) => attached.push(doorbell),
+                // A guest moves windows as often as it likes, and the host's doorbells are limited. The write then comes to
+                // the function like any other, and it rings.
+                Err(error) => {
+                    tracing::warn!(
+                        "PCI function {}: a doorbell is slower than usual: {error}",
+                        window.function
+                    );
+                }
+            }
         }
-        if !doorbells.is_empty() {
-            self.doorbells.insert((window.function, window.window.bar), (space, base, doorbells));
+        if !attached.is_empty() {
+            self.doorbells.insert((window.function, window.window.bar), (space, base, attached));
         }
-        Ok(())
     }
 
     fn detach_doorbells(&mut self, window: &Window) -> Result<()> {

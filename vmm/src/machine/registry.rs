@@ -87,7 +87,11 @@ fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
 fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     let source = &config.rng.src;
     let rng = Rng::open(source).with_context(|| {
-        format!("--rng src={}: this source of entropy cannot be opened", source.display())
+        format!(
+            "--rng src={}: this source of entropy cannot be opened; correct the path, allow reading it, or leave --rng out \
+             to use /dev/urandom",
+            source.display()
+        )
     })?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
     Ok(())

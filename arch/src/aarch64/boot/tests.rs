@@ -125,7 +125,7 @@ fn files_that_are_no_kernel_say_what_they_look_like() {
     assert!(error(&x86).contains("x86 bzImage"), "{}", error(&x86));
     assert!(error(&gzip(&x86)).contains("x86 bzImage, compressed by gzip"));
     assert!(error(b"\x7fELF").contains("ELF"));
-    assert_eq!(error(b""), "is empty");
+    assert_eq!(error(b""), "is empty: copy the kernel again, or give another one");
     assert!(error(&zboot(b"zstd22\0", b"")).contains("zstd"));
     let mut big_endian = image(1000, 0, MIB);
     big_endian[24] |= 1;

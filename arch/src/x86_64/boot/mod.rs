@@ -74,7 +74,7 @@ struct Kernel {
 const WANTED: &str = "a 64-bit x86 bzImage or an uncompressed ELF kernel";
 
 /// The longest command line of an x86 Linux, in bytes without the NUL.
-const LINUX_COMMAND_LINE_LIMIT: u64 = 2047;
+pub const LINUX_COMMAND_LINE_LIMIT: u64 = 2047;
 
 /// Loads a kernel, its initramfs and command line, and writes all it is told, below 1 MiB.
 ///
@@ -153,9 +153,6 @@ fn write_command_line(memory: &Memory, kernel: &Kernel, command_line: &str) -> R
     }
     if let Some(position) = command_line.bytes().position(|byte| byte == 0) {
         return Err(CommandLineError::Nul { position }.into());
-    }
-    if kernel.protocol == Protocol::Pvh && length > LINUX_COMMAND_LINE_LIMIT {
-        tracing::warn!("the command line has {length} bytes: Linux reads {LINUX_COMMAND_LINE_LIMIT} of them");
     }
     let mut bytes = Vec::with_capacity(command_line.len().saturating_add(1));
     bytes.extend_from_slice(command_line.as_bytes());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
     self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers,
 };
-use arch::x86_64::boot::{self, EntryPoint, Protocol};
+use arch::x86_64::boot::{self, CommandLineError, EntryPoint, LINUX_COMMAND_LINE_LIMIT, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
 use arch::x86_64::reset_vector;
@@ -43,8 +43,15 @@ pub fn load(
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
     reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
-    boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline, layout::ACPI_RSDP)
-        .map_err(|error| name_option(config, error))
+    let (kernel, initramfs) = (&mut files.kernel, files.initramfs.as_mut());
+    let entry = boot::load_kernel(memory, layout, kernel, initramfs, cmdline, layout::ACPI_RSDP)
+        .map_err(|error| name_option(config, error))?;
+    // PVH has no limit of its own, and Linux would leave out the rest without a word.
+    let (length, limit) = (cmdline.len() as u64, LINUX_COMMAND_LINE_LIMIT);
+    if length > limit && entry.protocol == Protocol::Pvh && files.has_linux_banner()? {
+        anyhow::bail!("--cmdline: {}", CommandLineError::TooLong { length, limit });
+    }
+    Ok(entry)
 }
 
 /// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything.
