@@ -31,6 +31,12 @@ impl ZoneExtent {
         self.ranges.iter().map(|(_, size)| size).sum()
     }
 
+    /// Whether a part of it, or what can be added, begins at guest-physical address `start`.
+    pub fn has_region(&self, start: u64) -> bool {
+        let added = self.hotplug.is_some_and(|extent| extent.range.start == start);
+        added || self.ranges.iter().any(|range| range.0 == start)
+    }
+
     /// What it has when all is added that can be, in bytes.
     pub fn most(&self) -> u64 {
         self.boot().saturating_add(self.hotplug.map_or(0, |extent| extent.range.size))

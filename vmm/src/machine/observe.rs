@@ -40,7 +40,7 @@ impl Inspect for Machine {
     fn inspect(&self) -> Value {
         let memory = self.memory.boot_regions().enumerate().map(|(index, region)| {
             let start = region.start_addr().0;
-            let zone = self.memory.zones.iter().find(|zone| zone.ranges.iter().any(|range| range.0 == start));
+            let zone = self.memory.zones.iter().find(|zone| zone.has_region(start));
             let tree = json!({
                 "start": machine::inspect::hex(&start),
                 "size": machine::inspect::size(&region.len()),

@@ -1,7 +1,7 @@
 //! Runs the queues of a balloon.
 
 use super::free_pages;
-use super::shared::{Counters, Shared};
+use super::shared::Shared;
 use super::{PAGE_SIZE, feature, pages};
 use machine::clock::Clock;
 use machine::inspect::{Inspect, Value, json};
@@ -177,7 +177,7 @@ impl Tools {
             Role::Inflate => pages::inflate(chain, offset, self.pages.as_ref(), counters),
             Role::Deflate => {
                 // The pages come back when the guest touches them.
-                Counters::add(&counters.deflated_pages, chain.readable_len() / pages::NUMBER_BYTES);
+                counters.deflated_pages.add(chain.readable_len() / pages::NUMBER_BYTES);
                 None
             }
             Role::Statistics => {
@@ -195,16 +195,16 @@ impl Tools {
                 if !self.shared.is_poisoned()
                     && let Some(sink) = self.shared.hint_sink()
                 {
-                    Counters::add(&counters.hinted_bytes, piece.range.size);
+                    counters.hinted_bytes.add(piece.range.size);
                     sink(piece.range);
                 }
                 Some(piece.next)
             }
             Role::Reports => {
                 let piece = free_pages::piece(chain, offset, &self.memory)?;
-                Counters::add(&counters.reported_bytes, piece.range.size);
+                counters.reported_bytes.add(piece.range.size);
                 if self.shared.is_poisoned() {
-                    Counters::add(&counters.refused, piece.range.size / PAGE_SIZE);
+                    counters.refused_pages.add(piece.range.size / PAGE_SIZE);
                 } else {
                     pages::release(piece.range, self.pages.as_ref(), counters);
                 }

@@ -21,6 +21,7 @@ pub use statistics::Statistics;
 use handler::{Handler, Roles};
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::HostPages;
+use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use shared::Shared;
@@ -140,6 +141,10 @@ impl VirtioDevice for Balloon {
             queues,
         );
         Ok(vec![QueueTask { name: "balloon".to_owned(), queues: indices, handler: Box::new(handler) }])
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        self.shared.readings()
     }
 
     fn reset(&mut self) {

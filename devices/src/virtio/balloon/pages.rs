@@ -4,7 +4,6 @@ use super::PAGE_SIZE;
 use super::shared::Counters;
 use machine::bus::Range;
 use machine::memory::HostPages;
-use std::sync::atomic::Ordering;
 use virtio::chain::Chain;
 
 /// How many page numbers are read at a time.
@@ -26,7 +25,7 @@ pub(super) fn inflate(chain: &Chain, offset: u64, pages: &dyn HostPages, counter
     });
     let mut run: Option<Range> = None;
     for number in numbers {
-        Counters::add(&counters.inflated_pages, 1);
+        counters.inflated_pages.add(1);
         let page = Range { start: number.saturating_mul(PAGE_SIZE), size: PAGE_SIZE };
         run = match run.and_then(|run| joined(run, page)) {
             Some(longer) => Some(longer),
@@ -60,14 +59,15 @@ fn joined(run: Range, page: Range) -> Option<Range> {
 /// Releases pages, and counts how it went.
 pub(super) fn release(range: Range, pages: &dyn HostPages, counters: &Counters) {
     match pages.release(range) {
-        Ok(0) => Counters::add(&counters.refused, range.size / PAGE_SIZE),
-        Ok(released) => Counters::add(&counters.released_bytes, released),
+        Ok(released) => {
+            counters.released_bytes.add(released);
+            counters.refused_pages.add(range.size.saturating_sub(released) / PAGE_SIZE);
+        }
         Err(error) => {
             // Once: a guest could make it happen as often as it likes.
-            if counters.release_errors.load(Ordering::Relaxed) == 0 {
+            if counters.release_errors.add(1) == 1 {
                 tracing::warn!(%error, "the host does not take memory back that the guest released");
             }
-            Counters::add(&counters.release_errors, 1);
         }
     }
 }

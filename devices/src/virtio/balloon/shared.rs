@@ -5,8 +5,9 @@ use super::{PAGE_SIZE, hint};
 use machine::bus::Range;
 use machine::doorbell::Doorbell;
 use machine::inspect::{Inspect, Value, json};
+use machine::metrics::{Counter, Reading};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio::device::ConfigChange;
 
@@ -32,20 +33,13 @@ struct Hints {
 /// What the handler did, since the device was made.
 #[derive(Default)]
 pub(super) struct Counters {
-    pub(super) inflated_pages: AtomicU64,
-    pub(super) deflated_pages: AtomicU64,
-    pub(super) reported_bytes: AtomicU64,
-    pub(super) hinted_bytes: AtomicU64,
-    pub(super) released_bytes: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) release_errors: AtomicU64,
-}
-
-impl Counters {
-    /// Adds to a counter, by the one thread that does.
-    pub(super) fn add(counter: &AtomicU64, by: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
-    }
+    pub(super) inflated_pages: Counter,
+    pub(super) deflated_pages: Counter,
+    pub(super) reported_bytes: Counter,
+    pub(super) hinted_bytes: Counter,
+    pub(super) released_bytes: Counter,
+    pub(super) refused_pages: Counter,
+    pub(super) release_errors: Counter,
 }
 
 pub(super) struct Shared {
@@ -163,24 +157,44 @@ fn bytes(pages: u32) -> u64 {
     u64::from(pages).saturating_mul(PAGE_SIZE)
 }
 
+impl Shared {
+    /// What was counted, and what the guest told of its memory.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        let [num_pages, actual, ..] = self.config();
+        let counters = &self.counters;
+        let mut readings = vec![
+            Reading::level("size_bytes", bytes(num_pages)),
+            Reading::level("actual_bytes", bytes(actual)),
+            Reading::total("inflated_bytes", counters.inflated_pages.get().saturating_mul(PAGE_SIZE)),
+            Reading::total("deflated_bytes", counters.deflated_pages.get().saturating_mul(PAGE_SIZE)),
+            Reading::total("reported_bytes", counters.reported_bytes.get()),
+            Reading::total("hinted_bytes", counters.hinted_bytes.get()),
+            Reading::total("released_bytes", counters.released_bytes.get()),
+            Reading::total("refused_pages", counters.refused_pages.get()),
+            Reading::total("release_errors", counters.release_errors.get()),
+        ];
+        readings.extend(self.statistics.read().iter().map(|(name, value)| Reading::level(name, value)));
+        readings
+    }
+}
+
 impl Inspect for Shared {
     fn inspect(&self) -> Value {
         let [num_pages, actual, hint_command, poison_val] = self.config();
         let counters = &self.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         json!({
             "size": bytes(num_pages),
             "actual": bytes(actual),
             "hint_command": hint_command,
             "hints_complete": self.hints().complete,
             "poison_value": format!("{poison_val:#x}"),
-            "inflated_bytes": get(&counters.inflated_pages).saturating_mul(PAGE_SIZE),
-            "deflated_bytes": get(&counters.deflated_pages).saturating_mul(PAGE_SIZE),
-            "reported_bytes": get(&counters.reported_bytes),
-            "hinted_bytes": get(&counters.hinted_bytes),
-            "released_bytes": get(&counters.released_bytes),
-            "refused_pages": get(&counters.refused),
-            "release_errors": get(&counters.release_errors),
+            "inflated_bytes": counters.inflated_pages.get().saturating_mul(PAGE_SIZE),
+            "deflated_bytes": counters.deflated_pages.get().saturating_mul(PAGE_SIZE),
+            "reported_bytes": counters.reported_bytes.get(),
+            "hinted_bytes": counters.hinted_bytes.get(),
+            "released_bytes": counters.released_bytes.get(),
+            "refused_pages": counters.refused_pages.get(),
+            "release_errors": counters.release_errors.get(),
             "statistics": self.statistics.read().inspect(),
         })
     }

@@ -19,6 +19,7 @@ use handler::Handler;
 use machine::bus::Range;
 use machine::inspect::{Inspect, Value};
 use machine::memory::HostPages;
+use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use shared::Shared;
@@ -137,6 +138,10 @@ impl VirtioDevice for Mem {
         self.shared.set_config_changed(Some(activation.config_changed));
         let handler = Handler::new(queue, Arc::clone(&self.shared));
         Ok(vec![QueueTask { name: "requests".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        self.shared.readings()
     }
 
     /// What is plugged stays plugged: a driver that goes leaves its memory in use (5.15.5.2). Only a restart of the

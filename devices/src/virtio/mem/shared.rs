@@ -6,6 +6,7 @@ use super::request::{Answer, Request};
 use machine::bus::Range;
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::HostPages;
+use machine::metrics::{Counter, Reading};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -35,12 +36,12 @@ pub enum ResizeError {
 /// What the driver asked for, since the device was made.
 #[derive(Default)]
 struct Counters {
-    plugs: AtomicU64,
-    unplugs: AtomicU64,
-    unplug_alls: AtomicU64,
-    states: AtomicU64,
-    refused: AtomicU64,
-    host_errors: AtomicU64,
+    plugs: Counter,
+    unplugs: Counter,
+    unplug_alls: Counter,
+    states: Counter,
+    refused: Counter,
+    host_errors: Counter,
 }
 
 pub(super) struct Shared {
@@ -114,7 +115,7 @@ impl Shared {
             Request::State(..) => &self.counters.states,
             Request::Unknown(_) => &self.counters.refused,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.add(1);
         let answer = match request {
             Request::Plug(address, count) => self.plug(address, count),
             Request::Unplug(address, count) => self.unplug(address, count),
@@ -123,8 +124,8 @@ impl Shared {
             Request::Unknown(_) => Some(Answer::Error),
         };
         let answer = answer.unwrap_or(Answer::Error);
-        if answer == Answer::Error {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        if answer == Answer::Error && !matches!(request, Request::Unknown(_)) {
+            self.counters.refused.add(1);
         }
         answer
     }
@@ -200,9 +201,25 @@ impl Shared {
 
     fn host_failed(&self, what: &str, error: &std::io::Error) {
         // Once: a guest could make it happen as often as it likes.
-        if self.counters.host_errors.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.counters.host_errors.add(1) == 1 {
             tracing::warn!(%error, "the host does not {what}");
         }
+    }
+}
+
+impl Shared {
+    /// What was counted.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        let counters = &self.counters;
+        vec![
+            Reading::level("requested_bytes", self.requested()),
+            Reading::level("plugged_bytes", self.plugged()),
+            Reading::total("plugs", counters.plugs.get()),
+            Reading::total("unplugs", counters.unplugs.get()),
+            Reading::total("unplug_alls", counters.unplug_alls.get()),
+            Reading::total("refused", counters.refused.get()),
+            Reading::total("host_errors", counters.host_errors.get()),
+        ]
     }
 }
 
@@ -210,7 +227,6 @@ impl Inspect for Shared {
     fn inspect(&self) -> Value {
         let MemOptions { region, block_size, node, populate, .. } = self.options;
         let counters = &self.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         json!({
             "address": format!("{:#x}", region.start),
             "region_size": region.size,
@@ -219,12 +235,12 @@ impl Inspect for Shared {
             "populate": populate,
             "requested_size": self.requested(),
             "plugged_size": self.plugged(),
-            "plugs": get(&counters.plugs),
-            "unplugs": get(&counters.unplugs),
-            "unplug_alls": get(&counters.unplug_alls),
-            "states": get(&counters.states),
-            "refused": get(&counters.refused),
-            "host_errors": get(&counters.host_errors),
+            "plugs": counters.plugs.get(),
+            "unplugs": counters.unplugs.get(),
+            "unplug_alls": counters.unplug_alls.get(),
+            "states": counters.states.get(),
+            "refused": counters.refused.get(),
+            "host_errors": counters.host_errors.get(),
         })
     }
 }

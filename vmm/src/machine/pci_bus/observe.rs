@@ -61,6 +61,8 @@ impl VirtioFunction {
         let kind = match transport.device().device_type() {
             1 => "net",
             2 => "disk",
+            5 => "balloon",
+            24 => "memory",
             _ => "device",
         };
         let readings = transport.device().readings();
