@@ -9,6 +9,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
+import api_schema
 import disks
 import ground
 import guests
@@ -140,6 +141,21 @@ def native(run):
         run.skip("native tests", "this user cannot open /dev/kvm")
     elif run.build_machine("native tests"):
         run.nextest("native tests", _binaries(NATIVE, run.filter))
+        if not run.filter or run.filter in "api schema":
+            schema(run)
+
+
+def schema(run):
+    """The API against its own document, with requests that are made up."""
+    began = time.monotonic()
+    try:
+        output, status = api_schema.run(), 0
+    except api_schema.Unavailable as unavailable:
+        run.skip("API schema", str(unavailable))
+        return
+    except Failure as failure:
+        output, status = f"{failure.details}\n{failure}", 1
+    run.finished("API schema", status, output, time.monotonic() - began)
 
 
 def nested(run):

@@ -25,7 +25,7 @@ fn run(sim: &Arc<Sim>, folder: &Folder, words: &str) -> Ended {
         other => panic!("{line}: {other:?}"),
     };
     let mut monitor = Monitor::new(Arc::clone(sim) as _).unwrap();
-    monitor.boot(run.config).unwrap();
+    monitor.boot(run.config.unwrap()).unwrap();
     monitor.run().unwrap()
 }
 

@@ -3,6 +3,8 @@
 //! Each flag's value is read by the configuration struct it belongs to ([`crate::config`]); this file only says
 //! which flags there are.
 
+use crate::api::event_monitor::EventMonitorConfig;
+use crate::api::socket::ApiSocketConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
@@ -105,6 +107,12 @@ struct Flags {
     /// A file or folder that a machine with --landlock may reach as well.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     landlock_rules: Vec<String>,
+    /// Serve the REST API on this UNIX socket; without --kernel, vm.create makes the machine.
+    #[arg(long, value_name = "KEYS")]
+    api_socket: Option<String>,
+    /// Write every event here, as a line of JSON.
+    #[arg(long, value_name = "KEYS")]
+    event_monitor: Option<String>,
     /// Write the log here instead of to standard error.
     #[arg(long, value_name = "PATH")]
     log_file: Option<PathBuf>,
@@ -151,8 +159,12 @@ pub enum Command {
 /// A machine to run, and how.
 #[derive(Debug)]
 pub struct Run {
-    /// The machine.
-    pub config: VmConfig,
+    /// The machine; none when it is to be created over the API.
+    pub config: Option<VmConfig>,
+    /// Where the API is served, if it is.
+    pub api_socket: Option<ApiSocketConfig>,
+    /// Where events are written, if they are.
+    pub event_monitor: Option<EventMonitorConfig>,
     /// Where a debugger comes in.
     pub gdb: Option<GdbConfig>,
     /// What is logged, where and how.
@@ -208,8 +220,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         "false" => Seccomp::Off,
         other => return Err(UsageError(format!("--seccomp {other}: write true, log or false"))),
     };
-    let config = config(&flags)?;
-    config.validate()?;
+    let api_socket = maybe::<ApiSocketConfig>("--api-socket", flags.api_socket.as_deref())?;
+    let event_monitor = maybe::<EventMonitorConfig>("--event-monitor", flags.event_monitor.as_deref())?;
+    let config = if api_socket.is_some() && flags.kernel.is_none() && !describes_a_machine(&matches) {
+        None
+    } else {
+        let config = config(&flags)?;
+        config.validate()?;
+        Some(config)
+    };
     let log = log_options(&flags)?;
     let gdb = match flags.gdb.as_deref() {
         None => None,
@@ -221,7 +240,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             Some(gdb)
         }
     };
-    Ok(Command::Run(Box::new(Run { config, gdb, log, seccomp })))
+    Ok(Command::Run(Box::new(Run { config, api_socket, event_monitor, gdb, log, seccomp })))
 }
 
 fn log_options(flags: &Flags) -> Result<LogOptions, UsageError> {
@@ -297,6 +316,16 @@ fn console<T: Options + console::Console>(flag: &str, text: &str) -> Result<T, U
     console::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
 }
 
+/// Whether a flag is given that says something of the machine, not of the process.
+fn describes_a_machine(matches: &clap::ArgMatches) -> bool {
+    const OF_THE_PROCESS: [&str; 7] =
+        ["api_socket", "event_monitor", "log_file", "log_format", "log_levels", "verbosity", "seccomp"];
+    matches.ids().any(|id| {
+        let given = matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine);
+        given && id != "Flags" && !OF_THE_PROCESS.contains(&id.as_str())
+    })
+}
+
 /// The version; under the name `cloud-hypervisor`, a string that its clients accept.
 fn version(program: Option<&OsString>) -> String {
     let name = program.map(|path| PathBuf::from(path).file_name().unwrap_or_default().to_owned());
@@ -367,6 +396,11 @@ fn nearest(argument: &str) -> Option<String> {
         .map(|(_, name)| name)
 }
 
+/// All flags.
+pub(crate) fn command() -> clap::Command {
+    Flags::command()
+}
+
 /// Every flag with its help, in the order of `--help`, for the reference page.
 pub fn flags() -> Vec<(String, String, String)> {
     Flags::command()
@@ -407,7 +441,7 @@ mod tests {
              --disk path=a,readonly=on path=b,num_queues=4 --disk path=c,bw_size=1000,bw_refill_time=100 \
              --net tap=t0,mac=12:34:56:78:9a:bc --serial file=/tmp/s --console off --pvpanic -vv --seccomp log")
         .unwrap();
-        let config = run.config;
+        let config = run.config.unwrap();
         assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (2, Some(4)));
         assert_eq!(config.disks.len(), 3);
         assert_eq!(config.disks[1].num_queues, 4);

@@ -1,5 +1,7 @@
 //! The reference of the options, from their definitions: for `--help-option` and `docs/cli.md`.
 
+use crate::api::event_monitor::EventMonitorConfig;
+use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
@@ -43,6 +45,8 @@ const ENTRIES: &[Entry] = &[
         "--rate-limit-group id=slow,bw_size=10485760,bw_refill_time=1000",
     ),
     entry::<LandlockConfig>("landlock-rules", "--landlock-rules path=/srv/images,access=rw"),
+    entry::<ApiSocketConfig>("api-socket", "--api-socket path=/run/vm.sock"),
+    entry::<EventMonitorConfig>("event-monitor", "--event-monitor path=/var/log/vm-events.json"),
 ];
 
 /// The options that have keys.

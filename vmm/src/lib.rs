@@ -7,6 +7,7 @@ pub mod config_help;
 pub mod console_thread;
 pub mod coredump;
 pub mod cpu;
+pub mod ctl;
 pub mod event;
 pub mod exits;
 pub mod gdb;
@@ -37,27 +38,47 @@ pub fn run(run: cli::Run) -> Result<()> {
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
-    let new_files = absent_output_files(&run.config);
     let mut monitor = Monitor::new(Arc::new(kvm))?;
+    if let Some(config) = &run.event_monitor {
+        api::event_monitor::start(config, &monitor.events())?;
+    }
     if let Some(gdb) = run.gdb {
         gdb::serve(&gdb.path, monitor.inbox())?;
         if gdb.wait {
             monitor.hold_for_debugger();
         }
     }
-    monitor.boot(run.config).inspect_err(|_| {
-        for path in &new_files {
-            // It may not have come to be made.
-            let _ = std::fs::remove_file(path);
-        }
-    })?;
-    seccomp::confine(seccomp::ThreadKind::Machine);
-    match monitor.run()? {
+    let listener = run.api_socket.as_ref().map(api::socket::Listener::open).transpose()?;
+    if let Some(config) = run.config {
+        let new_files = absent_output_files(&config);
+        monitor.boot(config).inspect_err(|_| {
+            for path in &new_files {
+                // It may not have come to be made.
+                let _ = std::fs::remove_file(path);
+            }
+        })?;
+    }
+    // Clients may have come by now; the guest goes first.
+    let api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
+    seccomp::confine(match api {
+        Some(_) => seccomp::ThreadKind::Control,
+        None => seccomp::ThreadKind::Machine,
+    });
+    let ended = monitor.run();
+    drop(api);
+    match ended? {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
         Ended::Failed(failure) => {
             bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)
         }
     }
+}
+
+/// Starts the API, whose calls go to `monitor`.
+fn serve(listener: api::socket::Listener, monitor: &Monitor) -> Result<api::server::Server> {
+    let inbox = monitor.inbox();
+    let ask = Box::new(move |call| inbox.tell(message::Event::Call(call)));
+    api::server::Server::start(listener, ask, monitor.events(), || seccomp::confine(seccomp::ThreadKind::Api))
 }
 
 /// The files for the guest's output that are not there yet: a machine that cannot be made leaves none behind.

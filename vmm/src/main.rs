@@ -1,11 +1,16 @@
-//! `vivarium`: runs a virtual machine.
+//! `vivarium`: runs a virtual machine, or drives one that runs.
 
 use std::io::Write;
 use std::process::ExitCode;
 use vmm::cli::{self, Command};
+use vmm::ctl;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(arguments) = ctl::arguments(&arguments) {
+        return ctl::run(arguments);
+    }
+    match cli::parse(arguments) {
         Ok(Command::Print(text)) => {
             // Who asked may have seen enough, and left.
             let _ = std::io::stdout().write_all(text.as_bytes());

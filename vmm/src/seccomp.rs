@@ -28,6 +28,8 @@ pub enum ThreadKind {
     Debugger,
     /// Writes a core dump.
     Dump,
+    /// Serves the API.
+    Api,
 }
 
 /// A call that is allowed, with the ioctl requests if it is `ioctl`, and why.
@@ -252,6 +254,20 @@ const CONSOLE: &[Allowed] = &[
     ),
 ];
 
+/// Serving clients.
+const API: &[Allowed] = &[
+    call(libc::SYS_epoll_wait, "waiting for clients"),
+    call(libc::SYS_epoll_pwait, "waiting for clients"),
+    call(libc::SYS_epoll_ctl, "which clients to wait for"),
+    call(libc::SYS_accept4, "a client comes"),
+    call(libc::SYS_recvmsg, "a request, with descriptors"),
+    call(libc::SYS_recvfrom, "a request"),
+    call(libc::SYS_sendmsg, "an answer"),
+    call(libc::SYS_sendto, "an answer"),
+    call(libc::SYS_getsockopt, "what is wrong with a connection"),
+    call(libc::SYS_shutdown, "a client goes"),
+];
+
 static MODE: OnceLock<Seccomp> = OnceLock::new();
 
 /// Chooses what a forbidden call does, once, before threads are started.
@@ -289,6 +305,7 @@ fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
         ThreadKind::Console => &[COMMON, CONSOLE],
         ThreadKind::Debugger => &[COMMON, DEBUGGER],
         ThreadKind::Dump => &[COMMON, DUMP],
+        ThreadKind::Api => &[COMMON, API],
     }
 }
 
@@ -368,6 +385,7 @@ mod tests {
             (ThreadKind::Dump, libc::SYS_pwrite64, libc::SYS_openat),
             (ThreadKind::Machine, libc::SYS_clone3, libc::SYS_openat),
             (ThreadKind::Control, libc::SYS_openat, libc::SYS_execve),
+            (ThreadKind::Api, libc::SYS_recvmsg, libc::SYS_openat),
         ] {
             let has =
                 |call| super::allowed(kind).iter().copied().flatten().any(|allowed| allowed.call == call);

@@ -37,7 +37,10 @@ impl CheckedPages {
             assert!(range.start % self.unit == 0 && range.size % self.unit == 0, "{range:?} is whole units");
         }
         if let Some(region) = self.region {
-            assert!(range.start >= region.start && range.last() <= region.last(), "{range:?} is in the region");
+            assert!(
+                range.start >= region.start && range.last() <= region.last(),
+                "{range:?} is in the region"
+            );
         }
         if self.refuses.load(Ordering::SeqCst) { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
     }

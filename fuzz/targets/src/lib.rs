@@ -8,6 +8,7 @@
 //!
 //! `fuzz/fuzz_targets` runs these under cargo-fuzz; `tests/corpus.rs` runs the committed corpora through them.
 
+mod api;
 mod disk;
 mod host_pages;
 mod input;
@@ -26,6 +27,7 @@ mod virtio_net;
 mod virtio_pci;
 mod virtio_vsock;
 
+pub use api::api;
 pub use kernel_loader::kernel_loader;
 pub use options::options;
 pub use pci_config::pci_config;

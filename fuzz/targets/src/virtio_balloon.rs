@@ -54,7 +54,11 @@ impl Subject for Host {
             }
             STATISTICS => {
                 let entries = usize::from(input.u8() & 31) + 1;
-                driver.request(queue, &[input.bytes(entries * 10)].map(|b| if b.is_empty() { &[0] } else { b }), &[]);
+                driver.request(
+                    queue,
+                    &[input.bytes(entries * 10)].map(|b| if b.is_empty() { &[0] } else { b }),
+                    &[],
+                );
             }
             HINTS if input.flag() => {
                 let command = if input.flag() { u32::from(input.below(6)) } else { self.hint_command() };

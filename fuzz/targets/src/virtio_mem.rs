@@ -88,7 +88,8 @@ impl Subject for Host {
     fn works(&mut self, driver: &mut Driver) {
         let block = self.control.block_size();
         self.control.resize(2 * block).expect("the region has more blocks");
-        let mut call = |kind, address, count| driver.call(0, &[&request(kind, address, count)], &[10]).data[0];
+        let mut call =
+            |kind, address, count| driver.call(0, &[&request(kind, address, count)], &[10]).data[0];
         assert_eq!(call(2, 0, 0), 0, "all is unplugged");
         assert_eq!(call(0, REGION.start + block, 2), 0);
         assert_eq!(self.control.plugged(), 2 * block);

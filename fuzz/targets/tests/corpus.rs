@@ -39,6 +39,7 @@ macro_rules! replay {
 }
 
 replay!(
+    api,
     blk_packed,
     blk_split,
     kernel_loader,

@@ -3,7 +3,16 @@
 //! A [`Call`] is a [`Request`] with the way its answer goes back. Whoever made it may wait for it or not; the machine thread
 //! never waits for them. Nothing else shares state with the machine thread.
 
+pub mod compatibility;
+pub mod connection;
+pub mod event_monitor;
+mod http;
+pub mod openapi;
 pub mod request;
+pub mod routes;
+pub mod server;
+pub mod socket;
+mod stream;
 
 pub use request::{ApiError, ErrorKind, Reply, Request};
 
@@ -24,3 +33,6 @@ pub struct Call {
     /// Takes the answer.
     pub respond: Respond,
 }
+
+#[cfg(test)]
+mod tests;

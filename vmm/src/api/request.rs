@@ -68,6 +68,7 @@ pub enum Request {
 
 /// What `vm.coredump` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Coredump {
     /// Where the dump goes: `file://` and an absolute path.
@@ -76,6 +77,7 @@ pub struct Coredump {
 
 /// What `vm.resize` takes. What is not given stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Resize {
     /// CPUs.
@@ -88,6 +90,7 @@ pub struct Resize {
 
 /// What `vm.resize-disk` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResizeDisk {
     /// The disk.
@@ -98,6 +101,7 @@ pub struct ResizeDisk {
 
 /// What `vm.resize-zone` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResizeZone {
     /// The zone.
@@ -108,6 +112,7 @@ pub struct ResizeZone {
 
 /// What `vm.remove-device` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDevice {
     /// The device.
@@ -122,6 +127,7 @@ pub struct RemoveDevice {
 
 /// What `vm.set-rate-limit` takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SetRateLimit {
     /// The disk or network interface.
@@ -133,6 +139,7 @@ pub struct SetRateLimit {
 
 /// What `vm.set-link` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SetLink {
     /// The network interface.
@@ -143,6 +150,7 @@ pub struct SetLink {
 
 /// What `vm.set-affinity` takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct SetAffinity {
     /// Host CPUs that CPUs may run on; those not named stay where they are.
@@ -153,6 +161,7 @@ pub struct SetAffinity {
 
 /// Host CPUs for the worker of a queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DeviceQueueAffinity {
     /// The device.
@@ -165,6 +174,7 @@ pub struct DeviceQueueAffinity {
 
 /// What `vm.inspect` takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Inspect {
     /// Names from the root, separated by `/`; all, if empty.
@@ -193,6 +203,7 @@ type Answered = Result<Reply, ApiError>;
 
 /// What `vmm.ping` answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PingReply {
     /// The build.
     pub build_version: String,
@@ -206,6 +217,7 @@ pub struct PingReply {
 
 /// A machine's state, in cloud-hypervisor's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum VmState {
     /// There is a configuration, and nothing runs.
     Created,
@@ -219,6 +231,7 @@ pub enum VmState {
 
 /// What `vm.info` answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InfoReply {
     /// The configuration as it is now.
     pub config: VmConfig,
@@ -232,6 +245,7 @@ pub struct InfoReply {
 
 /// A device of [`InfoReply::device_tree`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceNode {
     /// Its id.
     pub id: String,
@@ -243,6 +257,7 @@ pub struct DeviceNode {
 
 /// What the verbs that add a device answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AddedReply {
     /// The device's id.
     pub id: String,

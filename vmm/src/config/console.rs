@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// Where a console ends on the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ConsoleMode {
     /// There is no device.
     #[default]

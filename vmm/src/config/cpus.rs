@@ -30,6 +30,7 @@ impl CpusConfig {
 
 /// How CPUs are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuTopology {
     /// Threads of a core.
     pub threads_per_core: u16,
@@ -63,6 +64,7 @@ impl Setting for CpuTopology {
 
 /// The host CPUs a CPU may run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuAffinity {
     /// The guest's CPU.
     pub vcpu: u32,

@@ -44,6 +44,7 @@ options! {
 
 /// How requests reach the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskEngine {
     /// io_uring if the host allows it, else threads.
@@ -69,6 +70,7 @@ impl Setting for DiskEngine {
 
 /// The host CPUs a queue's worker may run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QueueAffinity {
     /// The queue.
     pub queue_index: u16,

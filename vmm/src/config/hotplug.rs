@@ -13,6 +13,7 @@ pub const MODULE: u64 = 128 << 20;
 
 /// How memory is added to a running machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum HotplugMethod {
     /// As memory modules, which ACPI tells the guest of.
     #[default]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// What may be done below a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum LandlockAccess {
     /// Reading.
     #[default]

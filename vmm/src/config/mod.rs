@@ -19,6 +19,8 @@ pub mod options;
 pub mod parts;
 pub mod platform;
 pub mod rate_limit;
+#[cfg(test)]
+pub(crate) mod schema;
 pub mod validate;
 pub mod vsock;
 
@@ -42,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 /// A whole machine: what `vm.create` takes and the command line says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct VmConfig {
     /// The CPUs.

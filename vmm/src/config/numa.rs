@@ -21,6 +21,7 @@ options! {
 
 /// How far it is to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NumaDistance {
     /// The other node.
     pub destination: u32,

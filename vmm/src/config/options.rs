@@ -1,8 +1,9 @@
 //! The one definition of a setting.
 //!
 //! `options!` declares a configuration struct. From it come the JSON form (serde), the command line's
-//! `key=value` form ([`super::key_value`]), the help text and the reference page ([`Options::FIELDS`]), and the
-//! range checks ([`Options::check_ranges`]).
+//! `key=value` form ([`super::key_value`]), the help text and the reference page ([`Options::FIELDS`]), the
+//! range checks ([`Options::check_ranges`]), and in tests the schema that the OpenAPI document shows, for which the
+//! type of a field has a `#[cfg_attr(test, derive(schemars::JsonSchema))]`.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -94,6 +95,26 @@ macro_rules! options {
                 Ok(())
             }
         }
+
+        #[cfg(test)]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let defaults = serde_json::to_value(Self::default()).expect("an option has a JSON form");
+                let fields = vec![
+                    $( $crate::config::schema::FieldSchema {
+                        name: stringify!($field),
+                        schema: generator.subschema_for::<$type>(),
+                        doc: concat!($($field_doc),*),
+                        range: $crate::config::options::options!(@json_range [$($spec)*]),
+                    }, )*
+                ];
+                $crate::config::schema::object(concat!($($doc),*), &defaults, fields)
+            }
+        }
     };
 
     (@count [nested $fields:expr]) => { $fields.len() };
@@ -122,6 +143,8 @@ macro_rules! options {
             bare: true,
         }]
     };
+    (@json_range [$key:literal, $low:literal ..= $high:literal]) => { Some(($low, $high)) };
+    (@json_range [$($spec:tt)*]) => { None };
     (@range $low:literal, $high:literal) => { Some(($low, $high)) };
     (@range) => { None };
 
@@ -239,6 +262,7 @@ impl<T: Setting> Setting for Vec<T> {
 
 /// A number of bytes. Written as a number, or with a suffix `K`, `M`, `G` or `T` (powers of 1024).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
@@ -325,7 +349,7 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
     #[serde(default)]
     pub struct Inner {
         depth: u32,

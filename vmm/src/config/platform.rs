@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// What is booted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct PayloadConfig {
     /// A kernel: a bzImage or an ELF.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A token bucket: `size` tokens are put in every `refill_time` milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenBucketConfig {
     /// Bytes, or operations.
@@ -17,6 +18,7 @@ pub struct TokenBucketConfig {
 
 /// Limits of bytes and of operations; what is not given is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimiterConfig {
     /// Bytes.

@@ -1,0 +1,157 @@
+"""Tests a monitor's API against its own OpenAPI document with Schemathesis, which makes up requests, right and wrong.
+
+Run by itself: `python3 scripts/lib/api_schema.py [SECONDS]`."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+
+from places import BARE_GUEST, PROJECT, VIVARIUM, cache, lock
+from report import Failure, tail
+
+VERSION = "4.32.5"
+DOCUMENT = PROJECT / "docs" / "openapi.json"
+
+# What would end the machine or the process, or not end by itself, is left out; so is what makes a machine of made-up parts.
+ALWAYS_LEFT_OUT = ["/vmm.shutdown", "/vm.events", "/vm.boot"]
+
+# A state to test in: what is left out there, too.
+RUNNING = ["/vm.delete", "/vm.shutdown"]
+ABSENT = []
+
+SETTINGS = """
+request-timeout = 20.0
+generation.deterministic = true
+
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "501"]
+# What is right by the schema may still not suit the machine: 400 is as good an answer as 200.
+positive_data_acceptance.enabled = false
+negative_data_rejection.expected-statuses = ["4xx", "501"]
+# A path's other methods are refused with 405, but so is a verb that the state does not allow.
+unsupported_method.enabled = false
+"""
+
+
+class Unavailable(Exception):
+    """Why this cannot be run here."""
+
+
+def ensure():
+    """The program, installed into the cache when missing."""
+    folder = cache("tools") / f"schemathesis-{VERSION}"
+    program = folder / "bin" / "schemathesis"
+    with lock("schemathesis"):
+        if program.exists():
+            return program
+        made = subprocess.run([sys.executable, "-m", "venv", folder], capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            raise Unavailable("Python's venv is missing (python3-venv)")
+        install = [folder / "bin" / "pip", "install", "--quiet", f"schemathesis=={VERSION}"]
+        installed = subprocess.run(install, capture_output=True, text=True, check=False)
+        if installed.returncode != 0:
+            raise Unavailable("Schemathesis cannot be installed from here: " + tail(installed.stderr).strip())
+    return program
+
+
+def run(seconds=60):
+    """Tests a running machine and a monitor without one. Returns the output; raises Failure with it."""
+    program = ensure()
+    machine = ["--kernel", BARE_GUEST, "--cmdline", "end=spin", "--memory", "size=128M"]
+    machine += ["--serial", "null", "--console", "off"]
+    output = _run_in(program, "a running machine", machine, RUNNING, seconds)
+    return output + _run_in(program, "no machine", [], ABSENT, seconds)
+
+
+def _run_in(program, state, arguments, left_out, seconds):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "api.sock"
+        binary = os.environ.get("VIVARIUM_BIN", str(VIVARIUM))
+        command = [binary, "--api-socket", str(path), *map(str, arguments)]
+        # What a made-up configuration names is looked for, and made, in the folder that goes.
+        with subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as monitor:
+            try:
+                _wait_for(path, monitor)
+                with _Bridge(path) as bridge:
+                    settings = Path(folder) / "settings.toml"
+                    settings.write_text(SETTINGS)
+                    test = [program, "--config-file", settings, "--no-color", "run", DOCUMENT, "--url", bridge.url]
+                    test += ["--phases", "examples,coverage,fuzzing", "--max-examples", "40", "--warnings", "off"]
+                    test += ["--max-time", str(seconds)] if seconds else []
+                    for name in ALWAYS_LEFT_OUT + left_out:
+                        test += ["--exclude-path", name]
+                    result = subprocess.run(
+                        list(map(str, test)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        text=True, timeout=seconds * 4 + 120, check=False,
+                    )  # fmt: skip
+                if monitor.poll() is not None:
+                    errors = monitor.stderr.read().decode(errors="replace")
+                    raise Failure(f"with {state}, the monitor ended ({monitor.returncode})", result.stdout + errors)
+            finally:
+                monitor.kill()
+        if result.returncode != 0:
+            raise Failure(f"with {state}, the API does not keep to its document", result.stdout)
+        return result.stdout
+
+
+def _wait_for(path, monitor):
+    while monitor.poll() is None:
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(str(path)) == 0:
+                return
+        time.sleep(0.01)
+    raise Failure(f"the monitor ended ({monitor.returncode})", monitor.stderr.read().decode(errors="replace"))
+
+
+class _Bridge(ThreadingTCPServer):
+    """A TCP port that leads to a UNIX socket."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, path):
+        super().__init__(("127.0.0.1", 0), _Carrier)
+        self.path = str(path)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/api/v1"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class _Carrier(BaseRequestHandler):
+    def handle(self):
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(self.server.path)
+            back = threading.Thread(target=_carry, args=(monitor, self.request), daemon=True)
+            back.start()
+            _carry(self.request, monitor)
+            back.join()
+
+
+def _carry(source, sink):
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        # One of the two has gone, and the other is told by the end of its connection.
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+if __name__ == "__main__":
+    try:
+        print(run(int(sys.argv[1]) if len(sys.argv) > 1 else 60))
+    except Failure as failure:
+        sys.exit(f"{failure.details}\n{failure}")

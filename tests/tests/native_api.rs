@@ -1,0 +1,202 @@
+//! The API of a running monitor, as `vivarium ctl` and clients of cloud-hypervisor use it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use vivarium_tests::host::{Folder, shell};
+use vivarium_tests::{Monitor, MonitorBuilder, required};
+
+/// The bare-metal guest, which says hello and stands still, served on a socket.
+fn standing(folder: &Folder) -> (Monitor, PathBuf) {
+    let socket = folder.join("api.sock");
+    let mut monitor = MonitorBuilder::bare("hello; end=spin").arg("--api-socket").arg(&socket).start();
+    monitor.wait_for("@@ hello");
+    (monitor, socket)
+}
+
+fn run(socket: &Path, words: &str) -> Output {
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    command.arg("ctl").arg("--api-socket").arg(socket).args(words.split_whitespace());
+    command.output().unwrap()
+}
+
+/// What a verb prints.
+fn ctl(socket: &Path, words: &str) -> String {
+    let output = run(socket, words);
+    assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// How a verb is refused.
+fn refused(socket: &Path, words: &str) -> String {
+    let output = run(socket, words);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_machine_is_created_driven_and_deleted_over_the_api() {
+    let folder = Folder::new();
+    let (socket, events) = (folder.join("api.sock"), folder.join("events"));
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    command.arg("--api-socket").arg(&socket).arg("--event-monitor").arg(&events);
+    let monitor = Monitor::start(command);
+    while UnixStream::connect(&socket).is_err() {
+        assert!(monitor.elapsed().as_secs() < 60, "the socket did not come");
+        std::thread::yield_now();
+    }
+    assert!(ctl(&socket, "ping").contains("version"));
+    assert!(refused(&socket, "info").contains("there is no machine"));
+    let guest = required("VIVARIUM_BARE_GUEST");
+    let create =
+        format!("create -- --kernel {} --memory size=128M --serial null --console off", guest.display());
+    ctl(&socket, &format!("{create} --cmdline end=spin"));
+    assert!(refused(&socket, &create).contains("there is a machine already"));
+    assert!(ctl(&socket, "info").contains("Created"));
+    ctl(&socket, "boot");
+    assert!(refused(&socket, "boot").contains("running already"));
+    ctl(&socket, "pause");
+    assert!(ctl(&socket, "info").contains("Paused"));
+    ctl(&socket, "resume");
+    assert!(ctl(&socket, "top --interval 100 --count 1").contains("Running"));
+    ctl(&socket, "shutdown");
+    ctl(&socket, "boot");
+    ctl(&socket, "delete");
+    assert!(refused(&socket, "pause").contains("there is no machine"));
+    assert!(refused(&socket, "snapshot file:///tmp/x").contains("not supported"));
+    ctl(&socket, "shutdown-vmm");
+    let exit = monitor.wait();
+    assert_eq!((exit.status, exit.errors.as_str()), (Some(0), ""));
+    assert!(!socket.exists());
+    let lines = std::fs::read_to_string(events).unwrap();
+    let names: Vec<_> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    for name in ["created", "booted", "paused", "resumed", "deleted", "shutdown"] {
+        assert!(names.iter().any(|told| told == name), "{name}: {names:?}");
+    }
+}
+
+#[test]
+fn devices_come_and_go_and_everything_can_be_looked_at() {
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    let image = folder.sparse("data.img", 1 << 20);
+    let added = ctl(&socket, &format!("add-disk path={},id=data,readonly=on", image.display()));
+    assert!(added.starts_with("data at 0000:00:"), "{added}");
+    assert!(ctl(&socket, "info").contains("data.img"));
+    assert!(ctl(&socket, "events --after 0 --count 1").contains(" vm "));
+    let tree: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json inspect")).unwrap();
+    assert!(tree["cpu"]["0"].is_object(), "{tree}");
+    assert!(ctl(&socket, "counters").contains("_cpu0"));
+    assert!(ctl(&socket, "metrics").contains("# TYPE vivarium_"));
+    assert!(refused(&socket, "inspect pci/none").contains("none"));
+    assert!(refused(&socket, "add-disk path=/does/not/exist").contains("/does/not/exist"));
+    ctl(&socket, "remove-device data --force");
+    assert!(!ctl(&socket, "info").contains("data.img"));
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
+fn a_tap_comes_as_a_descriptor() {
+    if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        println!("@@SKIP /dev/net/tun cannot be opened");
+        return;
+    }
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    // Python makes a tap and hands it on as descriptor 5, as a manager would.
+    let script = format!(
+        "import fcntl, os, struct, sys\n\
+         tap = os.open('/dev/net/tun', os.O_RDWR)\n\
+         fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'vivapi%d', 0x5002))\n\
+         os.dup2(tap, 5)\n\
+         os.execv('{}', ['vivarium', 'ctl', '--api-socket', '{}', 'add-net', 'fd=[5],id=passed'])\n",
+        required("VIVARIUM_BIN").display(),
+        socket.display()
+    );
+    let output = Command::new("python3").arg("-c").arg(script).output().unwrap();
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.starts_with("passed at 0000:00:"), "{out}{errors}");
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
+fn under_the_name_of_cloud_hypervisors_client_answers_are_its_own() {
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    let remote = folder.join("ch-remote");
+    std::os::unix::fs::symlink(required("VIVARIUM_BIN"), &remote).unwrap();
+    let ask = |words: &str| {
+        let output = Command::new(&remote).arg("--api-socket").arg(&socket).args(words.split(' ')).output();
+        output.unwrap()
+    };
+    let info: serde_json::Value = serde_json::from_slice(&ask("info").stdout).unwrap();
+    assert_eq!(info["state"], "Running");
+    let output = ask("remove-device nothing");
+    let error: Vec<String> = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(!output.status.success() && error.last().unwrap().contains("nothing"), "{error:?}");
+    ask("shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+/// As cloud-hypervisor's own client does it: by looking for its headers in the text, without reading on.
+#[test]
+fn a_client_that_knows_little_of_http_is_served() {
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n").unwrap();
+    let mut text = String::new();
+    while !text.contains("\r\n\r\n") {
+        let mut bytes = [0; 256];
+        let count = stream.read(&mut bytes).unwrap();
+        text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+    }
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("Content-Length: "), "{text}");
+    drop(stream);
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
+fn a_socket_can_be_handed_over() {
+    let folder = Folder::new();
+    let socket = folder.join("api.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    command.args(["--api-socket", "fd=7"]);
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    // SAFETY: duplicates a descriptor between fork and exec, which is allowed there.
+    unsafe {
+        command.pre_exec(
+            move || if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) },
+        );
+    }
+    let monitor = Monitor::start(command);
+    drop(listener);
+    assert!(ctl(&socket, "ping").contains("version"));
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let folder = Folder::new();
+    let binary = required("VIVARIUM_BIN");
+    let pages = folder.join("man");
+    shell(&format!("{} ctl man {}", binary.display(), pages.display()));
+    assert!(pages.join("vivarium-ctl-add-disk.1").exists());
+    let script = shell(&format!("{} ctl completions bash", binary.display()));
+    let file = folder.join("completions");
+    std::fs::write(&file, script).unwrap();
+    shell(&format!("bash -n {}", file.display()));
+}

@@ -1,0 +1,195 @@
+//! What clients of cloud-hypervisor send that says nothing: fields of its interface that are not part of this one, with the
+//! values that stand for "not wanted". Clients whose code is generated from its schema fill them in.
+//!
+//! Such a field is left out before a body is read; with any other value it is refused there like any unknown field. That stays
+//! right when a field becomes known: left out means the same.
+
+use serde_json::{Map, Value, json};
+
+/// Leaves out of a machine's configuration what says nothing.
+pub fn adapt_machine(tree: &mut Value) {
+    adapt_part("", tree);
+    let Value::Object(machine) = tree else { return };
+    for (part, value) in machine.iter_mut() {
+        adapt_each(part, value);
+        if part == "memory"
+            && let Some(zones) = value.get_mut("zones")
+        {
+            adapt_each("zones", zones);
+        }
+    }
+}
+
+/// Leaves out of one part of a configuration, such as `disks`, what says nothing.
+pub fn adapt_part(part: &str, tree: &mut Value) {
+    let Value::Object(fields) = tree else { return };
+    for (of, field, nothing) in SAY_NOTHING {
+        if *of == part {
+            remove_if(fields, field, nothing);
+        }
+    }
+    for (of, theirs, ours) in OTHER_NAMES {
+        if *of == part
+            && !fields.contains_key(*ours)
+            && let Some(value) = fields.remove(*theirs)
+        {
+            fields.insert((*ours).into(), value);
+        }
+    }
+}
+
+fn adapt_each(part: &str, value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| adapt_part(part, item)),
+        one => adapt_part(part, one),
+    }
+}
+
+fn remove_if(fields: &mut Map<String, Value>, field: &str, nothing: &str) {
+    let Some(value) = fields.get(field) else { return };
+    let says_nothing = match value {
+        Value::Null => true,
+        Value::Bool(value) => nothing == if *value { "true" } else { "false" },
+        Value::Number(value) => nothing == "0" && value.as_u64() == Some(0),
+        Value::String(text) => nothing.split('|').any(|word| word == text),
+        Value::Array(items) => nothing == "[]" && items.is_empty(),
+        Value::Object(_) => nothing == "amx" && *value == json!({"amx": false}),
+    };
+    if says_nothing {
+        fields.remove(field);
+    }
+}
+
+/// Part, field, and what of it says nothing; `null` always does.
+const SAY_NOTHING: &[(&str, &str, &str)] = &[
+    ("", "cpus", ""),
+    ("", "memory", ""),
+    ("", "rate_limit_groups", "[]"),
+    ("", "disks", "[]"),
+    ("", "net", "[]"),
+    ("", "rng", ""),
+    ("", "balloon", ""),
+    ("", "fs", "[]"),
+    ("", "generic_vhost_user", "[]"),
+    ("", "pmem", "[]"),
+    ("", "serial", ""),
+    ("", "console", ""),
+    ("", "debug_console", ""),
+    ("", "devices", "[]"),
+    ("", "user_devices", "[]"),
+    ("", "vdpa", "[]"),
+    ("", "vsock", ""),
+    ("", "numa", "[]"),
+    ("", "iommu", "false"),
+    ("", "watchdog", "false"),
+    ("", "rtc", ""),
+    ("", "pvpanic", "false"),
+    ("", "pci_segments", "[]"),
+    ("", "platform", ""),
+    ("", "tpm", ""),
+    ("", "gdb", "false"),
+    ("", "sgx_epc", "[]"),
+    ("", "preserved_fds", "[]"),
+    ("", "landlock_enable", "false"),
+    ("", "landlock_rules", "[]"),
+    ("cpus", "topology", ""),
+    ("cpus", "affinity", "[]"),
+    ("cpus", "kvm_hyperv", "false"),
+    ("cpus", "max_phys_bits", ""),
+    ("cpus", "features", "amx"),
+    ("cpus", "core_scheduling", "Off|Vm"),
+    ("memory", "hotplug_size", "0"),
+    ("memory", "hotplugged_size", "0"),
+    ("memory", "hotplug_method", "Acpi"),
+    ("memory", "reserve", "false"),
+    ("memory", "hugepage_size", ""),
+    ("memory", "zones", "[]"),
+    ("zones", "hotplug_size", "0"),
+    ("zones", "hotplugged_size", "0"),
+    ("zones", "reserve", "false"),
+    ("payload", "firmware", ""),
+    ("payload", "igvm", ""),
+    ("payload", "host_data", ""),
+    ("platform", "iommu_segments", "[]"),
+    ("platform", "iommu_address_width_bits", ""),
+    ("platform", "chassis_asset_tag", ""),
+    ("platform", "oem_strings", "[]"),
+    ("platform", "tdx", "false"),
+    ("platform", "sev_snp", "false"),
+    ("platform", "iommufd", "false"),
+    ("platform", "vfio_p2p_dma", "true"),
+    ("disks", "iommu", "false"),
+    ("disks", "vhost_user", "false"),
+    ("disks", "vhost_socket", ""),
+    ("disks", "pci_device_id", ""),
+    ("disks", "backing_files", "false"),
+    ("disks", "sparse", "true"),
+    ("disks", "image_type", "Raw|Unknown"),
+    ("disks", "lock_granularity", "ByteRange|Full"),
+    ("disks", "disable_io_uring", "false"),
+    ("disks", "disable_aio", "false"),
+    ("disks", "queue_affinity", "[]"),
+    ("net", "iommu", "false"),
+    ("net", "vhost_user", "false"),
+    ("net", "vhost_socket", ""),
+    ("net", "vhost_mode", "Client"),
+    ("net", "pci_device_id", ""),
+    ("rng", "iommu", "false"),
+    ("rng", "id", ""),
+    ("rng", "pci_segment", "0"),
+    ("rng", "pci_device_id", ""),
+    ("serial", "iommu", "false"),
+    ("console", "iommu", "false"),
+    ("console", "id", ""),
+    ("console", "pci_segment", "0"),
+    ("console", "pci_device_id", ""),
+    ("numa", "cpus", "[]"),
+    ("numa", "distances", "[]"),
+    ("numa", "memory_zones", "[]"),
+    ("numa", "pci_segments", "[]"),
+    ("numa", "device_id", ""),
+];
+
+/// Part, a field's name in newer releases of cloud-hypervisor, and here.
+const OTHER_NAMES: &[(&str, &str, &str)] = &[
+    ("platform", "system_serial_number", "serial_number"),
+    ("platform", "system_uuid", "uuid"),
+    ("platform", "system_manufacturer", "manufacturer"),
+    ("platform", "system_product_name", "product"),
+    ("platform", "system_version", "version"),
+    ("platform", "system_family", "family"),
+    ("platform", "system_sku_number", "sku"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::VmConfig;
+
+    #[test]
+    fn what_generated_clients_fill_in_is_left_out() {
+        let mut tree = json!({
+            "payload": {"kernel": "k", "firmware": null},
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 2, "kvm_hyperv": false, "features": {"amx": false}},
+            "memory": {"size": 1073741824, "hotplug_method": "Acpi", "reserve": false, "zones": null},
+            "disks": [{"path": "d", "iommu": false, "vhost_user": false, "num_queues": 1, "image_type": "Raw"}],
+            "net": [{"tap": "t", "iommu": false, "vhost_mode": "Client"}],
+            "rng": {"src": "/dev/urandom", "iommu": false},
+            "iommu": false,
+            "watchdog": false,
+            "fs": null,
+            "platform": {"tdx": false, "system_serial_number": "S"},
+        });
+        adapt_machine(&mut tree);
+        let config: VmConfig = serde_json::from_value(tree).unwrap();
+        assert_eq!(config.platform.serial_number.as_deref(), Some("S"));
+        assert_eq!((config.disks.len(), config.net.len(), config.cpus.limit()), (1, 1, 2));
+    }
+
+    #[test]
+    fn what_says_something_stays_and_is_refused_where_it_is_unknown() {
+        let mut tree = json!({"disks": [{"path": "d", "iommu": true}]});
+        adapt_machine(&mut tree);
+        assert!(serde_json::from_value::<VmConfig>(tree).unwrap_err().to_string().contains("iommu"));
+    }
+}

@@ -1,0 +1,221 @@
+//! Bodies from the command line: the same syntax as the options of `vivarium` have.
+
+use crate::api::request::{
+    Coredump, DeviceQueueAffinity, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
+    SetRateLimit,
+};
+use crate::config::options::{ByteSize, Field};
+use crate::config::rate_limit::RATE_LIMIT_KEYS;
+use crate::config::{CpusConfig, DiskConfig, NetConfig, Options, RateLimiterConfig, VmConfig, VsockConfig};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A request's body and the descriptors that go with it.
+pub(super) type Body = (Option<String>, Vec<OwnedFd>);
+
+/// Adds the arguments that make up a body of this kind.
+pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
+    let keys = |fields: &[Field]| {
+        let list = fields.iter().map(|field| field.key).collect::<Vec<_>>().join(", ");
+        Arg::new("keys")
+            .value_name("KEYS")
+            .required(true)
+            .help(format!("key=value,...; the keys are {list}."))
+    };
+    let id = |help: &'static str| Arg::new("id").value_name("ID").required(true).help(help);
+    let size = |name: &'static str, help: &'static str| {
+        let parser = |text: &str| text.parse::<ByteSize>();
+        Arg::new(name).long(name).value_name("SIZE").value_parser(parser).help(help)
+    };
+    match kind {
+        "VmConfig" => command
+            .arg(
+                Arg::new("path")
+                    .value_name("PATH")
+                    .default_value("-")
+                    .help("A file with the machine as JSON; - for standard input."),
+            )
+            .arg(
+                Arg::new("flags")
+                    .value_name("FLAGS")
+                    .last(true)
+                    .num_args(1..)
+                    .allow_hyphen_values(true)
+                    .help("The machine as vivarium's own flags, such as -- --kernel vmlinuz --cpus boot=2."),
+            ),
+        "DiskConfig" => command.arg(keys(DiskConfig::FIELDS)),
+        "NetConfig" => command.arg(keys(NetConfig::FIELDS)),
+        "VsockConfig" => command.arg(keys(VsockConfig::FIELDS)),
+        "SetAffinity" => command
+            .arg(Arg::new("cpus").long("cpus").value_name("LIST").help("Such as [0@[1,2],1@[3-5]]."))
+            .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("A device."))
+            .arg(
+                Arg::new("queues")
+                    .long("queues")
+                    .value_name("LIST")
+                    .requires("device")
+                    .help("Its queues, such as [0@[1],1@[2,3]]."),
+            )
+            .arg_required_else_help(true),
+        "Coredump" => command.arg(
+            Arg::new("path")
+                .value_name("PATH")
+                .required(true)
+                .help("The file to write, or its file:// address."),
+        ),
+        "RemoveDevice" => command
+            .arg(id("The device."))
+            .arg(
+                Arg::new("force")
+                    .long("force")
+                    .action(ArgAction::SetTrue)
+                    .help("Take it away without waiting for the guest to release it."),
+            )
+            .arg(
+                Arg::new("timeout")
+                    .long("timeout")
+                    .value_name("MILLISECONDS")
+                    .value_parser(clap::value_parser!(u64))
+                    .help("How long the guest may take to release it."),
+            ),
+        "Resize" => command
+            .arg(
+                Arg::new("cpus")
+                    .long("cpus")
+                    .value_name("N")
+                    .value_parser(clap::value_parser!(u32))
+                    .help("How many CPUs there shall be."),
+            )
+            .arg(size("memory", "How much memory there shall be."))
+            .arg(size("balloon", "How much of it the balloon shall take."))
+            .arg_required_else_help(true),
+        "ResizeDisk" => command
+            .arg(Arg::new("disk").long("disk").value_name("ID").required(true).help("The disk."))
+            .arg(size("size", "Its new size.").required(true)),
+        "ResizeZone" => command
+            .arg(Arg::new("id").long("id").value_name("ID").required(true).help("The zone."))
+            .arg(size("size", "Its new size.").required(true)),
+        "SetRateLimit" => command
+            .arg(id("The disk or network interface."))
+            .arg(keys(RATE_LIMIT_KEYS).required(false).help("The new limits; none lifts them.")),
+        "SetLink" => command
+            .arg(id("The network interface."))
+            .arg(Arg::new("link").value_name("up|down").required(true).value_parser(["up", "down"])),
+        _ => command.arg(
+            Arg::new("json")
+                .value_name("JSON")
+                .required(true)
+                .help("The body, as JSON, as the API takes it."),
+        ),
+    }
+}
+
+/// The body of this kind that the arguments say.
+pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let size = |name: &str| matches.get_one::<ByteSize>(name).copied();
+    match kind {
+        "VmConfig" => create(&text("path"), matches),
+        "DiskConfig" => json(&options::<DiskConfig>("add-disk", &text("keys"))?),
+        "VsockConfig" => json(&options::<VsockConfig>("add-vsock", &text("keys"))?),
+        "SetAffinity" => {
+            let cpus = options::<CpusConfig>("set-affinity", &list("affinity", &text("cpus")))?.affinity;
+            let disk = options::<DiskConfig>("set-affinity", &list("queue_affinity", &text("queues")))?;
+            let queues = disk.queue_affinity.into_iter().map(|queue| DeviceQueueAffinity {
+                id: text("device"),
+                queue_index: queue.queue_index,
+                host_cpus: queue.host_cpus,
+            });
+            json(&SetAffinity { cpus, queues: queues.collect() })
+        }
+        "NetConfig" => {
+            let mut net: NetConfig = options("add-net", &text("keys"))?;
+            // Their numbers mean nothing to the monitor: the descriptors themselves are sent.
+            let files = net.fds.take().unwrap_or_default();
+            let files = files.into_iter().map(descriptor).collect::<Result<_>>()?;
+            Ok((json(&net)?.0, files))
+        }
+        "Coredump" => {
+            let path = text("path");
+            let destination_url = if path.starts_with("file://") {
+                path
+            } else {
+                format!("file://{}", std::path::absolute(&path)?.display())
+            };
+            json(&Coredump { destination_url })
+        }
+        "RemoveDevice" => json(&RemoveDevice {
+            id: text("id"),
+            force: matches.get_flag("force"),
+            timeout_ms: matches.get_one("timeout").copied(),
+        }),
+        "Resize" => json(&Resize {
+            desired_vcpus: matches.get_one("cpus").copied(),
+            desired_ram: size("memory"),
+            desired_balloon: size("balloon"),
+        }),
+        "ResizeDisk" => {
+            json(&ResizeDisk { id: text("disk"), desired_size: size("size").context("--size is missing")? })
+        }
+        "ResizeZone" => {
+            json(&ResizeZone { id: text("id"), desired_ram: size("size").context("--size is missing")? })
+        }
+        "SetRateLimit" => {
+            let limits: Limits = crate::config::key_value::from_str(&text("keys"), RATE_LIMIT_KEYS)
+                .map_err(|error| anyhow!("set-rate-limit {}: {error}", text("keys")))?;
+            json(&SetRateLimit { id: text("id"), rate_limiter_config: limits.rate_limiter_config })
+        }
+        "SetLink" => json(&SetLink { id: text("id"), up: text("link") == "up" }),
+        _ => Ok((Some(text("json")), Vec::new())),
+    }
+}
+
+/// Rate limits in the command line's form.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Limits {
+    rate_limiter_config: Option<RateLimiterConfig>,
+}
+
+fn create(path: &str, matches: &ArgMatches) -> Result<Body> {
+    if let Some(flags) = matches.get_many::<String>("flags") {
+        let arguments = std::iter::once("vivarium").chain(flags.map(String::as_str)).map(Into::into);
+        return match crate::cli::parse(arguments).map_err(|error| anyhow!(error.0))? {
+            crate::cli::Command::Run(run) if run.config.is_some() => json::<Option<VmConfig>>(&run.config),
+            _ => bail!("create: the flags describe no machine"),
+        };
+    }
+    let mut body = String::new();
+    if path == "-" {
+        std::io::stdin().read_to_string(&mut body).context("reading the machine from standard input")?;
+    } else {
+        body = std::fs::read_to_string(path).with_context(|| format!("reading the machine from {path}"))?;
+    }
+    Ok((Some(body), Vec::new()))
+}
+
+/// A key with its list, if there is one.
+fn list(key: &str, list: &str) -> String {
+    if list.is_empty() { String::new() } else { format!("{key}={list}") }
+}
+
+fn options<T: Options>(verb: &str, text: &str) -> Result<T> {
+    T::parse(text).map_err(|error| anyhow!("{verb} {text}: {error}"))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Body> {
+    Ok((Some(serde_json::to_string(value)?), Vec::new()))
+}
+
+/// A copy of a descriptor that this process was started with.
+fn descriptor(fd: i32) -> Result<OwnedFd> {
+    if fd < 0 {
+        bail!("add-net fd={fd}: is no descriptor");
+    }
+    // SAFETY: only borrowed to be duplicated, which fails if it is not open.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    file.try_clone_to_owned().with_context(|| format!("add-net fd={fd}"))
+}
