@@ -1,0 +1,81 @@
+//! The bare-metal guest under GDB, and a guest that has things logged without end.
+
+use std::path::Path;
+use vivarium_tests::host::{Folder, shell};
+use vivarium_tests::{Exit, MonitorBuilder, required};
+
+/// What GDB prints, given these commands.
+fn gdb(socket: &Path, commands: &[&str]) -> String {
+    let commands = commands.iter().map(|command| format!("-ex '{command}'")).collect::<Vec<_>>().join(" ");
+    let (guest, socket) = (required("VIVARIUM_BARE_GUEST"), socket.display());
+    // The guest is 64-bit code that a 32-bit entry leads to.
+    shell(&format!(
+        "gdb -nx -batch -ex 'set architecture i386:x86-64' -ex 'file {}' -ex 'target remote {socket}' {commands} 2>&1",
+        guest.display()
+    ))
+}
+
+/// Waits for the monitor's socket.
+fn await_socket(socket: &Path) {
+    while !socket.exists() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn gdb_steps_through_the_first_instructions_and_lets_the_guest_go() {
+    let folder = Folder::new();
+    let socket = folder.join("gdb");
+    let monitor =
+        MonitorBuilder::bare("hello").args(["--gdb", &format!("path={}", socket.display())]).start();
+    await_socket(&socket);
+    let output = gdb(
+        &socket,
+        &[
+            "info threads",
+            "printf \"before %lx\\n\", $rip",
+            "stepi",
+            "stepi",
+            "printf \"after %lx\\n\", $rip",
+            "x/2xb $rip",
+            "monitor registers",
+            "detach",
+        ],
+    );
+    let place = |name: &str| {
+        let line = output.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{output}"));
+        u64::from_str_radix(&line[name.len()..], 16).unwrap()
+    };
+    let (before, after) = (place("before "), place("after "));
+    assert!(before < after && after - before < 32, "two instructions on: {output}");
+    assert!(output.contains("cr3") && output.contains("detached"), "{output}");
+    // It was held from its first instruction on, and does all of its task now.
+    monitor.complete();
+}
+
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let folder = Folder::new();
+    let tasks = vec!["ring-abuse case=all"; 12].join("; ");
+    let monitor = MonitorBuilder::bare(&tasks)
+        .args(["--log-format", "json"])
+        .arg("--disk")
+        .arg(format!("path={}", folder.sparse("victim", 16 << 20).display()))
+        .arg(format!("path={}", folder.sparse("witness", 16 << 20).display()))
+        .start();
+    let Exit { status, output, errors, .. } = monitor.wait();
+    assert!(status == Some(0) && output.contains("@@ done rc=0"), "{output}\n{errors}");
+    let lines: Vec<serde_json::Value> = errors
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    // Ten lines in each ten seconds, of each of the few places that have anything to say.
+    let seconds = lines.last().map_or(0.0, |line| line["time"].as_f64().unwrap());
+    let places: std::collections::BTreeSet<_> =
+        lines.iter().map(|line| line["message"].to_string()).collect();
+    let most = places.len() * 10 * (seconds as usize / 10 + 1);
+    assert!(lines.len() <= most, "{} lines in {seconds} s from {places:?}", lines.len());
+    let told = lines.iter().map(|line| line["left_out"].as_u64().unwrap_or(0)).sum::<u64>();
+    println!("{} lines, {told} told as left out, in {seconds} s", lines.len());
+    assert!(!lines.is_empty(), "the guest did cause some");
+}
