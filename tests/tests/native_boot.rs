@@ -45,7 +45,7 @@ fn memory_beyond_the_hole_holds_what_is_written() {
 
 #[test]
 fn processors_start_and_count_together() {
-    for (cpus, topology) in [(1, ""), (2, ""), (4, ",topology=2:1:1:2"), (3, ",max=6"), (16, "")] {
+    for (cpus, topology) in [(1, ""), (2, ""), (4, ",topology=2:1:1:2"), (3, ",max=6"), (16, ""), (254, "")] {
         let line = format!("smp cpus={cpus}");
         let report = MonitorBuilder::bare(&line)
             .args(["--cpus", &format!("boot={cpus}{topology}")])

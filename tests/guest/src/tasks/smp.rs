@@ -11,6 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 const AP_TRAMPOLINE: u64 = 0x8000;
 const STACK: u64 = 16 * 1024;
 const TSS_SIZE: u64 = 0x68 + 0x2000 + 1;
+/// More processors than this do not wait for each other: each that waits takes time from those that start.
+const TOGETHER: u64 = 32;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
 
@@ -34,7 +36,7 @@ struct Job(UnsafeCell<fn()>);
 unsafe impl Sync for Job {}
 static JOB: Job = Job(UnsafeCell::new(count_turns));
 
-/// What each other processor does: says that it came, waits for all, does its job, and halts.
+/// What each other processor does: says that it came, waits until it may, does its job, and halts.
 #[unsafe(no_mangle)]
 pub extern "C" fn ap_main() -> ! {
     STARTED.fetch_add(1, Ordering::SeqCst);
@@ -96,7 +98,8 @@ pub fn run(context: &Context, task: &Task) -> Outcome {
     Ok(())
 }
 
-/// Has the other processors of `cpus=N` do `job`.
+/// Has the other processors of `cpus=N` do `job`: all at once, or one after the other when they are more than
+/// [`TOGETHER`].
 ///
 /// # Errors
 /// They are not there or do not start.
@@ -118,7 +121,7 @@ pub fn start_others(context: &Context, task: &Task, job: fn()) -> Result<Others,
     copy_trampoline();
     STARTED.store(0, Ordering::SeqCst);
     FINISHED.store(0, Ordering::SeqCst);
-    RELEASED.store(0, Ordering::SeqCst);
+    RELEASED.store(u64::from(wanted > TOGETHER), Ordering::SeqCst);
     // SAFETY: the others wait to be started, or have halted for good.
     unsafe { *JOB.0.get() = job };
     let mut started = 0;
