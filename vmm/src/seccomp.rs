@@ -6,6 +6,7 @@
 mod program;
 
 use crate::cli::Seccomp;
+use crate::machine::calls;
 use hypervisor::kvm::requests;
 use program::Rules;
 use seccompiler::BpfProgram;
@@ -87,6 +88,11 @@ const COMMON: &[Allowed] = &[
 
 /// Starting and stopping what runs queues.
 const MACHINE: &[Allowed] = &[
+    ioctl(requests::LINE, "a wired interrupt, where the kernel has the controller"),
+    ioctl(
+        requests::CONTROLLER,
+        "the interrupt controller is reset with the machine, where the kernel has it",
+    ),
     call(libc::SYS_clone, "starting workers"),
     call(libc::SYS_clone3, "starting workers"),
     call(libc::SYS_epoll_create1, "workers' epolls"),
@@ -104,10 +110,10 @@ const MACHINE: &[Allowed] = &[
     call(libc::SYS_fstatfs, "the kind of pages behind guest memory"),
     call(libc::SYS_fcntl, "locks of disk images; duplicating descriptors"),
     call(libc::SYS_dup, "duplicating descriptors"),
-    call(libc::SYS_unlink, "sockets that consoles listened on"),
-    call(libc::SYS_poll, "consoles take their last output, at the end"),
+    call(calls::UNLINK, "sockets that consoles listened on"),
+    call(calls::POLL, "consoles take their last output, at the end"),
     call(libc::SYS_ppoll, "consoles take their last output, at the end"),
-    call(libc::SYS_epoll_wait, "consoles take their last output, at the end"),
+    call(calls::EPOLL_WAIT, "consoles take their last output, at the end"),
     call(libc::SYS_epoll_pwait, "consoles take their last output, at the end"),
     call(libc::SYS_timerfd_settime, "consoles take their last output, at the end"),
     call(libc::SYS_recvfrom, "consoles take their last output, at the end"),
@@ -165,6 +171,7 @@ const BUILD: &[Allowed] = &[
 ];
 
 const CPU: &[Allowed] = &[
+    ioctl(requests::LINE, "a wired interrupt, where the kernel has the controller"),
     ioctl(requests::RUN, "running the guest"),
     ioctl(requests::INTERRUPT, "the guest sets up an interrupt"),
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
@@ -174,12 +181,13 @@ const CPU: &[Allowed] = &[
 ];
 
 const WORKER: &[Allowed] = &[
-    call(libc::SYS_epoll_wait, "waiting for doorbells"),
+    ioctl(requests::LINE, "a wired interrupt, where the kernel has the controller"),
+    call(calls::EPOLL_WAIT, "waiting for doorbells"),
     call(libc::SYS_epoll_pwait, "waiting for doorbells"),
     call(libc::SYS_epoll_pwait2, "waiting for doorbells"),
     call(libc::SYS_epoll_ctl, "what to wait for"),
     call(libc::SYS_timerfd_settime, "rate limits"),
-    call(libc::SYS_poll, "waiting for one descriptor"),
+    call(calls::POLL, "waiting for one descriptor"),
     call(libc::SYS_ppoll, "waiting for one descriptor"),
     call(libc::SYS_readv, "packets; console input"),
     call(libc::SYS_preadv, "disks, by threads"),
@@ -198,7 +206,7 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_socket, "the guest connects to a program's socket"),
     call(libc::SYS_connect, "the guest connects to a program's socket"),
     call(libc::SYS_sendmsg, "bytes for a program's socket"),
-    call(libc::SYS_unlink, "a console's socket, at its end"),
+    call(calls::UNLINK, "a console's socket, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
     ioctl(
         &[libc::TIOCGPTPEER, libc::TCFLSH],
@@ -227,16 +235,17 @@ const DEBUGGER: &[Allowed] = &[
     call(libc::SYS_fcntl, "a second descriptor of its socket"),
     call(libc::SYS_recvfrom, "what it says"),
     call(libc::SYS_sendto, "what it is told"),
-    call(libc::SYS_poll, "waiting for it or for the machine to stop"),
+    call(calls::POLL, "waiting for it or for the machine to stop"),
     call(libc::SYS_ppoll, "waiting for it or for the machine to stop"),
     call(libc::SYS_eventfd2, "by which the machine tells that it stopped"),
 ];
 
 const CONSOLE: &[Allowed] = &[
-    call(libc::SYS_epoll_wait, "waiting for consoles"),
+    ioctl(requests::LINE, "a wired interrupt, where the kernel has the controller"),
+    call(calls::EPOLL_WAIT, "waiting for consoles"),
     call(libc::SYS_epoll_pwait, "waiting for consoles"),
     call(libc::SYS_epoll_ctl, "what to wait for"),
-    call(libc::SYS_poll, "the last output, at the end"),
+    call(calls::POLL, "the last output, at the end"),
     call(libc::SYS_ppoll, "the last output, at the end"),
     call(libc::SYS_timerfd_settime, "gathering output"),
     call(libc::SYS_fcntl, "descriptors of clients"),
@@ -246,7 +255,7 @@ const CONSOLE: &[Allowed] = &[
     call(libc::SYS_recvfrom, "a client of a socket"),
     call(libc::SYS_sendto, "a client of a socket"),
     call(libc::SYS_shutdown, "a client of a socket"),
-    call(libc::SYS_unlink, "a socket, a link to a pseudo-terminal, at its end"),
+    call(calls::UNLINK, "a socket, a link to a pseudo-terminal, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
     ioctl(
         &[libc::TIOCGPTPEER, libc::TCFLSH],

@@ -37,13 +37,14 @@ const REQUIRED: &[(Cap, &str, &str)] = &[
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING", "device interrupts"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "message-signalled interrupts"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "doorbells"),
-    (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH", "doorbells of any access size"),
     (Cap::MpState, "KVM_CAP_MP_STATE", "starting further CPUs"),
 ];
 
 /// What is needed of KVM on this architecture besides.
 #[cfg(target_arch = "x86_64")]
 const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
+    // Every aarch64 host that has the rest has this too, and does not say so.
+    (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH", "doorbells of any access size"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "the interrupt controllers"),
     (Cap::X2ApicApi, "KVM_CAP_X2APIC_API", "interrupts to CPUs beyond the 255th"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "real mode"),
@@ -58,7 +59,6 @@ const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
 #[cfg(target_arch = "aarch64")]
 const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
     (Cap::DeviceCtrl, "KVM_CAP_DEVICE_CTRL", "the interrupt controller"),
-    (Cap::MsiDevid, "KVM_CAP_MSI_DEVID", "message-signalled interrupts through the ITS"),
     (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2", "starting further CPUs"),
     (Cap::OneReg, "KVM_CAP_ONE_REG", "CPU state"),
 ];

@@ -45,6 +45,7 @@ use machine::effect::FunctionAddress;
 use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
+pub(crate) use platform::calls;
 use platform::{Foundation, Platform};
 use registry::Site;
 use std::collections::BTreeMap;

@@ -34,7 +34,8 @@ pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = (*from).cast_signed();
+        // A C character is signed on some architectures only.
+        *to = *from as std::ffi::c_char;
     }
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: takes no pointers.

@@ -12,13 +12,22 @@
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `CPU_HOTPLUG` | whether CPUs may come and go |
 //! | `MEMORY_SLOTS` | how many pieces of memory may come and go |
+//! | `calls` | the numbers of system calls that not every architecture has |
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod numa;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{
-    CPU_HOTPLUG, MEMORY_SLOTS, PCI_WIRING, Platform, configure_vcpu, create_vcpu, found, is_linux, load,
-    reset_vcpu,
+use x86_64 as native;
+
+pub use native::{
+    CPU_HOTPLUG, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, found, is_linux,
+    load, reset_vcpu,
 };
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
@@ -74,14 +83,13 @@ fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A device at a fixed place, by the name it has in messages.
 type Placed = (&'static str, Arc<Mutex<dyn PlatformDevice>>);
 
-/// Where devices are put.
-struct Mainboard<'a> {
-    mmio: &'a BusHandle,
-    port: &'a BusHandle,
+/// The devices that have a place.
+#[derive(Default)]
+struct Mainboard {
     devices: Vec<Placed>,
 }
 
-impl Mainboard<'_> {
+impl Mainboard {
     fn put<T: PlatformDevice + 'static>(
         &mut self,
         name: &'static str,

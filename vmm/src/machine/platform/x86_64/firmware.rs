@@ -1,7 +1,9 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
+use super::super::numa::{distances, node_of};
+use super::banner::has_linux_banner;
 use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, SERIAL_GSI};
-use crate::config::{NumaConfig, VmConfig};
+use crate::config::VmConfig;
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
@@ -48,7 +50,7 @@ pub fn load(
         .map_err(|error| name_option(config, error))?;
     // PVH has no limit of its own, and Linux would leave out the rest without a word.
     let (length, limit) = (cmdline.len() as u64, LINUX_COMMAND_LINE_LIMIT);
-    if length > limit && entry.protocol == Protocol::Pvh && files.has_linux_banner()? {
+    if length > limit && entry.protocol == Protocol::Pvh && has_linux_banner(&files.kernel)? {
         anyhow::bail!("--cmdline: {}", CommandLineError::TooLong { length, limit });
     }
     Ok(entry)
@@ -62,7 +64,7 @@ pub fn is_linux(files: &BootFiles, entry: EntryPoint) -> Result<bool> {
     if entry.protocol == Protocol::Linux64 {
         return Ok(true);
     }
-    files.has_linux_banner()
+    has_linux_banner(&files.kernel)
 }
 
 fn acpi_config(
@@ -129,23 +131,6 @@ fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -
     boot.chain(added).chain(modules).collect()
 }
 
-fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {
-    numa.iter().find(|node| has(node)).map_or(0, |node| node.guest_numa_id)
-}
-
-/// The matrix of distances: what is not given is 20, or what the other way is.
-fn distances(numa: &[NumaConfig]) -> Vec<Vec<u8>> {
-    let count = numa.iter().map(|node| node.guest_numa_id + 1).max().unwrap_or(0);
-    let given = |from: u32, to: u32| {
-        let node = numa.iter().find(|node| node.guest_numa_id == from)?;
-        node.distances.iter().find(|distance| distance.destination == to).map(|distance| distance.distance)
-    };
-    let distance = |from, to| {
-        if from == to { 10 } else { given(from, to).or_else(|| given(to, from)).unwrap_or(20) }
-    };
-    (0..count).map(|from| (0..count).map(|to| distance(from, to)).collect()).collect()
-}
-
 fn smbios_config(config: &VmConfig, layout: &MemoryLayout, model: &CpuModel) -> Result<SmbiosConfig> {
     let platform = &config.platform;
     let usual = SystemStrings::default();
@@ -186,24 +171,4 @@ fn ascii(registers: &[u32]) -> String {
     let bytes = registers.iter().flat_map(|register| register.to_le_bytes());
     let text: String = bytes.take_while(|byte| *byte != 0).map(char::from).collect();
     text.trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::NumaDistance;
-
-    #[test]
-    fn a_distance_given_one_way_holds_both_ways() {
-        let node = |id, distances: &[(u32, u8)]| NumaConfig {
-            guest_numa_id: id,
-            distances: distances
-                .iter()
-                .map(|&(destination, distance)| NumaDistance { destination, distance })
-                .collect(),
-            ..NumaConfig::default()
-        };
-        let matrix = distances(&[node(0, &[(1, 15)]), node(1, &[]), node(2, &[(0, 30)])]);
-        assert_eq!(matrix, [[10, 15, 30], [15, 10, 20], [30, 20, 10]]);
-    }
 }

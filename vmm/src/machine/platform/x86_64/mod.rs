@@ -1,5 +1,6 @@
 //! The devices on the mainboard of a PC: interrupt controller, clock, power, serial port.
 
+mod banner;
 mod firmware;
 
 pub use firmware::{is_linux, load};
@@ -48,6 +49,13 @@ pub const CPU_HOTPLUG: bool = true;
 /// How many pieces of memory may come and go.
 pub const MEMORY_SLOTS: u32 = 32;
 
+/// System calls that later architectures have another one for, as the C library makes them.
+pub mod calls {
+    pub const POLL: i64 = libc::SYS_poll;
+    pub const EPOLL_WAIT: i64 = libc::SYS_epoll_wait;
+    pub const UNLINK: i64 = libc::SYS_unlink;
+}
+
 /// The mainboard.
 pub struct Platform {
     /// The I/O APIC's pins.
@@ -77,29 +85,29 @@ impl Platform {
         let io_apic = IoApic::new(sources);
         let pins = io_apic.pins();
         let line = |gsi| InterruptLine::new(pins.clone(), gsi);
-        let mut board = Mainboard { mmio, port, devices: Vec::new() };
+        let mut board = Mainboard::default();
 
-        board.put("I/O APIC", board.mmio, IoApic::WINDOW, io_apic)?;
+        board.put("I/O APIC", mmio, IoApic::WINDOW, io_apic)?;
         let acpi = AcpiRegisters::new(Arc::clone(clock), line(EVENT_GSI));
-        let acpi = board.put("ACPI registers", board.port, AcpiRegisters::PORTS, acpi)?;
+        let acpi = board.put("ACPI registers", port, AcpiRegisters::PORTS, acpi)?;
         let pci_hotplug = PciHotplug::new(config.platform.num_pci_segments);
-        let pci_hotplug = board.put("PCI hotplug", board.port, PciHotplug::PORTS, pci_hotplug)?;
+        let pci_hotplug = board.put("PCI hotplug", port, PciHotplug::PORTS, pci_hotplug)?;
         let cpu_hotplug = CpuHotplug::new(config.cpus.limit(), config.cpus.boot_vcpus);
-        let cpu_hotplug = board.put("CPU hotplug", board.port, CpuHotplug::PORTS, cpu_hotplug)?;
+        let cpu_hotplug = board.put("CPU hotplug", port, CpuHotplug::PORTS, cpu_hotplug)?;
         let memory_hotplug = MemoryHotplug::new(MEMORY_SLOTS);
-        let memory_hotplug = board.put("memory hotplug", board.port, MemoryHotplug::PORTS, memory_hotplug)?;
-        board.put("clock", board.port, Rtc::PORTS, Rtc::new(Arc::clone(clock)))?;
-        board.put("keyboard controller", board.port, I8042::PORTS, I8042::default())?;
-        board.put("diagnostic port", board.port, PostCode::PORTS, PostCode::default())?;
-        board.put("system control port", board.port, SystemControl::PORTS, SystemControl::default())?;
+        let memory_hotplug = board.put("memory hotplug", port, MemoryHotplug::PORTS, memory_hotplug)?;
+        board.put("clock", port, Rtc::PORTS, Rtc::new(Arc::clone(clock)))?;
+        board.put("keyboard controller", port, I8042::PORTS, I8042::default())?;
+        board.put("diagnostic port", port, PostCode::PORTS, PostCode::default())?;
+        board.put("system control port", port, SystemControl::PORTS, SystemControl::default())?;
         if config.pvpanic {
-            board.put("pvpanic", board.port, Pvpanic::PORTS, Pvpanic::default())?;
+            board.put("pvpanic", port, Pvpanic::PORTS, Pvpanic::default())?;
         }
         if let Some(mode) = serial_mode(&config.serial) {
             let (output, pump) = host_console::connect(&mode).context("--serial")?;
             let room = Doorbell::new().context("--serial: making an event")?;
             let serial = Serial::new(line(SERIAL_GSI), output, room.clone());
-            let serial = board.put("serial port", board.port, Serial::COM1, serial)?;
+            let serial = board.put("serial port", port, Serial::COM1, serial)?;
             if let Some(mut pump) = pump {
                 pump.set_input(serial, room).context("--serial: watching it")?;
                 announce("--serial", &pump);
@@ -110,7 +118,7 @@ impl Platform {
             let (output, pump) = host_console::connect(&mode).context("--debug-console")?;
             let range = Range { start: u64::from(config.debug_console.iobase), size: 1 };
             board
-                .put("debug console", board.port, range, DebugConsole::new(output))
+                .put("debug console", port, range, DebugConsole::new(output))
                 .with_context(|| format!("--debug-console iobase={:#x}", range.start))?;
             if let Some(pump) = pump {
                 announce("--debug-console", &pump);

@@ -1,0 +1,78 @@
+//! What firmware would have left for the guest: its kernel, and the device tree.
+
+use super::super::numa::{distances, node_of};
+use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
+use crate::config::VmConfig;
+use crate::machine::boot_files::{BootFiles, name_option};
+use crate::machine::platform::serial_mode;
+use crate::memory::ZoneExtent;
+use anyhow::Result;
+use arch::aarch64::boot::{self, EntryPoint};
+use arch::aarch64::cpu::CpuModel;
+use arch::aarch64::fdt::{self, FdtConfig};
+use arch::aarch64::layout::MemoryLayout;
+use devices::primecell::pl061::Pl061;
+use machine::bus::Range;
+use machine::memory::Memory;
+
+/// Random bytes that a kernel is given: 8 for its address, the others for its random numbers.
+const SEED_SIZE: usize = 8 + 32;
+
+/// Writes into guest memory what the boot CPU starts with.
+///
+/// # Errors
+/// When a file is not what it should be or does not fit, naming its option.
+pub fn load(
+    files: &mut BootFiles,
+    config: &VmConfig,
+    memory: &Memory,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> Result<EntryPoint> {
+    let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
+    let loaded = boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline)
+        .map_err(|error| name_option(config, error))?;
+    let memory_nodes = zones.iter().flat_map(|zone| {
+        let node = node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
+        zone.ranges.iter().map(move |&(start, size)| (Range { start, size }, node))
+    });
+    let tree = fdt::build(&FdtConfig {
+        topology: model.topology(),
+        cpu_nodes: (0..config.cpus.boot_vcpus)
+            .map(|index| node_of(&config.numa, |node| node.cpus.contains(&index)))
+            .collect(),
+        pmu: model.has_pmu(),
+        memory: memory_nodes.collect(),
+        distances: distances(&config.numa),
+        gic: layout.gic(config.cpus.boot_vcpus),
+        segments: layout.segments().to_vec(),
+        interrupt_pins: PCI_WIRING,
+        serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
+        gpio: GPIO_GSI,
+        power_button: Pl061::POWER_BUTTON,
+        pvpanic: config.pvpanic,
+        command_line: cmdline.to_owned(),
+        initramfs: loaded.initramfs,
+        seed: seed(),
+    })?;
+    boot::place_fdt(memory, &tree)?;
+    Ok(loaded.entry)
+}
+
+/// Whether the kernel is Linux. Others with the same header are not told apart from it.
+///
+/// # Errors
+/// None.
+pub fn is_linux(_: &BootFiles, _: EntryPoint) -> Result<bool> {
+    Ok(true)
+}
+
+/// Random bytes; none when the host has none to give yet.
+fn seed() -> Vec<u8> {
+    let mut seed = vec![0; SEED_SIZE];
+    // SAFETY: writes at most as many bytes as the buffer has.
+    let length = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), libc::GRND_NONBLOCK) };
+    seed.truncate(usize::try_from(length).unwrap_or(0));
+    seed
+}

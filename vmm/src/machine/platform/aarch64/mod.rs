@@ -1,0 +1,227 @@
+//! The devices on the mainboard of an Arm machine: interrupt controller, clock, power button, serial port.
+
+mod firmware;
+
+pub use firmware::{is_linux, load};
+
+use super::{
+    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, reset_devices,
+    segment_weights, serial_mode,
+};
+use crate::config::VmConfig;
+use crate::memory;
+use anyhow::{Context, Result, bail, ensure};
+use arch::aarch64::boot::EntryPoint;
+use arch::aarch64::cpu::{self, CpuModel};
+use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
+use arch::wiring::InterruptPins;
+use devices::host_console::{self, ConsolePump};
+use devices::primecell::pl011::Pl011;
+use devices::primecell::pl031::Pl031;
+use devices::primecell::pl061::Pl061;
+use devices::pvpanic::Pvpanic;
+use hypervisor::aarch64::Gic;
+use hypervisor::{Hypervisor, Vcpu, Vm};
+use machine::bus::{BusHandle, Range};
+use machine::clock::Clock;
+use machine::doorbell::Doorbell;
+use machine::inspect::Value;
+use machine::interrupt::InterruptLine;
+use std::sync::{Arc, Mutex};
+
+/// Shared interrupt of the serial port.
+pub const SERIAL_GSI: u32 = 1;
+/// The shared interrupts that PCI pins are wired to.
+pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 3, count: 4 };
+/// Shared interrupt of the device that the power button is on.
+pub const GPIO_GSI: u32 = 7;
+
+/// No CPU can be added: the interrupt controller is made for those that there are.
+pub const CPU_HOTPLUG: bool = false;
+/// No memory module comes or goes: nothing tells the guest of one. virtio-mem devices serve instead.
+pub const MEMORY_SLOTS: u32 = 0;
+
+/// System calls that stand for older ones of other architectures, as the C library makes them.
+pub mod calls {
+    pub const POLL: i64 = libc::SYS_ppoll;
+    pub const EPOLL_WAIT: i64 = libc::SYS_epoll_pwait;
+    pub const UNLINK: i64 = libc::SYS_unlinkat;
+}
+
+/// The mainboard.
+pub struct Platform {
+    /// The interrupt controller.
+    pub pins: Arc<dyn Gic>,
+    gpio: Arc<Mutex<Pl061>>,
+    devices: Vec<Placed>,
+}
+
+impl Platform {
+    /// Makes the interrupt controller of `vm`, all of whose CPUs are there, and puts the devices of `config` on the bus. The
+    /// pumps carry their consoles' bytes.
+    ///
+    /// # Errors
+    /// When the host has no such interrupt controller, or a console cannot be opened, naming its option.
+    pub fn new(
+        config: &VmConfig,
+        vm: &dyn Vm,
+        layout: &MemoryLayout,
+        mmio: &BusHandle,
+        _: &BusHandle,
+        clock: &Arc<dyn Clock>,
+        pumps: &mut Vec<ConsolePump>,
+    ) -> Result<Self> {
+        let pins = vm.create_gic(&layout.gic(config.cpus.boot_vcpus))?;
+        let line = |gsi| InterruptLine::new(Arc::clone(&pins) as _, gsi);
+        let mut board = Mainboard::default();
+
+        let rtc = Pl031::new(Arc::clone(clock));
+        board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
+        let gpio =
+            board.put("power button", mmio, Pl061::window(layout::GPIO), Pl061::new(line(GPIO_GSI)))?;
+        if config.pvpanic {
+            board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
+        }
+        if let Some(mode) = serial_mode(&config.serial) {
+            let (output, pump) = host_console::connect(&mode).context("--serial")?;
+            let room = Doorbell::new().context("--serial: making an event")?;
+            let serial = Pl011::new(line(SERIAL_GSI), output, room.clone());
+            let serial = board.put("serial port", mmio, Pl011::window(layout::SERIAL), serial)?;
+            if let Some(mut pump) = pump {
+                pump.set_input(serial, room).context("--serial: watching it")?;
+                announce("--serial", &pump);
+                pumps.push(pump);
+            }
+        }
+        ensure!(
+            debug_mode(&config.debug_console).is_none(),
+            "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
+        );
+        Ok(Self { pins, gpio, devices: board.devices })
+    }
+
+    /// What is told when the guest acknowledges a level-triggered interrupt: nothing, the hypervisor sees to it.
+    pub fn end_of_interrupt(&self) -> Arc<dyn Fn(u8) + Send + Sync> {
+        Arc::new(|_| {})
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        lock(&self.gpio).press_power_button();
+    }
+
+    /// A guest hears of nothing that comes to or goes from a root bus: only PCI Express ports tell.
+    pub fn pci_device_came(&self, segment: u16, device: u8) {
+        tracing::warn!(
+            "device {device} on the root bus of PCI segment {segment} is seen after the guest's next restart"
+        );
+    }
+
+    /// See [`Platform::pci_device_came`].
+    pub fn ask_to_release_pci_device(&self, segment: u16, device: u8) {
+        tracing::warn!(
+            "the guest cannot be asked to release device {device} on the root bus of PCI segment {segment}"
+        );
+    }
+
+    /// See [`Platform::pci_device_came`].
+    pub fn pci_device_gone(&self, _segment: u16, _device: u8) {}
+
+    // CPUs and memory modules neither come nor go, see [`CPU_HOTPLUG`] and [`MEMORY_SLOTS`].
+
+    /// Never called.
+    pub fn cpu_came(&self, _number: u32) {}
+
+    /// Never called.
+    pub fn ask_to_release_cpu(&self, _number: u32) {}
+
+    /// Never called.
+    pub fn keep_cpu(&self, _number: u32) {}
+
+    /// Never called.
+    pub fn cpu_gone(&self, _number: u32) {}
+
+    /// Never called.
+    pub fn memory_is_there(&self, _slot: u32, _range: Range) {}
+
+    /// Never called.
+    pub fn memory_came(&self, _slot: u32, _range: Range) {}
+
+    /// Never called.
+    pub fn ask_to_release_memory(&self, _slot: u32) {}
+
+    /// Never called.
+    pub fn keep_memory(&self, _slot: u32) {}
+
+    /// Never called.
+    pub fn memory_gone(&self, _slot: u32) {}
+
+    /// Returns every device to its state at power-on. No CPU runs.
+    pub fn reset(&self) {
+        if let Err(error) = self.pins.reset() {
+            tracing::error!("the interrupt controller keeps what the guest set before its restart: {error}");
+        }
+        reset_devices(&self.devices);
+    }
+
+    /// The devices, for inspection.
+    pub fn inspect(&self) -> Value {
+        inspect_devices(&self.devices)
+    }
+}
+
+/// Makes the hypervisor's machine and its CPUs, and lays out its memory.
+///
+/// # Errors
+/// When the host cannot have such a machine, naming the option at fault.
+pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundation> {
+    let cpus = config.cpus.boot_vcpus;
+    if config.cpus.limit() > cpus {
+        bail!(
+            "--cpus max={}: CPUs cannot be added to a running Arm machine; give them all as boot",
+            config.cpus.limit()
+        );
+    }
+    ensure!(
+        cpus <= layout::MAX_CPUS,
+        "--cpus boot={cpus}: the interrupt controller has room for {} CPUs",
+        layout::MAX_CPUS
+    );
+    let model = CpuModel::new(&hypervisor.host_features(), cpu_topology(config)?);
+    let host_bits = hypervisor.host_features().address_bits;
+    let request = LayoutRequest {
+        segments: config.platform.num_pci_segments,
+        hotplug: memory::hotplug_space(&config.memory),
+        ..LayoutRequest::new(config.memory.boot_size(), host_bits.min(config.cpus.max_phys_bits))
+    };
+    let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
+    let vm = hypervisor.create_vm_of(layout.address_bits())?;
+    let vcpus = (0..cpus).map(|index| create_vcpu(&*vm, &model, index)).collect::<Result<_>>()?;
+    Ok(Foundation { vm, vcpus, model, layout })
+}
+
+/// Makes CPU number `index`, with its features.
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn create_vcpu(vm: &dyn Vm, model: &CpuModel, index: u32) -> Result<Box<dyn Vcpu>> {
+    let mut vcpu = vm.create_vcpu(index).with_context(|| format!("making CPU {index}"))?;
+    cpu::init_vcpu(vcpu.native(), model, index).with_context(|| format!("setting up CPU {index}"))?;
+    Ok(vcpu)
+}
+
+/// See [`arch::aarch64::cpu::configure_vcpu`].
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn configure_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
+    Ok(cpu::configure_vcpu(vcpu.native(), model, index, entry)?)
+}
+
+/// See [`arch::aarch64::cpu::reset_vcpu`].
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
+    Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
+}
