@@ -49,7 +49,8 @@ pub fn hold_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
-fn heard_set() -> libc::sigset_t {
+/// The signals that [`hold_signals`] holds.
+pub fn heard_set() -> libc::sigset_t {
     // SAFETY: a zeroed set is initialized by sigemptyset before it is used.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is valid for both calls.

@@ -12,6 +12,7 @@ pub mod event;
 pub mod exits;
 pub mod gdb;
 pub mod host_pages;
+pub mod jail;
 pub mod landlock;
 pub mod log;
 pub mod machine;

@@ -4,11 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 use vmm::cli::{self, Command};
 use vmm::ctl;
+use vmm::jail::{self, Asked};
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     if let Some(arguments) = ctl::arguments(&arguments) {
         return ctl::run(arguments);
+    }
+    if arguments.get(1).is_some_and(|word| word == "jail") {
+        return run_in_jail(arguments.into_iter().skip(1).collect());
     }
     match cli::parse(arguments) {
         Ok(Command::Print(text)) => {
@@ -18,6 +22,26 @@ fn main() -> ExitCode {
         }
         Ok(Command::Run(run)) => match vmm::run(*run) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("vivarium: {}", cli::failure(&error));
+                ExitCode::from(1)
+            }
+        },
+        Err(error) => {
+            eprintln!("vivarium: {}", error.0);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_in_jail(arguments: Vec<std::ffi::OsString>) -> ExitCode {
+    match jail::parse(arguments) {
+        Ok(Asked::Print(text)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(Asked::Run(jail, run)) => match jail::run(&jail, *run) {
+            Ok(status) => ExitCode::from(status),
             Err(error) => {
                 eprintln!("vivarium: {}", cli::failure(&error));
                 ExitCode::from(1)

@@ -1,0 +1,229 @@
+//! `vivarium jail`: runs a machine with as little of the host as it needs.
+//!
+//! The process that runs the machine has a root folder with nothing in it but the files that its options name and the devices a
+//! machine needs; mount, process, message and, unless it has network interfaces, network namespaces of its own; a user
+//! namespace in which nobody but its user exists; a control group with limits; no capabilities, and no way to get any. It is the
+//! first process of its namespaces, so nothing of it outlives it. The process that was started waits for it, passes signals
+//! on, and cleans up.
+
+mod cgroup;
+mod namespace;
+mod privileges;
+mod root;
+
+use crate::cli::{self, Command, Run, UsageError};
+use anyhow::{Context, Result, bail};
+use clap::{FromArgMatches, Parser};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "\
+Example:
+  Run a machine as user 1000 with at most two CPUs' worth of time and 2 GiB of memory:
+    vivarium jail --id web1 --uid 1000 --gid 1000 --cgroup cpu.max='200000 100000' \\
+        --cgroup memory.max=2G -- --kernel vmlinuz --disk path=/srv/web1.img --console off
+
+  The user must be allowed to read and write the disk; /dev/kvm and /dev/net/tun are given to it.
+  A tap has to be there already and to belong to the user: ip tuntap add tap0 mode tap user 1000";
+
+/// How a machine is confined.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vivarium jail",
+    about = "Runs a machine with as little of the host as it needs.",
+    after_help = EXAMPLE,
+    override_usage = "vivarium jail --id ID --uid UID --gid GID [OPTIONS] -- RUN FLAGS"
+)]
+pub struct Jail {
+    /// Name of the jail: letters, digits and hyphens.
+    #[arg(long)]
+    id: String,
+    /// User the machine runs as.
+    #[arg(long)]
+    uid: u32,
+    /// Group the machine runs as.
+    #[arg(long)]
+    gid: u32,
+    /// A limit of the control group, as a file of cgroup v2 and what is written to it; may be given several times.
+    #[arg(long, value_name = "FILE=VALUE")]
+    cgroup: Vec<String>,
+    /// Control group below which the jail's is made.
+    #[arg(long, value_name = "NAME", default_value = "vivarium")]
+    parent_cgroup: String,
+    /// Network namespace to join, such as /run/netns/web1.
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    /// Most files the machine may have open.
+    #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
+    open_files: u64,
+    /// Largest file it may write, in bytes.
+    #[arg(long, value_name = "BYTES")]
+    file_size: Option<u64>,
+    /// Folder in which the jail's root is mounted.
+    #[arg(long, value_name = "PATH", default_value = "/run/vivarium/jail")]
+    base: PathBuf,
+    /// The flags of the machine.
+    #[arg(last = true, value_name = "RUN FLAGS")]
+    flags: Vec<OsString>,
+}
+
+/// What a command line after `jail` asks for.
+pub enum Asked {
+    /// Run a machine so.
+    Run(Box<Jail>, Box<Run>),
+    /// Print this.
+    Print(String),
+}
+
+/// Reads the command line. `arguments` starts with the word `jail`.
+///
+/// # Errors
+/// When it cannot be understood.
+pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+    let matches = match Jail::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => return Ok(Asked::Print(error.to_string())),
+        Err(error) => {
+            let text = error.to_string();
+            let line = text.lines().find(|line| !line.is_empty()).unwrap_or_default();
+            let line = line.trim_start_matches("error: ");
+            return Err(UsageError(format!("jail: {line}; see vivarium jail --help")));
+        }
+    };
+    let jail = Jail::from_arg_matches(&matches).map_err(|error| UsageError(error.to_string()))?;
+    let named = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if jail.id.is_empty() || jail.id.len() > 64 || !jail.id.chars().all(named) {
+        let id = &jail.id;
+        return Err(UsageError(format!(
+            "jail --id {id}: is no name for a jail; write 1 to 64 letters, digits and hyphens"
+        )));
+    }
+    if jail.uid == 0 || jail.gid == 0 {
+        return Err(UsageError(
+            "jail --uid 0: a machine in a jail is not run as root; name a user of its own".into(),
+        ));
+    }
+    let flags = std::iter::once("vivarium".into()).chain(jail.flags.iter().cloned());
+    match cli::parse(flags)? {
+        Command::Run(run) => Ok(Asked::Run(Box::new(jail), run)),
+        _ => {
+            Err(UsageError("jail: after -- come the flags of a machine to run, such as --kernel PATH".into()))
+        }
+    }
+}
+
+/// Runs the machine, and returns its exit status.
+///
+/// # Errors
+/// When the host refuses some part of the jail; nothing is left behind then.
+pub fn run(jail: &Jail, run: Run) -> Result<u8> {
+    if privileges::effective_user() != 0 {
+        bail!("jail: only root can make a jail; run it with sudo, or run the machine without one");
+    }
+    let root = jail.base.join(&jail.id);
+    let files = needed_files(&run)?;
+    let _folder = root::Folder::make(&root).with_context(|| format!("jail --id {}", jail.id))?;
+    let group = cgroup::Group::make(&jail.parent_cgroup, &jail.id, &jail.cgroup).context("jail --cgroup")?;
+    group.enter().context("jail --cgroup: entering it")?;
+    if let Some(path) = &jail.netns {
+        namespace::join_network(path).with_context(|| format!("jail --netns {}", path.display()))?;
+    }
+    // With a tap, the machine stays in the network namespace that the tap is in.
+    let own_network = jail.netns.is_none() && run.config.net.is_empty();
+    namespace::leave(own_network).context("jail: making namespaces")?;
+    namespace::run_first_process(move || {
+        let confined = root::enter(&root, &files, jail.uid, jail.gid)
+            .context("jail: making the root folder")
+            .and_then(|()| {
+                privileges::limit(libc::RLIMIT_NOFILE, jail.open_files).context("jail --open-files")
+            })
+            .and_then(|()| match jail.file_size {
+                Some(size) => privileges::limit(libc::RLIMIT_FSIZE, size).context("jail --file-size"),
+                None => Ok(()),
+            })
+            .and_then(|()| privileges::limit(libc::RLIMIT_CORE, 0).context("jail: forbidding core dumps"))
+            .and_then(|()| privileges::drop_to(jail.uid, jail.gid));
+        match confined.and_then(|()| crate::run(run)) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("vivarium: {}", cli::failure(&error));
+                1
+            }
+        }
+    })
+}
+
+/// The files that the machine's options name. Relative paths mean nothing in another root.
+fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
+    let mut needed = Vec::new();
+    let log = run.log.file.iter().map(|path| ("--log-file".to_owned(), path.clone(), true, false));
+    let named = run
+        .config
+        .named_files()
+        .into_iter()
+        .map(|file| (file.option, file.path, file.socket, file.read_only));
+    for (option, path, made, read_only) in named.chain(log) {
+        if !path.is_absolute() {
+            bail!("{option}={}: in a jail paths are absolute; write where it is from /", path.display());
+        }
+        // What is made needs the folder it is made in.
+        let folder = made || !path.exists();
+        let path = if folder { path.parent().map(PathBuf::from).unwrap_or_default() } else { path };
+        if path.as_os_str() == "/" {
+            bail!("{option}: would give the jail the host's root folder; make it in a folder of its own");
+        }
+        needed.push(root::Needed { option, path, read_only: read_only && !folder });
+    }
+    Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(line: &str) -> String {
+        match parse(line.split_whitespace().map(Into::into).collect()) {
+            Err(error) => error.0,
+            Ok(_) => panic!("{line} was taken"),
+        }
+    }
+
+    #[test]
+    fn a_command_line_that_makes_no_jail_is_refused_with_the_remedy() {
+        for (line, expected) in [
+            (
+                "jail --uid 1 --gid 1 -- --kernel k",
+                "jail: the following required arguments were not provided",
+            ),
+            ("jail --id a/b --uid 1 --gid 1 -- --kernel k", "jail --id a/b: is no name for a jail"),
+            (
+                "jail --id a --uid 0 --gid 1 -- --kernel k",
+                "jail --uid 0: a machine in a jail is not run as root",
+            ),
+            ("jail --id a --uid 1 --gid 1", "--kernel is missing"),
+            ("jail --id a --uid 1 --gid 1 -- --version", "jail: after -- come the flags of a machine"),
+        ] {
+            assert!(refusal(line).starts_with(expected), "{line}: {}", refusal(line));
+        }
+    }
+
+    #[test]
+    fn relative_paths_and_the_hosts_root_are_refused() {
+        for (flags, expected) in [
+            ("--kernel k", "--kernel=k: in a jail paths are absolute"),
+            (
+                "--kernel /proc/version --serial socket=/s",
+                "--serial socket: would give the jail the host's root",
+            ),
+        ] {
+            let line = format!("jail --id a --uid 1 --gid 1 -- {flags}");
+            let Ok(Asked::Run(_, run)) = parse(line.split_whitespace().map(Into::into).collect()) else {
+                panic!("{line}")
+            };
+            let error = needed_files(&run).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

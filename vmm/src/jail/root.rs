@@ -1,0 +1,153 @@
+//! The jail's root folder: an empty one in memory, into which files of the host are bound at the paths they have there.
+
+use anyhow::{Context, Result};
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::{Path, PathBuf};
+
+/// Device nodes that a machine may need: path, major and minor number.
+const DEVICES: &[(&str, u32, u32)] = &[
+    ("dev/kvm", 10, 232),
+    ("dev/net/tun", 10, 200),
+    ("dev/null", 1, 3),
+    ("dev/urandom", 1, 9),
+    ("dev/tty", 5, 0),
+];
+
+/// Folders of the host that tell what its devices are like.
+const LOOKED_AT: &str = "/sys";
+
+/// A file or folder that is bound into the jail.
+#[derive(Clone, Debug)]
+pub struct Needed {
+    /// The option that names it.
+    pub option: String,
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// It cannot be written to in the jail.
+    pub read_only: bool,
+}
+
+/// The folder that the root is mounted on, removed when dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When it is there already: another jail has the name.
+    pub fn make(path: &Path) -> Result<Self> {
+        if let Some(base) = path.parent() {
+            fs::create_dir_all(base).with_context(|| format!("making {}", base.display()))?;
+        }
+        fs::DirBuilder::new().mode(0o700).create(path).with_context(|| {
+            format!("{}: cannot be made; if no jail of that name runs, remove the folder", path.display())
+        })?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn text(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn mount(source: &Path, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let (source, target, kind, data) =
+        (text(source)?, text(target)?, text(Path::new(kind))?, text(Path::new(data))?);
+    // SAFETY: all four are C strings that outlive the call.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Binds `source` at the same path below `root`.
+fn bind(root: &Path, source: &Path, read_only: bool) -> io::Result<()> {
+    let target = root.join(source.strip_prefix("/").unwrap_or(source));
+    if source.is_dir() {
+        fs::create_dir_all(&target)?;
+    } else if !target.exists() {
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&target, [])?;
+    }
+    mount(source, &target, "", libc::MS_BIND | libc::MS_REC, "")?;
+    let mut flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_NOSUID | libc::MS_NOEXEC;
+    if read_only {
+        flags |= libc::MS_RDONLY;
+    }
+    mount(source, &target, "", flags, "")
+}
+
+/// Makes the root folder at `root`, with `needed` and the devices in it, and makes it this process's, in a mount namespace of its
+/// own. Devices belong to `uid` and `gid`.
+///
+/// # Errors
+/// The host's, naming what was being put into the jail.
+pub fn enter(root: &Path, needed: &[Needed], uid: u32, gid: u32) -> Result<()> {
+    let none = Path::new("none");
+    // SAFETY: a plain flag; the process has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
+        return Err(io::Error::last_os_error()).context("making a mount namespace");
+    }
+    // Nothing that is mounted from here on is seen by the host.
+    mount(none, Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")
+        .context("hiding mounts from the host")?;
+    mount(Path::new("tmpfs"), root, "tmpfs", libc::MS_NOSUID | libc::MS_NOEXEC, "size=1M,mode=755")
+        .context("mounting the root folder")?;
+    fs::create_dir_all(root.join("dev/net"))?;
+    for &(path, major, minor) in DEVICES {
+        let place = root.join(path);
+        let name = text(&place)?;
+        // SAFETY: the name is a C string that outlives the call.
+        let made = unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o660, libc::makedev(major, minor)) };
+        if made < 0 {
+            return Err(io::Error::last_os_error()).with_context(|| format!("making /{path}"));
+        }
+        chown(&place, Some(uid), Some(gid)).with_context(|| format!("giving /{path} to the user"))?;
+    }
+    let terminals = root.join("dev/pts");
+    fs::create_dir(&terminals)?;
+    mount(
+        Path::new("devpts"),
+        &terminals,
+        "devpts",
+        libc::MS_NOSUID | libc::MS_NOEXEC,
+        "newinstance,ptmxmode=0666",
+    )
+    .context("mounting pseudo-terminals")?;
+    std::os::unix::fs::symlink("pts/ptmx", root.join("dev/ptmx"))?;
+    let processes = root.join("proc");
+    fs::create_dir(&processes)?;
+    let flags = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
+    mount(Path::new("proc"), &processes, "proc", flags, "").context("mounting /proc")?;
+    bind(root, Path::new(LOOKED_AT), true).with_context(|| format!("binding {LOOKED_AT}"))?;
+    for file in needed.iter().filter(|file| !file.path.starts_with("/dev/urandom")) {
+        let what = || format!("{}: putting {} into the jail", file.option, file.path.display());
+        bind(root, &file.path, file.read_only).with_context(what)?;
+    }
+    std::env::set_current_dir(root).context("entering the root folder")?;
+    let here = c".";
+    // SAFETY: both arguments are the same C string, which outlives the call.
+    if unsafe { libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error()).context("changing the root folder");
+    }
+    // The old root now lies on top of the new one.
+    // SAFETY: a C string that outlives the call.
+    if unsafe { libc::umount2(here.as_ptr(), libc::MNT_DETACH) } < 0 {
+        return Err(io::Error::last_os_error()).context("letting go of the host's files");
+    }
+    std::env::set_current_dir("/").context("entering the root folder")?;
+    // Folders are there by now; nothing more is made in the root itself.
+    mount(none, Path::new("/"), "", libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID, "")
+        .context("closing the root folder")
+}
