@@ -131,7 +131,7 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
         namespace::join_network(path).with_context(|| format!("jail --netns {}", path.display()))?;
     }
     // With a tap, the machine stays in the network namespace that the tap is in.
-    let own_network = jail.netns.is_none() && run.config.net.is_empty();
+    let own_network = jail.netns.is_none() && run.config.as_ref().is_none_or(|config| config.net.is_empty());
     namespace::leave(own_network).context("jail: making namespaces")?;
     namespace::run_first_process(move || {
         let confined = root::enter(&root, &files, jail.uid, jail.gid)
@@ -158,13 +158,18 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
 /// The files that the machine's options name. Relative paths mean nothing in another root.
 fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
     let mut needed = Vec::new();
-    let log = run.log.file.iter().map(|path| ("--log-file".to_owned(), path.clone(), true, false));
-    let named = run
-        .config
-        .named_files()
-        .into_iter()
-        .map(|file| (file.option, file.path, file.socket, file.read_only));
-    for (option, path, made, read_only) in named.chain(log) {
+    let machine = run.config.iter().flat_map(|config| config.named_files());
+    let machine = machine.map(|file| (file.option, file.path, file.socket, file.read_only));
+    let sockets = run.api_socket.iter().filter_map(|socket| socket.path.clone());
+    let events = run.event_monitor.iter().filter_map(|monitor| monitor.path.clone());
+    let own = [
+        ("--log-file", run.log.file.clone()),
+        ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone())),
+        ("--api-socket path", sockets.last()),
+        ("--event-monitor path", events.last()),
+    ];
+    let own = own.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path?, true, false)));
+    for (option, path, made, read_only) in machine.chain(own) {
         if !path.is_absolute() {
             bail!("{option}={}: in a jail paths are absolute; write where it is from /", path.display());
         }
