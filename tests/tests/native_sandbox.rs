@@ -39,6 +39,16 @@ fn files() -> Folder {
     folder
 }
 
+/// A machine that does not outlive its test.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn children(process: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
     children.split_whitespace().map(|number| number.parse().unwrap()).collect()
@@ -57,10 +67,10 @@ fn a_jailed_machine_has_its_files_and_nothing_else_of_the_host() {
     let folder = files();
     let id = format!("test-{}", std::process::id());
     // The guest says hello and stays.
-    let mut machine =
-        jail(&id, &["--open-files", "512"], &folder).args(["--cmdline", "hello"]).spawn().unwrap();
-    wait_for_greeting(&mut machine);
-    let [process] = children(machine.id())[..] else { panic!("the jail has one process") };
+    let options = ["--open-files", "512"];
+    let mut machine = Machine(jail(&id, &options, &folder).args(["--cmdline", "hello"]).spawn().unwrap());
+    wait_for_greeting(&mut machine.0);
+    let [process] = children(machine.0.id())[..] else { panic!("the jail has one process") };
 
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let field = |name: &str| {
@@ -99,8 +109,8 @@ fn a_jailed_machine_has_its_files_and_nothing_else_of_the_host() {
     assert!(std::fs::write(format!("{inside}/new"), "").is_err(), "the root folder is closed");
 
     // SAFETY: the machine has not been waited for, so the number is its own.
-    unsafe { libc::kill(machine.id().cast_signed(), libc::SIGTERM) };
-    assert!(machine.wait().unwrap().success());
+    unsafe { libc::kill(machine.0.id().cast_signed(), libc::SIGTERM) };
+    assert!(machine.0.wait().unwrap().success());
     assert!(!std::path::Path::new("/run/vivarium/jail").join(id).exists(), "nothing is left behind");
 }
 
@@ -124,4 +134,20 @@ fn a_jail_that_cannot_be_had_says_why_and_leaves_nothing() {
         assert_eq!((output.status.code(), errors.lines().count()), (Some(1), 1), "{errors}");
         assert!(!std::path::Path::new("/run/vivarium/jail").join(&id).exists());
     }
+}
+
+#[test]
+fn a_jailed_machine_ends_with_the_process_that_made_its_jail() {
+    if !root() {
+        return;
+    }
+    let folder = files();
+    let id = format!("orphan-{}", std::process::id());
+    let mut machine = Machine(jail(&id, &[], &folder).args(["--cmdline", "hello"]).spawn().unwrap());
+    wait_for_greeting(&mut machine.0);
+    machine.0.kill().unwrap();
+    // The guest's console is closed when the machine's process has ended.
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(machine.0.stdout.as_mut().unwrap(), &mut rest).unwrap();
+    std::fs::remove_dir(std::path::Path::new("/run/vivarium/jail").join(id)).unwrap();
 }

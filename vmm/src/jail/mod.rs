@@ -145,6 +145,7 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
             })
             .and_then(|()| privileges::limit(libc::RLIMIT_CORE, 0).context("jail: forbidding core dumps"))
             .and_then(|()| privileges::drop_to(jail.uid, jail.gid));
+        namespace::end_with_parent();
         match confined.and_then(|()| crate::run(run)) {
             Ok(()) => 0,
             Err(error) => {

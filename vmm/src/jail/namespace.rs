@@ -34,6 +34,12 @@ pub fn leave(network: bool) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
+/// Has the calling process end with the one that started it, which cleans up after it. Becoming another user undoes it.
+pub fn end_with_parent() {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
 /// Runs `body` in a process of its own, which is the first one of its namespace: when it ends, so does all that it started.
 /// Signals that ask this process to end are passed on to it. Returns its exit status, 128 and the number of the signal that ended
 /// it.
@@ -45,9 +51,6 @@ pub fn run_first_process(body: impl FnOnce() -> u8) -> Result<u8> {
     // SAFETY: the process has one thread, so the child has a whole copy of all it may use.
     let child = check(unsafe { libc::fork() }).context("jail: starting the machine's process")?;
     if child == 0 {
-        // It does not outlive the process that cleans up after it.
-        // SAFETY: plain numbers.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         std::process::exit(i32::from(body()));
     }
     let mut heard = crate::console_thread::heard_set();
