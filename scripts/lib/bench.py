@@ -6,6 +6,7 @@ import platform
 import time
 from pathlib import Path
 
+import bench_api
 import bench_figures
 import bench_host
 import bench_linux
@@ -177,7 +178,7 @@ def _experiments(options, folder, session):
     seconds = 1 if options.quick else 2
     why_no_tap = bench_network.why_not()
     tap = bench_network.Tap(f"vivbench{os.getpid() % 10000}")
-    found = [bench_figures.boot(), bench_figures.exits()]
+    found = [bench_figures.boot(), bench_api.experiment(), bench_figures.exits()]
     found += bench_figures.blocks(bench_host.test_file(folder), seconds)
     found += bench_figures.networks(tap, seconds)
     # Where it takes a nested host it takes minutes, too: there only when it is asked for.

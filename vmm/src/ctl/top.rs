@@ -123,7 +123,7 @@ fn rows(before: &Counted, now: &Counted) -> Vec<Vec<String>> {
             |names: &[&str]| first(names).map_or("-".into(), |rate| format!("{}/s", show::size(rate as u64)));
         let operations = |names: &[&str]| first(names).map_or("-".into(), |rate| format!("{rate:.0}/s"));
         let slowest = numbers.iter().filter(|(name, _)| name.ends_with("p99_ns")).map(|(_, ns)| *ns).max();
-        let named = ["bytes", "ops", "frames"];
+        let named = ["bytes", "ops", "frames", "requests"];
         let timed = ["_ns", "_min", "_max", "_avg"];
         let other = numbers.keys().filter(|name| {
             !named.iter().any(|end| name.ends_with(end)) && !timed.iter().any(|end| name.ends_with(end))
@@ -133,8 +133,8 @@ fn rows(before: &Counted, now: &Counted) -> Vec<Vec<String>> {
         rows.push(vec![
             device.clone(),
             bytes(&["read_bytes", "rx_bytes"]),
-            bytes(&["write_bytes", "tx_bytes"]),
-            operations(&["read_ops", "rx_frames"]),
+            bytes(&["write_bytes", "tx_bytes", "written_bytes"]),
+            operations(&["read_ops", "rx_frames", "requests"]),
             operations(&["write_ops", "tx_frames"]),
             slowest.map_or("-".into(), |ns| format!("{:.1} µs", ns as f64 / 1000.0)),
             other,

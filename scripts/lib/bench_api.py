@@ -1,0 +1,74 @@
+"""How long the API takes to answer, as a client on one connection sees it, and what serving it costs a machine."""
+
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import bench_memory
+from bench_figures import MEMORY_MIB, Experiment, Figure, guest
+from bench_guest import Running
+
+REQUESTS = 500
+REQUEST = b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def experiment():
+    """`vm.info` on a machine whose guest stands still."""
+    machine = guest("hello; entered")
+
+    def measure(monitor):
+        if monitor.kind not in ("vivarium", "cloud-hypervisor"):
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "api.sock"
+            command = [*monitor.command(machine, folder), "--api-socket", str(path)]
+            with Running(command) as running:
+                hello, entered = running.lines(30)[:2]
+                times = latencies(path)
+                anonymous, file = bench_memory.beyond_guest(running.pid, MEMORY_MIB << 20)
+        return {
+            "api-info-p50": statistics.median(times) * 1e6,
+            "api-info-p99": sorted(times)[len(times) * 99 // 100] * 1e6,
+            "api-boot": (hello.arrived - entered.values["ns"]) / 1e6,
+            "api-memory": (anonymous + file) / 1e6,
+        }
+
+    figures = [
+        Figure("api-info-p50", "API, vm.info, half of the requests within", "µs", False),
+        Figure("api-info-p99", "- 99 % within", "µs", False),
+        Figure("api-boot", "exec to first guest instruction, with an API", "ms", False, goal=5.0),
+        Figure("api-memory", "memory beyond guest RAM, with an API that was used", "MB", False, goal=4.0),
+    ]
+    return Experiment("api", figures, measure, times=3, machine=machine)
+
+
+def latencies(path):
+    """Seconds that each of many requests takes, one after the other on one connection."""
+    times = []
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        for _ in range(REQUESTS):
+            began = time.perf_counter()
+            client.sendall(REQUEST)
+            _answer(client)
+            times.append(time.perf_counter() - began)
+    return times
+
+
+def _answer(client):
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _more(client)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: "))
+    while len(body) < length:
+        body += _more(client)
+
+
+def _more(client):
+    data = client.recv(65536)
+    if not data:
+        raise OSError("the monitor closed the connection")
+    return data
