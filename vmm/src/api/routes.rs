@@ -387,6 +387,10 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if body.is_empty() {
         return Err(Refusal::bad("takes a JSON body, and has none"));
     }
+    // Serde would take an array for an object's fields in their order.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(Refusal::bad("takes a JSON object, and has an array"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
     reader.end().map_err(|error| Refusal::bad(format!("the body goes on after its end: {error}")))?;

@@ -125,6 +125,7 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
         ("PUT", disk, "Content-Type: text/plain\r\n", "{}", 415, "send application/json"),
         ("PUT", disk, json, "{", 400, "EOF while parsing"),
         ("PUT", disk, json, "{}{}", 400, "goes on after its end"),
+        ("PUT", disk, json, "[null]", 400, "has an array"),
         ("PUT", disk, json, r#"{"colour": 1}"#, 400, "colour: unknown field"),
         ("PUT", disk, json, r#"{"readonly": 1}"#, 400, "readonly: invalid type"),
         ("PUT", disk, json, r#"{"path": "x", "num_queues": 300}"#, 400, "num_queues: 300 is out of range"),

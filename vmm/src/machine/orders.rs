@@ -42,6 +42,12 @@ impl Machine {
             let cpu = self.cpus.get(affinity.vcpu);
             self.on_each_cpu(cpu.into_iter(), "moving CPU to other host CPUs", move |_| {
                 cpu::set_affinity(&host_cpus)
+            })
+            // The host refuses when it has none of these CPUs, or not for this process.
+            .map_err(|error| ApiError {
+                kind: ErrorKind::BadRequest,
+                field: Some("cpus".to_owned()),
+                ..error
             })?;
             let settings = &mut self.config.cpus.affinity;
             settings.retain(|present| present.vcpu != affinity.vcpu);
