@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod config_help;
 pub mod console_thread;
+pub mod core_scheduling;
 pub mod coredump;
 pub mod cpu;
 pub mod ctl;

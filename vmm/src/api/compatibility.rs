@@ -97,7 +97,7 @@ const SAY_NOTHING: &[(&str, &str, &str)] = &[
     ("cpus", "kvm_hyperv", "false"),
     ("cpus", "max_phys_bits", ""),
     ("cpus", "features", "amx"),
-    ("cpus", "core_scheduling", "Off|Vm"),
+    ("cpus", "core_scheduling", "Off"),
     ("memory", "hotplug_size", "0"),
     ("memory", "hotplugged_size", "0"),
     ("memory", "hotplug_method", "Acpi"),

@@ -18,6 +18,8 @@ options! {
         ["max_phys_bits", 32..=52] max_phys_bits: u8 = 46,
         /// Whether the guest may use hardware virtualization itself.
         ["nested"] nested: bool = true,
+        /// Who may share a core of the host: the machine's threads with each other (vm), none with another (vcpu), all (off).
+        ["core_scheduling"] core_scheduling: CoreScheduling = CoreScheduling::Off,
     }
 }
 
@@ -25,6 +27,34 @@ impl CpusConfig {
     /// The most CPUs the machine can have.
     pub fn limit(&self) -> u32 {
         self.max_vcpus.unwrap_or(self.boot_vcpus)
+    }
+}
+
+/// Which threads may run at the same time on the hardware threads of a core of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum CoreScheduling {
+    /// Those of this machine.
+    #[serde(alias = "vm")]
+    Vm,
+    /// Each CPU has a core to itself.
+    #[serde(alias = "vcpu")]
+    Vcpu,
+    /// Any.
+    #[default]
+    #[serde(alias = "off")]
+    Off,
+}
+
+impl Setting for CoreScheduling {
+    const HINT: &'static str = "vm|vcpu|off";
+    fn show(&self) -> String {
+        match self {
+            Self::Vm => "vm",
+            Self::Vcpu => "vcpu",
+            Self::Off => "off",
+        }
+        .into()
     }
 }
 

@@ -26,7 +26,7 @@ pub mod vsock;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
-pub use cpus::{CpuAffinity, CpuTopology, CpusConfig};
+pub use cpus::{CoreScheduling, CpuAffinity, CpuTopology, CpusConfig};
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
 pub use hotplug::HotplugMethod;

@@ -249,8 +249,7 @@ impl MultiThreadBase for GdbTarget {
     }
 
     fn list_active_threads(&mut self, active: &mut dyn FnMut(Tid)) -> Result<()> {
-        let count = self.ask(|machine| Ok(machine.cpu_count()))?;
-        (0..count).map(tid_of).for_each(active);
+        self.ask(|machine| Ok(machine.cpu_numbers()))?.into_iter().map(tid_of).for_each(active);
         Ok(())
     }
 
@@ -370,7 +369,7 @@ impl MonitorCmd for GdbTarget {
             outputln!(out, "monitor registers: shows all registers of every CPU");
             return Ok(());
         }
-        for cpu in 0..self.ask(|machine| Ok(machine.cpu_count()))? {
+        for cpu in self.ask(|machine| Ok(machine.cpu_numbers()))? {
             let text = self.ask(move |machine| machine.describe_cpu(cpu))?;
             outputln!(out, "CPU {cpu}\n{text}");
         }

@@ -6,7 +6,8 @@
 
 use super::{Machine, platform};
 use crate::api::{ApiError, ErrorKind};
-use crate::config::{CpuAffinity, VmConfig};
+use crate::config::{CoreScheduling, CpuAffinity, VmConfig};
+use crate::core_scheduling;
 use crate::cpu::{self, CpuThread, Surroundings};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
@@ -33,6 +34,7 @@ pub struct Cpus {
     model: CpuModel,
     /// Where their threads are to run, when they are started.
     pub(super) affinity: Vec<CpuAffinity>,
+    core_scheduling: CoreScheduling,
     /// Where CPU 0 begins, when there is a kernel.
     entry: Option<EntryPoint>,
     /// Counts the machine's resets: what a CPU asked for before one is void after it.
@@ -52,9 +54,21 @@ impl Cpus {
         model: CpuModel,
     ) -> Result<Self> {
         let affinity = config.cpus.affinity.clone();
+        let core_scheduling = config.cpus.core_scheduling;
+        core_scheduling::separate_machine(core_scheduling)
+            .context("--cpus core_scheduling: this host's kernel cannot; leave it out")?;
         let (threads, parked) = (BTreeMap::new(), BTreeMap::new());
-        let mut cpus =
-            Self { threads, parked, vm, surroundings, model, affinity, entry: None, generation: 0 };
+        let mut cpus = Self {
+            threads,
+            parked,
+            vm,
+            surroundings,
+            model,
+            affinity,
+            core_scheduling,
+            entry: None,
+            generation: 0,
+        };
         for (number, vcpu) in (0u32..).zip(vcpus) {
             cpus.start_thread(number, vcpu)?;
         }
@@ -64,7 +78,11 @@ impl Cpus {
     /// Starts a CPU's thread, paused.
     fn start_thread(&mut self, number: u32, vcpu: Box<dyn Vcpu>) -> Result<()> {
         let affinity = self.affinity.iter().find(|affinity| affinity.vcpu == number).cloned();
+        let core_scheduling = self.core_scheduling;
         let confine = move || {
+            if let Err(error) = core_scheduling::separate_cpu(core_scheduling) {
+                tracing::warn!("--cpus core_scheduling: CPU {number} shares cores with any other: {error}");
+            }
             if let Some(affinity) = affinity
                 && let Err(error) = cpu::set_affinity(&affinity.host_cpus)
             {

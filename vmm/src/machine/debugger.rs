@@ -238,9 +238,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The number after that of the last CPU.
-    pub fn cpu_count(&self) -> u32 {
-        self.cpus.numbered().next_back().map_or(0, |(number, _)| number + 1)
+    /// The CPUs that are there.
+    pub fn cpu_numbers(&self) -> Vec<u32> {
+        self.cpus.numbered().map(|(number, _)| number).collect()
     }
 
     fn on_cpu<T: Send + 'static>(
