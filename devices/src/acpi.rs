@@ -45,9 +45,11 @@ pub enum Event {
     Memory = 1 << 2,
     /// A PCI function came or is asked to go.
     Pci = 1 << 3,
+    /// The machine has a new generation id: its guest goes on from a copy of its state.
+    Generation = 1 << 4,
 }
 
-const ALL_EVENTS: u32 = 0xf;
+const ALL_EVENTS: u32 = 0x1f;
 
 /// The register block.
 pub struct AcpiRegisters {

@@ -52,8 +52,10 @@ pub const EBDA: u64 = 0x9_fc00;
 pub const EBDA_END: u64 = 0xa_0000;
 /// ACPI tables other than the RSDP; up to [`ACPI_RSDP`].
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xc_0000);
-/// ACPI's root pointer, where the BIOS area is searched for it (ACPI 6.5, 5.2.5.1). 64 bytes.
+/// ACPI's root pointer, where the BIOS area is searched for it (ACPI 6.5, 5.2.5.1). 48 bytes.
 pub const ACPI_RSDP: GuestAddress = GuestAddress(0xe_ffc0);
+/// The virtual machine's generation id: 16 bytes, after the root pointer.
+pub const GENERATION_ID: GuestAddress = GuestAddress(ACPI_RSDP.0 + 0x30);
 /// SMBIOS entry point and structures, where the BIOS area is searched for them (SMBIOS 3.7, 5.2.2).
 pub const SMBIOS: GuestAddress = GuestAddress(0xf_0000);
 /// Bytes at [`SMBIOS`].

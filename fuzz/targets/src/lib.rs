@@ -8,6 +8,7 @@
 //!
 //! `fuzz/fuzz_targets` runs these under cargo-fuzz; `tests/corpus.rs` runs the committed corpora through them.
 
+mod acpi_hotplug;
 mod api;
 mod disk;
 mod host_pages;
@@ -27,6 +28,7 @@ mod virtio_net;
 mod virtio_pci;
 mod virtio_vsock;
 
+pub use acpi_hotplug::acpi_hotplug;
 pub use api::api;
 pub use kernel_loader::kernel_loader;
 pub use options::options;

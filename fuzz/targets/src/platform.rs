@@ -115,7 +115,8 @@ impl Machine {
             }
             12 => self.ioapic.pins().end_of_interrupt(input.u8()),
             13 => {
-                let event = input.choose(&[Event::PowerButton, Event::Cpu, Event::Memory, Event::Pci]);
+                let events = [Event::PowerButton, Event::Cpu, Event::Memory, Event::Pci, Event::Generation];
+                let event = input.choose(&events);
                 self.acpi.raise(event);
             }
             14 => {

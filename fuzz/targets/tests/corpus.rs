@@ -39,6 +39,7 @@ macro_rules! replay {
 }
 
 replay!(
+    acpi_hotplug,
     api,
     blk_packed,
     blk_split,

@@ -24,7 +24,7 @@ use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
 use machine::bus::Range;
-use machine::memory::Memory;
+use machine::memory::{Bytes, Memory};
 
 /// Writes into guest memory what the boot CPU starts with.
 ///
@@ -41,6 +41,7 @@ pub fn load(
     let tables = acpi_config(config, zones, layout, model);
     let place = Range { start: layout::ACPI_TABLES.0, size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0 };
     acpi::build(&tables, place, layout::ACPI_RSDP)?.write(memory)?;
+    write_generation_id(memory)?;
     let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
     reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
@@ -54,6 +55,20 @@ pub fn load(
         anyhow::bail!("--cmdline: {}", CommandLineError::TooLong { length, limit });
     }
     Ok(entry)
+}
+
+/// Gives the machine a generation id, unless it has one: a restart in place is the same generation.
+fn write_generation_id(memory: &Memory) -> Result<()> {
+    let place = layout::GENERATION_ID;
+    let mut id = [0u8; 16];
+    memory.read_slice(&mut id, place).context("reading the generation id")?;
+    if id == [0; 16] {
+        // SAFETY: writes at most as many bytes as the buffer has.
+        let got = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
+        anyhow::ensure!(got == id.len() as isize, "the host gives no random numbers for the generation id");
+        memory.write_slice(&id, place).context("writing the generation id")?;
+    }
+    Ok(())
 }
 
 /// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything.
@@ -100,7 +115,7 @@ fn acpi_config(
         cpu_hotplug: (config.cpus.limit() > 1).then_some(CpuHotplug::PORTS.start as u16),
         memory_hotplug: modules
             .then_some(MemorySlots { port: MemoryHotplug::PORTS.start as u16, count: MEMORY_SLOTS }),
-        generation_id: None,
+        generation_id: Some(layout::GENERATION_ID.0),
         fw_cfg: None,
         serial: serial_mode(&config.serial)
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
