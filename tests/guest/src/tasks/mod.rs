@@ -2,6 +2,7 @@
 
 mod abuse;
 mod abuse_cases;
+mod abuse_registers;
 mod basic;
 mod block;
 mod block_verify;
