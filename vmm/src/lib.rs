@@ -5,13 +5,17 @@ pub mod cli;
 pub mod config;
 pub mod config_help;
 pub mod console_thread;
+#[cfg(target_arch = "x86_64")]
 pub mod core_scheduling;
 pub mod coredump;
 pub mod cpu;
 pub mod ctl;
 pub mod event;
 pub mod exits;
+#[cfg(target_arch = "x86_64")]
 pub mod gdb;
+#[cfg(not(target_arch = "x86_64"))]
+use machine::undebugged as gdb;
 pub mod host_pages;
 pub mod jail;
 pub mod landlock;

@@ -133,9 +133,9 @@ const BUILD: &[Allowed] = &[
     call(libc::SYS_ioctl, "machines and CPUs, taps, block devices, terminals"),
     call(libc::SYS_newfstatat, "kinds of files"),
     call(libc::SYS_statfs, "kinds of file systems"),
-    call(libc::SYS_access, "what this user may do with a file"),
+    call(calls::ACCESS, "what this user may do with a file"),
     call(libc::SYS_faccessat2, "what this user may do with a file"),
-    call(libc::SYS_readlink, "who holds an image; which device a file is on"),
+    call(calls::READLINK, "who holds an image; which device a file is on"),
     call(libc::SYS_readlinkat, "who holds an image; which device a file is on"),
     call(libc::SYS_getdents64, "who holds an image"),
     call(libc::SYS_memfd_create, "shared memory"),
@@ -153,7 +153,7 @@ const BUILD: &[Allowed] = &[
     call(libc::SYS_sendmsg, "setting a tap's address"),
     call(libc::SYS_recvmsg, "setting a tap's address"),
     call(libc::SYS_accept4, "consoles' sockets"),
-    call(libc::SYS_symlink, "a link to a pseudo-terminal"),
+    call(calls::SYMLINK, "a link to a pseudo-terminal"),
     call(libc::SYS_symlinkat, "a link to a pseudo-terminal"),
     call(libc::SYS_unlinkat, "files of a machine that cannot be had"),
     call(libc::SYS_readv, "kernels"),
@@ -265,7 +265,7 @@ const CONSOLE: &[Allowed] = &[
 
 /// Serving clients.
 const API: &[Allowed] = &[
-    call(libc::SYS_epoll_wait, "waiting for clients"),
+    call(calls::EPOLL_WAIT, "waiting for clients"),
     call(libc::SYS_epoll_pwait, "waiting for clients"),
     call(libc::SYS_epoll_ctl, "which clients to wait for"),
     call(libc::SYS_accept4, "a client comes"),

@@ -8,7 +8,9 @@ mod added_memory;
 mod boot_files;
 mod control;
 mod cpus;
+#[cfg(target_arch = "x86_64")]
 pub mod debugger;
+#[cfg(target_arch = "x86_64")]
 mod dump;
 pub mod hotplug;
 mod life;
@@ -19,6 +21,8 @@ mod pci_bus;
 mod platform;
 mod registry;
 pub mod resize;
+#[cfg(not(target_arch = "x86_64"))]
+pub mod undebugged;
 mod workers;
 
 use crate::api::Respond;
@@ -34,6 +38,7 @@ use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
 use cpus::Cpus;
+#[cfg(target_arch = "x86_64")]
 use debugger::Debugger;
 use hotplug::Removal;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
@@ -50,6 +55,8 @@ use platform::{Foundation, Platform};
 use registry::Site;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+#[cfg(not(target_arch = "x86_64"))]
+use undebugged::Debugger;
 
 /// How a machine came to its end.
 #[derive(Debug)]

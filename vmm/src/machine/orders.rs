@@ -1,6 +1,6 @@
 //! What is asked of CPUs and workers while they run: a non-maskable interrupt, and where they run.
 
-use super::Machine;
+use super::{Machine, platform};
 use crate::api::request::SetAffinity;
 use crate::api::{Answer, ApiError, ErrorKind, Reply};
 use crate::cpu;
@@ -12,7 +12,7 @@ impl Machine {
     /// # Errors
     /// When the host refuses.
     pub fn nmi(&self) -> Answer {
-        self.on_each_cpu((&self.cpus).into_iter(), "raising an NMI", |vcpu| vcpu.x86_64().nmi())?;
+        self.on_each_cpu((&self.cpus).into_iter(), "raising an NMI", platform::raise_nmi)?;
         self.events.emit("vm", "nmi");
         Ok(Reply::Done)
     }

@@ -9,6 +9,7 @@
 //! | `is_linux` | whether the kernel is Linux |
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
 //! | `create_vcpu` | makes a further CPU |
+//! | `raise_nmi` | interrupts a CPU whatever it masks |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `CPU_HOTPLUG` | whether CPUs may come and go |
 //! | `MEMORY_SLOTS` | how many pieces of memory may come and go |
@@ -27,7 +28,7 @@ use x86_64 as native;
 
 pub use native::{
     CPU_HOTPLUG, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, found, is_linux,
-    load, reset_vcpu,
+    load, raise_nmi, reset_vcpu,
 };
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};

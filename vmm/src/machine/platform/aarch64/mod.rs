@@ -43,6 +43,9 @@ pub const MEMORY_SLOTS: u32 = 0;
 
 /// System calls that stand for older ones of other architectures, as the C library makes them.
 pub mod calls {
+    pub const ACCESS: i64 = libc::SYS_faccessat;
+    pub const READLINK: i64 = libc::SYS_readlinkat;
+    pub const SYMLINK: i64 = libc::SYS_symlinkat;
     pub const POLL: i64 = libc::SYS_ppoll;
     pub const EPOLL_WAIT: i64 = libc::SYS_epoll_pwait;
     pub const UNLINK: i64 = libc::SYS_unlinkat;
@@ -224,4 +227,12 @@ pub fn configure_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: 
 /// When the hypervisor refuses.
 pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
     Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
+}
+
+/// There is no non-maskable interrupt that the hypervisor could raise.
+///
+/// # Errors
+/// Always.
+pub fn raise_nmi(_: &mut dyn Vcpu) -> Result<()> {
+    bail!("Arm CPUs have no non-maskable interrupt that the host can raise")
 }

@@ -51,6 +51,9 @@ pub const MEMORY_SLOTS: u32 = 32;
 
 /// System calls that later architectures have another one for, as the C library makes them.
 pub mod calls {
+    pub const ACCESS: i64 = libc::SYS_access;
+    pub const READLINK: i64 = libc::SYS_readlink;
+    pub const SYMLINK: i64 = libc::SYS_symlink;
     pub const POLL: i64 = libc::SYS_poll;
     pub const EPOLL_WAIT: i64 = libc::SYS_epoll_wait;
     pub const UNLINK: i64 = libc::SYS_unlink;
@@ -289,4 +292,12 @@ pub fn configure_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: 
 /// When the hypervisor refuses.
 pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
     Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
+}
+
+/// Raises a non-maskable interrupt on a CPU.
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn raise_nmi(vcpu: &mut dyn Vcpu) -> Result<()> {
+    Ok(vcpu.x86_64().nmi()?)
 }
