@@ -56,6 +56,9 @@ pub enum DeviceChange {
     StopQueue(u16),
     /// A function-level reset: as `Stop`, then the registers return to their defaults.
     Reset,
+    /// The functions below this bridge are reset: it was told to, or its link went down. What it lets through changed
+    /// too, as for `Remap`.
+    ResetBelow,
 }
 
 /// What an access asks of the machine.

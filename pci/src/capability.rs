@@ -10,6 +10,8 @@ use crate::intx::Intx;
 use crate::msi::Msi;
 use crate::msix::Msix;
 
+pub use crate::express::ExpressKind;
+
 /// Capability ids (PCI Code and ID Assignment, 2).
 pub mod id {
     /// Power management.
@@ -22,19 +24,16 @@ pub mod id {
     pub const EXPRESS: u8 = 0x10;
     /// MSI-X.
     pub const MSI_X: u8 = 0x11;
+    /// Subsystem of a bridge.
+    pub const SUBSYSTEM: u8 = 0x0d;
+    /// Extended: advanced error reporting.
+    pub const EXTENDED_ERROR_REPORTING: u16 = 0x0001;
     /// Extended: device serial number.
     pub const EXTENDED_SERIAL_NUMBER: u16 = 0x0003;
+    /// Extended: access control services.
+    pub const EXTENDED_ACCESS_CONTROL: u16 = 0x000d;
     /// Extended: vendor-specific.
     pub const EXTENDED_VENDOR_SPECIFIC: u16 = 0x000b;
-}
-
-/// Where a PCI Express function sits (PCIe 6.0, 7.5.3.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpressKind {
-    /// Below a port.
-    Endpoint,
-    /// On the root complex's own bus.
-    RootComplexIntegratedEndpoint,
 }
 
 impl ConfigSpace {
@@ -98,49 +97,6 @@ impl ConfigSpace {
     /// When there is no room for it.
     pub fn add_vendor_specific(&mut self, body: &[u8], writable: &[u8]) -> Result<u16, ConfigError> {
         self.add_capability(id::VENDOR_SPECIFIC, body, writable)
-    }
-
-    /// Adds the PCI Express capability. With `function_level_reset`, the guest may ask for one.
-    ///
-    /// # Errors
-    /// When there is one already, or no room.
-    pub fn add_express(&mut self, kind: ExpressKind, function_level_reset: bool) -> Result<u16, ConfigError> {
-        if self.express.is_some() {
-            return Err(ConfigError::CapabilityTwice(id::EXPRESS.into()));
-        }
-        let (device_type, link) = match kind {
-            ExpressKind::Endpoint => (0u16, true),
-            ExpressKind::RootComplexIntegratedEndpoint => (9u16, false),
-        };
-        let mut body = [0u8; 58];
-        let mut writable = [0u8; 58];
-        let mut put = |at: usize, bytes: &[u8], mask: &[u8]| {
-            // `at` counts from the capability's start, the body begins two bytes later.
-            let at = at.wrapping_sub(2);
-            if let Some(place) = body.get_mut(at..at.wrapping_add(bytes.len())) {
-                place.copy_from_slice(bytes);
-            }
-            if let Some(place) = writable.get_mut(at..at.wrapping_add(mask.len())) {
-                place.copy_from_slice(mask);
-            }
-        };
-        put(2, &(2 | device_type << 4).to_le_bytes(), &[]);
-        // Device capabilities: role-based error reporting, which is required; 8-bit tags; function-level reset.
-        let capabilities: u32 = 1 << 5 | 1 << 15 | u32::from(function_level_reset) << 28;
-        put(4, &capabilities.to_le_bytes(), &[]);
-        // Device control: relaxed ordering, no snoop, 512-byte read requests; all but the reset bit writable.
-        put(8, &0x2810u16.to_le_bytes(), &0x79ffu16.to_le_bytes());
-        if link {
-            // 2.5 GT/s, one lane; the control bits are scratch.
-            put(12, &0x11u32.to_le_bytes(), &[]);
-            put(16, &[0, 0], &[0xc3, 0]);
-            put(18, &0x11u16.to_le_bytes(), &[]);
-        }
-        let offset = self.add_capability(id::EXPRESS, &body, &writable)?;
-        // Device status: errors are cleared by writing 1.
-        self.define_clear(offset.wrapping_add(8), 0xf << 16);
-        self.express = Some(offset);
-        Ok(offset)
     }
 
     /// Adds power management with the states D0 and D3hot, which loses nothing. In D3hot no window answers.

@@ -14,6 +14,7 @@ pub(crate) use interrupts::{MSI_64_BIT, MsixPlace};
 pub use saved::ConfigState;
 
 use crate::bar::{Bar, BarKind, MappedBar, ROM_BAR, Space};
+use crate::bridge::{SECONDARY_BUS_RESET, bridge_register};
 use crate::intx::Intx;
 use crate::msi::Msi;
 use interrupts::pending_bits;
@@ -56,6 +57,9 @@ pub enum ConfigError {
     CapabilityTwice(u16),
 }
 
+/// Secondary bus reset, in the dword that bridge control is the upper half of.
+const RESET_BELOW: u32 = (SECONDARY_BUS_RESET as u32) << 16;
+
 /// One dword.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Register {
@@ -89,6 +93,8 @@ pub struct ConfigSpace {
     pub(crate) msi: Option<(u16, Msi)>,
     pub(crate) msix: Option<MsixPlace>,
     pub(crate) intx: Option<Intx>,
+    /// For a bridge: whether the link below it is up.
+    pub(crate) link: Option<bool>,
     requester: u16,
 }
 
@@ -107,6 +113,7 @@ impl ConfigSpace {
             msi: None,
             msix: None,
             intx: None,
+            link: None,
             requester: 0,
         };
         let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
@@ -146,8 +153,9 @@ impl ConfigSpace {
         let moves = offset == register::COMMAND
             || (register::BAR0..register::BAR0 + 24).contains(&offset)
             || offset == register::ROM
-            || self.power == offset.checked_sub(4);
-        let before = moves.then(|| self.mapped());
+            || self.power == offset.checked_sub(4)
+            || (self.link.is_some() && bridge_register::FURTHER.contains(&offset));
+        let before = moves.then(|| (self.mapped(), self.forwarding()));
 
         let register = self.registers.get_mut(usize::from(offset >> 2))?;
         let old = register.value;
@@ -165,7 +173,12 @@ impl ConfigSpace {
         if self.resets(offset, value & mask) {
             return Some(DeviceChange::Reset);
         }
-        before.filter(|before| *before != self.mapped()).map(|_| DeviceChange::Remap)
+        let control = bridge_register::CONTROL & !3;
+        if self.link.is_some() && offset == control && !old & self.dword_raw(control) & RESET_BELOW != 0 {
+            return Some(DeviceChange::ResetBelow);
+        }
+        let (windows, forwarding) = before?;
+        (windows != self.mapped() || forwarding != self.forwarding()).then_some(DeviceChange::Remap)
     }
 
     /// Whether the write initiates a function-level reset (PCIe 6.0, 7.5.3.4).
@@ -254,9 +267,19 @@ impl ConfigSpace {
         self.mapped().into_iter().flatten().collect()
     }
 
+    /// Whether the function is in power state D0.
+    pub(crate) fn powered(&self) -> bool {
+        self.power.is_none_or(|power| self.dword(power.wrapping_add(4)) & 3 == 0)
+    }
+
+    /// The bits of the dword at `offset` that the guest may write.
+    pub(crate) fn writable(&self, offset: u16) -> u32 {
+        self.registers.get(usize::from(offset >> 2)).map_or(0, |register| register.writable)
+    }
+
     fn mapped(&self) -> [Option<MappedBar>; 7] {
         let command = self.command();
-        let powered = self.power.is_none_or(|power| self.dword(power.wrapping_add(4)) & 3 == 0);
+        let powered = self.powered();
         self.bars.map(|bar| {
             let bar = bar.filter(|_| powered)?;
             let space = bar.kind.space();

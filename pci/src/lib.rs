@@ -14,15 +14,19 @@
 
 pub mod bar;
 pub mod bar_window;
+pub mod bridge;
 pub mod capability;
 pub mod config;
+pub mod express;
 pub mod function;
 pub mod intx;
 pub mod msi;
 pub mod msix;
 pub mod placement;
 pub mod plan;
+pub mod port;
 pub mod root;
+pub mod segment;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vectors;

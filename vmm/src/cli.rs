@@ -5,6 +5,7 @@
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
+use crate::config::PciPortConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
@@ -95,6 +96,9 @@ struct Flags {
     /// How a PCI segment weighs when address space is shared out.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pci_segment: Vec<String>,
+    /// A PCI Express port, which devices are below that name it with bus=.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pci_port: Vec<String>,
     /// A rate limit that several disks share.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     rate_limit_group: Vec<String>,
@@ -296,6 +300,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
         landlock_enable: flags.landlock,
         landlock_rules: many::<LandlockConfig>("--landlock-rules", &flags.landlock_rules)?,
+        pci_ports: many::<PciPortConfig>("--pci-port", &flags.pci_port)?,
     })
 }
 

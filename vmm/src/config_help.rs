@@ -2,6 +2,7 @@
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
+use crate::config::PciPortConfig;
 use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
@@ -40,6 +41,7 @@ const ENTRIES: &[Entry] = &[
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
     entry::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),
     entry::<PciSegmentConfig>("pci-segment", "--pci-segment pci_segment=1,mmio64_aperture_weight=8"),
+    entry::<PciPortConfig>("pci-port", "--pci-port id=rp0 --disk path=data.img,bus=rp0"),
     entry::<RateLimitGroupConfig>(
         "rate-limit-group",
         "--rate-limit-group id=slow,bw_size=10485760,bw_refill_time=1000",

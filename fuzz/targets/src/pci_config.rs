@@ -11,7 +11,8 @@ use pci::bar::Space;
 use pci::function::FunctionHandle;
 use pci::intx::Intx;
 use pci::placement::{Placement, Window};
-use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE, ECAM_BYTES_PER_BUS, Segment};
+use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE, ECAM_BYTES_PER_BUS};
+use pci::segment::Segment;
 use pci::testing::TestFunction;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,7 +81,7 @@ impl Machine {
             segment.insert(*address, Arc::clone(function)).expect("the address is free");
         }
         let windows = pci::plan::Windows { memory32: Some(LOW), memory64: Some(HIGH), io: Some(PORTS) };
-        pci::plan::place(&segment.functions(), windows).expect("there is room");
+        pci::plan::place(&segment, windows).expect("there is room");
         let placement = Placement::new(vec![LOW, HIGH], vec![PORTS]);
         let mut machine = Self { segment, mmio, port, placement, functions, pins, virtio };
         for at in 0..machine.functions.len() {
@@ -123,6 +124,7 @@ impl Machine {
                     self.remap(address);
                 }
             }
+            DeviceChange::ResetBelow => panic!("there is no bridge"),
             // Its driver has no memory for rings to speak of: it can do no more than fail to start.
             DeviceChange::Start => {
                 let started = lock(&self.virtio).start();

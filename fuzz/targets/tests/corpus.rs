@@ -49,6 +49,7 @@ replay!(
     net_tx,
     options,
     pci_config,
+    pcie_port,
     platform,
     serial,
     virtio_balloon,

@@ -243,7 +243,8 @@ impl Driver {
     /// Does for the device what the machine does.
     pub fn apply(&mut self, change: Option<DeviceChange>) {
         match change {
-            None => {}
+            // There is nothing below the function.
+            None | Some(DeviceChange::ResetBelow) => {}
             // The test machine has no map that could change.
             Some(DeviceChange::Remap) => {
                 let unsettled = self.function.unsettled();

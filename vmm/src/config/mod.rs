@@ -17,6 +17,7 @@ pub mod net;
 pub mod numa;
 pub mod options;
 pub mod parts;
+pub mod pci_port;
 pub mod platform;
 pub mod rate_limit;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
 pub use numa::{NumaConfig, NumaDistance};
 pub use options::{ByteSize, Options};
+pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
 pub use validate::ConfigError;
@@ -99,6 +101,9 @@ pub struct VmConfig {
     /// Further files that it can reach.
     #[serde(deserialize_with = "null_is_default")]
     pub landlock_rules: Vec<LandlockConfig>,
+    /// The PCI Express ports.
+    #[serde(deserialize_with = "null_is_default")]
+    pub pci_ports: Vec<PciPortConfig>,
 }
 
 /// Clients leave out what they do not want, or write `null`.

@@ -47,6 +47,7 @@ impl VmConfig {
         if self.landlock_rules.iter().any(|rule| rule.path.as_os_str().is_empty()) {
             return error("--landlock-rules", "has no path; add path=<file or folder>");
         }
+        self.validate_pci_ports()?;
         self.validate_platform()
     }
 
@@ -417,7 +418,7 @@ impl VmConfig {
         Ok(())
     }
 
-    fn check_segment(&self, option: &str, segment: u16) -> Result<(), ConfigError> {
+    pub(super) fn check_segment(&self, option: &str, segment: u16) -> Result<(), ConfigError> {
         let count = self.platform.num_pci_segments;
         if segment >= count {
             return error(

@@ -1,11 +1,11 @@
 //! Devices that come and go while the machine runs.
 //!
-//! A device that is added is told to the guest's hotplug controller. One that is to be removed is asked back from the guest, and
+//! A device that is added is told to the guest's hotplug controller, or to the port it is plugged in at. One that is to be removed is asked back from the guest, and
 //! goes when the guest has released it (it writes the controller's eject register); until then it works. What the guest does
 //! not release in time stays, and the request to it stands.
 
 use super::Machine;
-use super::pci_bus::{Completion, PciBus};
+use super::pci_bus::{Completion, PciBus, Plugged, ReleaseRequest};
 use super::registry::{self, Site};
 use crate::api::request::{AddedReply, DeviceNode, RemoveDevice};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Request, Respond};
@@ -97,7 +97,10 @@ impl Machine {
             ApiError::bad(format!("{}{}", crate::cli::failure(&error), crate::landlock::hint(&error)))
         })?;
         self.config = config;
-        self.platform.pci_device_came(address.segment, address.device());
+        let plugged = self.pci.plug(address).map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        if plugged == Plugged::OnRootBus {
+            self.platform.pci_device_came(address.segment, address.device());
+        }
         self.events.emit_with(
             "vm",
             "device-added",
@@ -121,6 +124,13 @@ impl Machine {
             respond(Err(refuse(ErrorKind::BadRequest, "is part of the machine and cannot be removed")));
             return Ok(());
         }
+        if self.pci.is_fixed(address) {
+            respond(Err(refuse(
+                ErrorKind::BadRequest,
+                "is below a port without hotplug and cannot be removed",
+            )));
+            return Ok(());
+        }
         if self.removals.get(&id).is_some_and(|removal| removal.caller.is_some()) {
             respond(Err(refuse(ErrorKind::Conflict, "is being removed already")));
             return Ok(());
@@ -133,7 +143,13 @@ impl Machine {
             return self.take_out(address);
         }
         self.events.emit_with("vm", "device-removing", [("id", id.into())]);
-        self.platform.ask_to_release_pci_device(address.segment, address.device());
+        match self.pci.ask_to_release(address) {
+            ReleaseRequest::OnRootBus => {
+                self.platform.ask_to_release_pci_device(address.segment, address.device());
+            }
+            ReleaseRequest::Asked => {}
+            ReleaseRequest::Released => return self.take_out(address),
+        }
         Ok(())
     }
 
@@ -156,6 +172,19 @@ impl Machine {
         Ok(completion)
     }
 
+    /// The functions below a bridge were reset: if it is a port whose slot the guest turned off because it was asked to,
+    /// takes the device out.
+    pub(super) fn slot_settled(&mut self, bridge: FunctionAddress) -> Result<()> {
+        for address in self.pci.released(bridge) {
+            if let Some(id) = self.pci.id_of(address).map(str::to_owned) {
+                let removal = Removal { address, ejecting: Vec::new(), caller: None };
+                self.removals.entry(id).or_insert(removal);
+            }
+            self.take_out(address)?;
+        }
+        Ok(())
+    }
+
     fn take_out(&mut self, address: FunctionAddress) -> Result<()> {
         if self.pci.remove(address)? == Completion::Done {
             self.settled(address);
@@ -172,7 +201,9 @@ impl Machine {
         let Some(id) = ids.first().map(|(id, _)| (*id).clone()) else { return };
         let Some(mut removal) = self.removals.remove(&id) else { return };
         self.config.forget_device(&id);
-        self.platform.pci_device_gone(address.segment, address.device());
+        if address.bus() == 0 {
+            self.platform.pci_device_gone(address.segment, address.device());
+        }
         for cpu in &self.cpus {
             cpu.refresh_maps();
         }

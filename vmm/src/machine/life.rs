@@ -9,7 +9,7 @@ use super::{Ended, Machine, platform};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::message::Message;
 use anyhow::Result;
-use machine::effect::{Effect, HotplugPart};
+use machine::effect::{DeviceChange, Effect, HotplugPart};
 use std::time::{Duration, Instant};
 
 /// How long workers may take to complete their requests before a pause is given up.
@@ -75,8 +75,11 @@ impl Machine {
             Message::TasksStopped { function, tasks } => {
                 if self.pci.stopped(function, tasks)? == Completion::Done {
                     self.settled(function);
-                    for cpu in self.waiting.remove(&function).unwrap_or_default() {
-                        self.effect_done(cpu);
+                    for address in std::iter::once(function).chain(self.pci.completed_resets(function)) {
+                        self.slot_settled(address)?;
+                        for cpu in self.waiting.remove(&address).unwrap_or_default() {
+                            self.effect_done(cpu);
+                        }
                     }
                 }
                 if !self.pci.stopping() {
@@ -146,6 +149,9 @@ impl Machine {
                 if self.pci.apply(address, change)? == Completion::Later {
                     self.waiting.entry(address).or_default().push(cpu);
                     return Ok(None);
+                }
+                if change == DeviceChange::ResetBelow {
+                    self.slot_settled(address)?;
                 }
             }
         }

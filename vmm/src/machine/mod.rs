@@ -152,6 +152,7 @@ impl Machine {
         )?;
         let escape = Doorbell::new().context("making an event")?;
         let site = Site::new(&config, &clock, escape.clone());
+        pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
         pci.place_bars(layout.segments())?;

@@ -4,9 +4,11 @@
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
 pub mod observe;
+mod ports;
 
 use super::control::Control;
 use super::workers::{self, FunctionWorkers, Purpose};
+use crate::config::PciPlace;
 use crate::message::Mailbox;
 use anyhow::{Context, Result};
 use arch::layout::SegmentWindows;
@@ -16,14 +18,17 @@ use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::effect::{DeviceChange, FunctionAddress};
-use machine::interrupt::{InterruptController, InterruptLine};
+use machine::interrupt::InterruptController;
 use machine::memory::Memory;
 use pci::BarWindow;
 use pci::bar::Space;
+use pci::capability::ExpressKind;
 use pci::function::FunctionHandle;
-use pci::intx::Intx;
 use pci::placement::{Changes, Placement, Window};
-use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE, Segment};
+use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE};
+use pci::segment::Segment;
+use ports::Ports;
+pub use ports::{Plugged, ReleaseRequest};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio::device::{QueueTask, VirtioDevice};
@@ -72,6 +77,9 @@ pub struct PciBus {
     segments: Vec<Segment>,
     placement: Placement,
     virtio: BTreeMap<FunctionAddress, VirtioFunction>,
+    /// What else has a name: ports, and functions that need no workers.
+    plain: BTreeMap<FunctionAddress, String>,
+    ports: Ports,
     /// No worker is started.
     paused: bool,
     /// The doorbells attached at the hypervisor, by where they are.
@@ -110,44 +118,44 @@ impl PciBus {
             segments,
             placement,
             virtio: BTreeMap::new(),
+            plain: BTreeMap::new(),
+            ports: Ports::default(),
             paused: false,
             doorbells: BTreeMap::new(),
         })
     }
 
-    /// Adds a virtio device named `id` at the next free device number of its segment.
+    /// Adds a virtio device named `id` where it is to be, or at the next free device number of its segment. While the
+    /// guest runs, it is then to be told: see [`PciBus::plug`].
     ///
     /// # Errors
-    /// When the segment is full, or the device does not fit in a function.
+    /// When the segment or the port is full, or the device does not fit in a function.
     pub fn add_virtio(
         &mut self,
         id: &str,
-        segment: u16,
+        place: impl Into<PciPlace>,
         device: Box<dyn VirtioDevice>,
-        transport: pci_transport::Options,
+        mut transport: pci_transport::Options,
         workers: workers::Options,
     ) -> Result<FunctionAddress> {
-        let bus = self
-            .segments
-            .get(usize::from(segment))
-            .with_context(|| format!("device {id}: there is no PCI segment {segment}"))?;
-        let number = bus.free_device().with_context(|| {
-            format!("device {id}: PCI segment {segment} has no room left; raise --platform num_pci_segments")
-        })?;
-        let address = FunctionAddress::new(segment, 0, number, 0);
+        let address = self.resolve(&place.into()).with_context(|| format!("device {id}"))?;
+        if address.bus() != 0 {
+            transport.express = ExpressKind::Endpoint;
+        }
+        let intx = self.interrupt_pin(address);
         let surroundings = &self.surroundings;
-        let gsi = surroundings.wiring.gsi(number, 1);
         let capabilities = pci_transport::Capabilities {
             memory: Arc::clone(&surroundings.memory),
             msi: Arc::clone(&surroundings.vm) as _,
-            intx: Some(Intx::new(InterruptLine::new(Arc::clone(&surroundings.pins), gsi))),
+            intx: Some(intx),
             clock: Arc::clone(&surroundings.clock),
         };
         let transport =
             VirtioPci::new(device, transport, capabilities).with_context(|| format!("device {id}"))?;
         let transport = Arc::new(Mutex::new(transport));
         let function: FunctionHandle = transport.clone();
-        bus.insert(address, function).with_context(|| format!("adding device {id}"))?;
+        self.insert(address, function).with_context(|| format!("adding device {id}"))?;
+        let surroundings = &self.surroundings;
         let clock = Arc::clone(&surroundings.clock);
         let workers = FunctionWorkers::new(id, address, workers, clock, surroundings.mailbox.clone());
         self.virtio.insert(address, VirtioFunction { id: id.to_owned(), transport, workers, control: None });
@@ -158,15 +166,16 @@ impl PciBus {
     ///
     /// # Errors
     /// When they do not fit.
-    pub fn place_bars(&self, windows: &[SegmentWindows]) -> Result<()> {
+    pub fn place_bars(&mut self, windows: &[SegmentWindows]) -> Result<()> {
         for (segment, windows) in self.segments.iter().zip(windows) {
             let windows = pci::plan::Windows {
                 memory32: Some(windows.bars_32),
                 memory64: Some(windows.bars_64),
                 io: windows.io,
             };
-            pci::plan::place(&segment.functions(), windows)?;
+            pci::plan::place(segment, windows)?;
         }
+        self.ports.start();
         Ok(())
     }
 
@@ -190,13 +199,19 @@ impl PciBus {
             | DeviceChange::StartQueue(_)
             | DeviceChange::StopQueue(_)
             | DeviceChange::Reset => {
-                let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
+                let Some(function) = self.virtio.get_mut(&address) else {
+                    if change == DeviceChange::Reset {
+                        self.reset_plain(address)?;
+                    }
+                    return Ok(Completion::Done);
+                };
                 let purpose = if change == DeviceChange::Reset { Purpose::Reset } else { Purpose::Rest };
                 if function.workers.stop(purpose) {
                     return Ok(Completion::Later);
                 }
                 self.at_rest(address, purpose, Vec::new()).map(|()| Completion::Done)
             }
+            DeviceChange::ResetBelow => self.reset_below(address),
         }
     }
 
@@ -282,10 +297,11 @@ impl PciBus {
         let changes = self.placement.update(address, Vec::new());
         self.carry_out(&changes)?;
         self.virtio.remove(&address);
+        self.plain.remove(&address);
         if let Some(segment) = self.segments.get(usize::from(address.segment)) {
             segment.remove(address);
         }
-        Ok(())
+        self.taken_out(address)
     }
 
     /// Keeps what controls the device at `address` while it works.
@@ -307,12 +323,14 @@ impl PciBus {
 
     /// The name of the device at `address`.
     pub fn id_of(&self, address: FunctionAddress) -> Option<&str> {
-        self.virtio.get(&address).map(|function| function.id.as_str())
+        let virtio = self.virtio.get(&address).map(|function| function.id.as_str());
+        virtio.or_else(|| self.plain.get(&address).map(String::as_str))
     }
 
     /// The devices that have names, and where they are.
     pub fn ids(&self) -> impl Iterator<Item = (&str, FunctionAddress)> {
-        self.virtio.iter().map(|(address, function)| (function.id.as_str(), *address))
+        let virtio = self.virtio.iter().map(|(address, function)| (function.id.as_str(), *address));
+        virtio.chain(self.plain.iter().map(|(address, id)| (id.as_str(), *address)))
     }
 
     /// Whether there is a function at `address`.
@@ -355,6 +373,7 @@ impl PciBus {
     /// When the host refuses a change of the map.
     pub fn reset(&mut self) -> Result<()> {
         self.paused = false;
+        self.ports.forget_resets();
         let functions: Vec<_> = self.segments.iter().flat_map(Segment::functions).collect();
         for (address, function) in functions {
             lock(&function).reset();
@@ -363,18 +382,26 @@ impl PciBus {
         Ok(())
     }
 
-    /// Maps a function's windows where its configuration space says they are now.
+    /// Maps a function's windows where its configuration space says they are now; for a bridge, those of all functions
+    /// below it where they are reached now.
     ///
     /// # Errors
     /// When the hypervisor refuses a doorbell.
     pub fn remap(&mut self, address: FunctionAddress) -> Result<()> {
-        let Some(function) = self.segments.get(usize::from(address.segment)).and_then(|bus| bus.get(address))
-        else {
+        let Some(segment) = self.segments.get(usize::from(address.segment)).cloned() else { return Ok(()) };
+        if segment.get(address).is_none() {
             return Ok(());
-        };
-        let windows = lock(&function).config().bar_windows();
-        let changes = self.placement.update(address, windows);
-        self.carry_out(&changes)
+        }
+        let mut affected = vec![address];
+        if self.ports.has(address) {
+            segment.find_routes();
+            affected.extend(segment.below(address));
+        }
+        for function in affected {
+            let changes = self.placement.update(function, segment.windows(function));
+            self.carry_out(&changes)?;
+        }
+        Ok(())
     }
 
     fn carry_out(&mut self, changes: &Changes) -> Result<()> {

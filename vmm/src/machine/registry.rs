@@ -135,9 +135,8 @@ pub fn add_disk(site: &Site, pci: &mut PciBus, disk: &DiskConfig) -> Result<Func
         ..worker_options()
     };
     let control = Control::Disk(device.control());
-    let address = pci
-        .add_virtio(&id, disk.pci_segment, Box::new(device), transport, workers)
-        .with_context(|| option)?;
+    let address =
+        pci.add_virtio(&id, disk.place(), Box::new(device), transport, workers).with_context(|| option)?;
     pci.set_control(address, control);
     Ok(address)
 }
@@ -188,7 +187,7 @@ pub fn add_net(site: &Site, pci: &mut PciBus, net: &NetConfig) -> Result<Functio
     let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
     let control = Control::Net(device.handle());
     let address =
-        pci.add_virtio(&id, net.pci_segment, Box::new(device), transport, workers).with_context(|| option)?;
+        pci.add_virtio(&id, net.place(), Box::new(device), transport, workers).with_context(|| option)?;
     pci.set_control(address, control);
     Ok(address)
 }

@@ -5,7 +5,7 @@ use crate::metrics::Sample;
 use machine::effect::FunctionAddress;
 use machine::inspect::{Inspect, Value, json};
 use pci::function::FunctionHandle;
-use pci::root::Segment;
+use pci::segment::Segment;
 use virtio::worker::Worker;
 
 impl PciBus {

@@ -1,0 +1,200 @@
+//! `--pci-port`, and where on PCI a device is.
+
+use super::options::{Setting, options};
+use super::validate::ConfigError;
+use super::{ByteSize, VmConfig};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+options! {
+    /// A PCI Express port: a root port, or a port of a switch. Devices name it with `bus=<id>`.
+    pub struct PciPortConfig {
+        /// Name of the port.
+        ["id"] id: String = String::new(),
+        /// Of the root complex, or of a switch: towards the root complex or away from it.
+        ["kind"] kind: PciPortKind = PciPortKind::Root,
+        /// The port that this one is below: for an upstream port a root or downstream port, for a downstream port an
+        /// upstream one.
+        ["bus"] bus: Option<String> = None,
+        /// PCI segment of a root port.
+        ["pci_segment", 0..=63] pci_segment: u16 = 0,
+        /// Device number; the first that is free if not given.
+        ["pci_device_id", 0..=31] pci_device_id: Option<u8> = None,
+        /// Function number.
+        ["pci_function", 0..=7] pci_function: u8 = 0,
+        /// Devices can be plugged in and out while the guest runs. Not for an upstream port.
+        ["hotplug"] hotplug: bool = true,
+        /// Memory below 4 GiB kept for devices that are plugged in later.
+        ["mem_reserve"] mem_reserve: Option<ByteSize> = None,
+        /// Prefetchable memory, where the large BARs of graphics cards are, kept for devices that are plugged in later.
+        ["pref_reserve"] pref_reserve: Option<ByteSize> = None,
+        /// I/O ports kept for devices that are plugged in later; without any, I/O does not pass the port.
+        ["io_reserve"] io_reserve: ByteSize = ByteSize(0),
+        /// Bus numbers kept below the port, besides those of ports that are there.
+        ["bus_reserve", 0..=254] bus_reserve: u8 = 0,
+    }
+}
+
+/// What a port is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum PciPortKind {
+    /// Of the root complex.
+    #[default]
+    Root,
+    /// Of a switch, towards the root complex.
+    Upstream,
+    /// Of a switch, away from the root complex.
+    Downstream,
+}
+
+impl Setting for PciPortKind {
+    const HINT: &'static str = "root|upstream|downstream";
+    fn show(&self) -> String {
+        match self {
+            Self::Root => "root",
+            Self::Upstream => "upstream",
+            Self::Downstream => "downstream",
+        }
+        .into()
+    }
+}
+
+/// Where on PCI a device is to be. What is not said is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PciPlace {
+    /// The segment, if it is on a root bus.
+    pub segment: u16,
+    /// The port it is below.
+    pub bus: Option<String>,
+    /// The device number.
+    pub device: Option<u8>,
+    /// The function number.
+    pub function: u8,
+}
+
+impl From<u16> for PciPlace {
+    /// Anywhere on the root bus of a segment.
+    fn from(segment: u16) -> Self {
+        Self { segment, ..Self::default() }
+    }
+}
+
+impl PciPortConfig {
+    /// Where the port is to be.
+    pub fn place(&self) -> PciPlace {
+        PciPlace {
+            segment: self.pci_segment,
+            bus: self.bus.clone(),
+            device: self.pci_device_id,
+            function: self.pci_function,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Where each device and port was told to be, with the option to name in messages.
+    pub fn pci_places(&self) -> impl Iterator<Item = (String, PciPlace)> {
+        let ports = self.pci_ports.iter().map(|port| (format!("--pci-port id={}", port.id), port.place()));
+        let id = |id: &Option<String>| id.clone().unwrap_or_default();
+        let disks = self.disks.iter();
+        let disks = disks.map(move |disk| {
+            let path = disk.path.clone().unwrap_or_default();
+            (format!("--disk path={}", path.display()), disk.place())
+        });
+        let nets = self.net.iter().map(move |net| (format!("--net id={}", id(&net.id)), net.place()));
+        ports.chain(disks).chain(nets)
+    }
+
+    /// Checks ports, and that no two devices are told to be in one place.
+    pub(super) fn validate_pci_ports(&self) -> Result<(), ConfigError> {
+        let fail = |option: &str, reason: String| Err(ConfigError { option: option.to_owned(), reason });
+        let mut kinds = BTreeMap::new();
+        for port in &self.pci_ports {
+            let option = format!("--pci-port id={}", port.id);
+            if port.id.is_empty() || port.id.starts_with('_') {
+                return fail(
+                    "--pci-port",
+                    "needs an id that does not start with \"_\"; add id=<name>".into(),
+                );
+            }
+            self.check_segment(&option, port.pci_segment)?;
+            let above = match &port.bus {
+                None => None,
+                Some(bus) => match kinds.get(bus.as_str()) {
+                    Some(kind) => Some((bus, *kind)),
+                    None => {
+                        return fail(
+                            &option,
+                            format!("bus={bus}: there is no --pci-port of that id before it"),
+                        );
+                    }
+                },
+            };
+            match (port.kind, above) {
+                (PciPortKind::Root, None)
+                | (PciPortKind::Upstream, Some((_, PciPortKind::Root | PciPortKind::Downstream)))
+                | (PciPortKind::Downstream, Some((_, PciPortKind::Upstream))) => {}
+                (PciPortKind::Root, Some(_)) => {
+                    return fail(&option, "a root port is on the root bus; leave bus out".into());
+                }
+                (PciPortKind::Upstream, _) => {
+                    return fail(
+                        &option,
+                        "an upstream port is below a root or downstream port; give its id as bus".into(),
+                    );
+                }
+                (PciPortKind::Downstream, _) => {
+                    return fail(
+                        &option,
+                        "a downstream port is below an upstream port; give its id as bus".into(),
+                    );
+                }
+            }
+            if kinds.insert(port.id.as_str(), port.kind).is_some() {
+                return fail(&option, "is given twice; ports need different names".into());
+            }
+        }
+        let mut taken = BTreeSet::new();
+        for (option, place) in self.pci_places() {
+            let downward = match place.bus.as_deref().map(|bus| (bus, kinds.get(bus))) {
+                Some((bus, None)) => {
+                    return fail(
+                        &option,
+                        format!("bus={bus}: there is no such port; add --pci-port id={bus}"),
+                    );
+                }
+                Some((bus, Some(PciPortKind::Upstream))) if !option.starts_with("--pci-port") => {
+                    return fail(
+                        &option,
+                        format!("bus={bus}: is an upstream port; name one of the downstream ports below it"),
+                    );
+                }
+                Some((_, Some(kind))) => *kind != PciPortKind::Upstream,
+                None => false,
+            };
+            if downward && place.device.is_some_and(|device| device != 0) {
+                return fail(&option, "pci_device_id: below a port there is device 0 alone".into());
+            }
+            if place.bus.is_none() && place.device == Some(0) {
+                return fail(&option, "pci_device_id: 0 is the host bridge's; give 1 to 31".into());
+            }
+            let device = if downward { Some(0) } else { place.device };
+            let Some(device) = device else {
+                if place.function != 0 {
+                    return fail(&option, "pci_function: give pci_device_id too".into());
+                }
+                continue;
+            };
+            let segment = if place.bus.is_some() { 0 } else { place.segment };
+            if !taken.insert((segment, place.bus.clone(), device, place.function)) {
+                return fail(
+                    &option,
+                    "another device is told to be at the same place; change pci_function, pci_device_id or bus".into(),
+                );
+            }
+        }
+        Ok(())
+    }
+}

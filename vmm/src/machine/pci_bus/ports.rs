@@ -1,0 +1,373 @@
+//! PCI Express ports and what is below them: bus numbers, where a device goes, and how it is plugged in and out there.
+//!
+//! A device on a root bus comes and goes through the machine's hotplug controller. One below a port does through the
+//! port's slot, whose registers the guest drives itself.
+
+use super::{Completion, PciBus, lock};
+use crate::config::{PciPlace, PciPortConfig, PciPortKind, VmConfig};
+use anyhow::{Context, Result, bail, ensure};
+use machine::effect::{DeviceChange, FunctionAddress};
+use machine::interrupt::InterruptLine;
+use pci::function::FunctionHandle;
+use pci::intx::Intx;
+use pci::plan::Reserve;
+use pci::port::{Port, PortKind, PortOptions, UnplugRequest};
+use pci::segment::Segment;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+/// What a port with a slot keeps below 4 GiB, unless told otherwise: a few devices' registers.
+const MEMORY_RESERVE: u64 = 2 << 20;
+/// What a port with a slot keeps of prefetchable memory, unless told otherwise.
+const PREFETCHABLE_RESERVE: u64 = 1 << 30;
+
+/// Who tells the guest that a device was plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plugged {
+    /// The port told it.
+    BelowPort,
+    /// The hotplug controller is to tell it.
+    OnRootBus,
+}
+
+/// Who asks the guest for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseRequest {
+    /// The port has asked.
+    Asked,
+    /// Nobody uses it.
+    Released,
+    /// The hotplug controller is to ask.
+    OnRootBus,
+}
+
+/// The ports of a machine.
+#[derive(Default)]
+pub(super) struct Ports {
+    ports: BTreeMap<FunctionAddress, PortEntry>,
+    /// Device numbers on root buses that some device was told to have, by segment.
+    taken: BTreeSet<(u16, u8)>,
+    /// Functions below a bridge whose workers are to stop before the bridge's reset of them is complete.
+    resets: BTreeMap<FunctionAddress, BTreeSet<FunctionAddress>>,
+    /// The guest has started: devices come and go by slots.
+    started: bool,
+}
+
+struct PortEntry {
+    id: String,
+    /// The bus right below.
+    bus: u8,
+    port: Arc<Mutex<Port>>,
+}
+
+impl Ports {
+    /// Whether there is a port at `address`.
+    pub(super) fn has(&self, address: FunctionAddress) -> bool {
+        self.ports.contains_key(&address)
+    }
+
+    /// From now on the guest is told what comes and goes.
+    pub(super) fn start(&mut self) {
+        self.started = true;
+    }
+
+    /// The machine is reset: nobody waits for what bridges reset.
+    pub(super) fn forget_resets(&mut self) {
+        self.resets.clear();
+    }
+
+    fn named(&self, id: &str) -> Option<(&FunctionAddress, &PortEntry)> {
+        self.ports.iter().find(|(_, entry)| entry.id == id)
+    }
+
+    /// The port right above a function.
+    fn above(&self, segment: &Segment, address: FunctionAddress) -> Option<(FunctionAddress, &PortEntry)> {
+        let above = segment.bridge_above(address)?;
+        self.ports.get(&above).map(|entry| (above, entry))
+    }
+}
+
+impl PciBus {
+    /// Adds the ports of `config`, before any device.
+    ///
+    /// # Errors
+    /// When one cannot be where it was told to be, naming it.
+    pub fn add_ports(&mut self, config: &VmConfig) -> Result<()> {
+        let told = config.pci_places().filter(|(_, place)| place.bus.is_none());
+        self.ports.taken = told.filter_map(|(_, place)| Some((place.segment, place.device?))).collect();
+        let buses = number_buses(&config.pci_ports)?;
+        for (index, (port, buses)) in config.pci_ports.iter().zip(buses).enumerate() {
+            self.add_port(port, index, buses).with_context(|| format!("--pci-port id={}", port.id))?;
+        }
+        Ok(())
+    }
+
+    fn add_port(&mut self, config: &PciPortConfig, index: usize, buses: RangeInclusive<u8>) -> Result<()> {
+        let address = self.resolve(&config.place())?;
+        let slot = (config.hotplug && config.kind != PciPortKind::Upstream).then_some(index + 1);
+        let options = PortOptions {
+            kind: match config.kind {
+                PciPortKind::Root => PortKind::Root,
+                PciPortKind::Upstream => PortKind::Upstream,
+                PciPortKind::Downstream => PortKind::Downstream,
+            },
+            port: u8::try_from(index).unwrap_or(u8::MAX),
+            slot: slot.map(u16::try_from).transpose()?,
+            io: config.io_reserve.0 > 0,
+        };
+        let usual = |bytes| if slot.is_some() { bytes } else { 0 };
+        let reserve = Reserve {
+            io: config.io_reserve.0,
+            memory: config.mem_reserve.map_or(usual(MEMORY_RESERVE), |size| size.0),
+            prefetchable: config.pref_reserve.map_or(usual(PREFETCHABLE_RESERVE), |size| size.0),
+        };
+        let port =
+            Port::new(options, Arc::clone(&self.surroundings.vm) as _, Some(self.interrupt_pin(address)))?;
+        let port = Arc::new(Mutex::new(port));
+        let bus = *buses.start();
+        self.segment(address.segment)?.insert_bridge(address, port.clone(), buses, reserve)?;
+        if let Some(above) = self.slot_above(address) {
+            lock(&above).occupy();
+        }
+        self.ports.ports.insert(address, PortEntry { id: config.id.clone(), bus, port });
+        self.plain.insert(address, config.id.clone());
+        Ok(())
+    }
+
+    fn segment(&self, number: u16) -> Result<&Segment> {
+        self.segments.get(usize::from(number)).with_context(|| format!("there is no PCI segment {number}"))
+    }
+
+    /// Where a device that is to be at `place` goes.
+    ///
+    /// # Errors
+    /// When there is no such place, or no free one.
+    pub(super) fn resolve(&self, place: &PciPlace) -> Result<FunctionAddress> {
+        let Some(id) = &place.bus else {
+            let segment = self.segment(place.segment)?;
+            let number = place.segment;
+            let device = match place.device {
+                Some(device) => device,
+                None => {
+                    let taken = |device: &u8| self.ports.taken.contains(&(number, *device));
+                    segment.free_devices(0).find(|device| !taken(device)).with_context(|| {
+                        format!("PCI segment {number} has no room left; raise --platform num_pci_segments")
+                    })?
+                }
+            };
+            let address = FunctionAddress::new(number, 0, device, place.function);
+            ensure!(segment.get(address).is_none(), "another device is at PCI address {address}");
+            return Ok(address);
+        };
+        let (&port, entry) =
+            self.ports.named(id).with_context(|| format!("bus={id}: there is no --pci-port id={id}"))?;
+        let segment = self.segment(port.segment)?;
+        let (kind, slot) = {
+            let port = lock(&entry.port);
+            (port.kind(), port.has_slot())
+        };
+        ensure!(
+            slot || !self.ports.started,
+            "bus={id}: devices can be plugged in there only before the guest starts; give the port hotplug=on"
+        );
+        let device = match (kind, place.device) {
+            (PortKind::Upstream, None) => segment
+                .free_devices(entry.bus)
+                .next()
+                .with_context(|| format!("bus={id}: has no room left"))?,
+            (PortKind::Upstream, Some(device)) => device,
+            _ => 0,
+        };
+        let address = FunctionAddress::new(port.segment, entry.bus, device, place.function);
+        if segment.get(address).is_some() {
+            bail!("bus={id}: the port has a device already; name another port, or give pci_function");
+        }
+        Ok(address)
+    }
+
+    /// The interrupt pin of the function that is to be at `address`.
+    pub(super) fn interrupt_pin(&self, address: FunctionAddress) -> Intx {
+        let (device, pin) = match self.segments.get(usize::from(address.segment)) {
+            Some(segment) => segment.root_pin(address, 1),
+            None => (address.device(), 1),
+        };
+        let gsi = self.surroundings.wiring.gsi(device, pin);
+        Intx::new(InterruptLine::new(Arc::clone(&self.surroundings.pins), gsi))
+    }
+
+    /// Puts a function into its segment.
+    pub(super) fn insert(&self, address: FunctionAddress, function: FunctionHandle) -> Result<()> {
+        self.segment(address.segment)?.insert(address, function)?;
+        if !self.ports.started
+            && let Some(port) = self.slot_above(address)
+        {
+            lock(&port).occupy();
+        }
+        Ok(())
+    }
+
+    /// Whether the device at `address` stays where it is while the guest runs: its port has no slot.
+    pub fn is_fixed(&self, address: FunctionAddress) -> bool {
+        address.bus() != 0 && self.slot_above(address).is_none()
+    }
+
+    /// The port right above a function, if it has a slot.
+    fn slot_above(&self, address: FunctionAddress) -> Option<Arc<Mutex<Port>>> {
+        let segment = self.segments.get(usize::from(address.segment))?;
+        let (_, entry) = self.ports.above(segment, address)?;
+        lock(&entry.port).has_slot().then(|| Arc::clone(&entry.port))
+    }
+
+    /// Tells the guest that the device at `address` was plugged in. Functions other than 0 are told with function 0.
+    ///
+    /// # Errors
+    /// When the host refuses a change of the map.
+    pub fn plug(&mut self, address: FunctionAddress) -> Result<Plugged> {
+        let Some(port) = self.slot_above(address) else { return Ok(Plugged::OnRootBus) };
+        if address.function() == 0 {
+            lock(&port).plug();
+            self.remap_above(address)?;
+        }
+        Ok(Plugged::BelowPort)
+    }
+
+    /// Asks the guest to release the device at `address`, with all of its functions.
+    pub fn ask_to_release(&mut self, address: FunctionAddress) -> ReleaseRequest {
+        let Some(port) = self.slot_above(address) else { return ReleaseRequest::OnRootBus };
+        let asked = lock(&port).request_unplug();
+        match asked {
+            UnplugRequest::Asked => ReleaseRequest::Asked,
+            UnplugRequest::Released | UnplugRequest::NothingThere => ReleaseRequest::Released,
+        }
+    }
+
+    /// The functions below the port at `bridge` that the guest has released, having been asked.
+    pub fn released(&self, bridge: FunctionAddress) -> Vec<FunctionAddress> {
+        let released = self.ports.ports.get(&bridge).is_some_and(|entry| lock(&entry.port).released());
+        match self.segments.get(usize::from(bridge.segment)).filter(|_| released) {
+            Some(segment) => segment.below(bridge),
+            None => Vec::new(),
+        }
+    }
+
+    /// A function was taken out: with the last one, the slot is empty.
+    pub(super) fn taken_out(&mut self, address: FunctionAddress) -> Result<()> {
+        let Some(port) = self.slot_above(address) else { return Ok(()) };
+        let segment = self.segment(address.segment)?;
+        if segment.bridge_above(address).is_some_and(|bridge| segment.below(bridge).is_empty()) {
+            lock(&port).unplug();
+            self.remap_above(address)?;
+        }
+        Ok(())
+    }
+
+    fn remap_above(&mut self, address: FunctionAddress) -> Result<()> {
+        let bridge = self.segment(address.segment)?.bridge_above(address);
+        bridge.map_or(Ok(()), |bridge| self.remap(bridge))
+    }
+
+    /// Resets what is below a bridge.
+    pub(super) fn reset_below(&mut self, bridge: FunctionAddress) -> Result<Completion> {
+        self.remap(bridge)?;
+        let below = self.segment(bridge.segment)?.below(bridge);
+        let mut waiting = BTreeSet::new();
+        for function in below {
+            if self.apply(function, DeviceChange::Reset)? == Completion::Later {
+                waiting.insert(function);
+            }
+        }
+        if waiting.is_empty() {
+            return Ok(Completion::Done);
+        }
+        self.ports.resets.entry(bridge).or_default().extend(waiting);
+        Ok(Completion::Later)
+    }
+
+    /// The bridges whose reset of what is below them is complete now that `function` has come to rest.
+    pub fn completed_resets(&mut self, function: FunctionAddress) -> Vec<FunctionAddress> {
+        let mut completed = Vec::new();
+        self.ports.resets.retain(|bridge, waiting| {
+            let was_waiting = waiting.remove(&function);
+            if was_waiting && waiting.is_empty() {
+                completed.push(*bridge);
+            }
+            !waiting.is_empty()
+        });
+        completed
+    }
+
+    /// Resets a function that needs no workers.
+    pub(super) fn reset_plain(&mut self, address: FunctionAddress) -> Result<()> {
+        if let Some(function) = self.segment(address.segment)?.get(address) {
+            lock(&function).reset();
+        }
+        self.remap(address)
+    }
+}
+
+/// The buses of each port: the one right below it, and those further down. Numbers go down each branch before the next.
+///
+/// # Errors
+/// When they do not suffice.
+fn number_buses(ports: &[PciPortConfig]) -> Result<Vec<RangeInclusive<u8>>> {
+    fn visit(index: usize, ports: &[PciPortConfig], next: &mut u16, buses: &mut [RangeInclusive<u16>]) {
+        let Some(port) = ports.get(index) else { return };
+        let first = *next;
+        *next += 1;
+        let below = (0..).zip(ports).filter(|(_, other)| other.bus.as_deref() == Some(port.id.as_str()));
+        for (child, _) in below {
+            visit(child, ports, next, buses);
+        }
+        *next += u16::from(port.bus_reserve);
+        if let Some(place) = buses.get_mut(index) {
+            *place = first..=*next - 1;
+        }
+    }
+    let mut buses = vec![0..=0; ports.len()];
+    let mut next = BTreeMap::new();
+    for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.bus.is_none()) {
+        visit(index, ports, next.entry(port.pci_segment).or_insert(1), &mut buses);
+    }
+    let narrow = |(buses, port): (RangeInclusive<u16>, &PciPortConfig)| {
+        let last = u8::try_from(*buses.end()).with_context(|| {
+            format!(
+                "--pci-port id={}: bus numbers end at 255; use fewer ports, or more PCI segments",
+                port.id
+            )
+        })?;
+        Ok(u8::try_from(*buses.start())?..=last)
+    };
+    buses.into_iter().zip(ports).map(narrow).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(id: &str, kind: PciPortKind, bus: Option<&str>, reserve: u8) -> PciPortConfig {
+        PciPortConfig {
+            id: id.into(),
+            kind,
+            bus: bus.map(str::to_owned),
+            bus_reserve: reserve,
+            ..PciPortConfig::default()
+        }
+    }
+
+    #[test]
+    fn buses_are_numbered_down_each_branch_whatever_the_order_of_options() {
+        use PciPortKind::*;
+        let ports = [
+            port("rp0", Root, None, 0),
+            port("rp1", Root, None, 0),
+            port("up0", Upstream, Some("rp0"), 0),
+            port("dp0", Downstream, Some("up0"), 2),
+            port("dp1", Downstream, Some("up0"), 0),
+        ];
+        let buses = number_buses(&ports).unwrap();
+        assert_eq!(buses, [1..=6, 7..=7, 2..=6, 3..=5, 6..=6]);
+        let many = [port("a", Root, None, 200), port("b", Root, None, 200)];
+        assert!(number_buses(&many).unwrap_err().to_string().contains("--pci-port id=b"));
+    }
+}
