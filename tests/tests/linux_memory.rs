@@ -1,7 +1,18 @@
 //! Memory that a stock kernel gives back and gets again: what it says it has, and what the host sees.
 
+use hypervisor::kvm::{DEFAULT_PATH, Kvm};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
+use vivarium_tests::host::Folder;
 use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
+use vmm::api::request::Resize;
+use vmm::api::{Call, Reply, Request};
+use vmm::cli::{self, Command};
+use vmm::config::ByteSize;
+use vmm::message::{Event, Inbox};
 
 const MIB: u64 = 1 << 20;
 
@@ -82,4 +93,118 @@ fn memory_is_plugged_into_the_node_it_belongs_to() {
         .start()
         .succeed();
     assert!(output.contains("System RAM (virtio_mem)"), "{output}");
+}
+
+/// A machine in this process, so that the test can ask its machine thread for things.
+struct Machine {
+    inbox: Inbox,
+    console: BufReader<UnixStream>,
+    seen: String,
+}
+
+impl Machine {
+    fn start(builder: MonitorBuilder, folder: &Folder) -> Self {
+        let socket = folder.join("console");
+        let command = builder.replace("--console", format!("socket={}", socket.display())).command();
+        let words = std::iter::once(command.get_program()).chain(command.get_args()).map(Into::into);
+        let Ok(Command::Run(run)) = cli::parse(words) else { panic!("{command:?} runs nothing") };
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            let kvm = Kvm::open(DEFAULT_PATH.as_ref()).unwrap();
+            let mut monitor = vmm::monitor::Monitor::new(Arc::new(kvm)).unwrap();
+            monitor.boot(run.config).unwrap();
+            sender.send(monitor.inbox()).unwrap();
+            monitor.run().unwrap();
+        });
+        let inbox = receiver.recv().expect("the machine is built");
+        let console = UnixStream::connect(socket).unwrap();
+        console.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { inbox, console: BufReader::new(console), seen: String::new() }
+    }
+
+    fn call(&self, request: Request) -> serde_json::Value {
+        let (sender, receiver) = channel();
+        let respond = Box::new(move |answer| drop(sender.send(answer)));
+        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        match receiver.recv().expect("the machine thread answers").unwrap() {
+            Reply::Json(value) => value,
+            _ => serde_json::Value::Null,
+        }
+    }
+
+    fn resize(&self, memory: u64, balloon: u64) {
+        self.call(Request::Resize(Resize {
+            desired_ram: Some(ByteSize(memory * MIB)),
+            desired_balloon: Some(ByteSize(balloon * MIB)),
+            ..Resize::default()
+        }));
+    }
+
+    fn wait_for(&mut self, mark: &str) {
+        loop {
+            let mut line = Vec::new();
+            let read = self.console.read_until(b'\n', &mut line);
+            assert!(read.is_ok_and(|read| read > 0), "no {mark} in:\n{}", self.seen);
+            let line = String::from_utf8_lossy(&line);
+            self.seen.push_str(&line);
+            if line.contains(mark) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the machine says of itself what holds, and returns it.
+    fn wait_until(&self, request: fn() -> Request, holds: impl Fn(&serde_json::Value) -> bool) {
+        let start = Instant::now();
+        loop {
+            let value = self.call(request());
+            if holds(&value) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the machine says {value:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+#[test]
+fn a_guest_follows_when_its_memory_and_balloon_are_resized() {
+    let folder = Folder::new();
+    let builder = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--memory", "size=256M,hotplug_method=virtio-mem,hotplug_size=1G"])
+        .args(["--balloon", "size=0,deflate_on_oom=off,statistics_interval=1"])
+        .cmdline("memhp_default_state=online_movable")
+        .script(&script(
+            "start=$(total); echo @@READY
+            wait_total -ge $((start + 512)); echo @@PLUGGED
+            wait_total -le $((start + 128)); echo @@UNPLUGGED
+            wait_total -le $start
+            wait_total -le $((start - 64)); echo @@INFLATED
+            wait_total -ge $start; echo @@DEFLATED",
+        ));
+    let mut machine = Machine::start(builder, &folder);
+    let actual =
+        |mib: u64| move |info: &serde_json::Value| info["memory_actual_size"] == serde_json::json!(mib * MIB);
+    machine.wait_for("@@READY");
+    machine.resize(768, 0);
+    machine.wait_for("@@PLUGGED");
+    machine.wait_until(|| Request::Info, actual(768));
+    machine.resize(384, 0);
+    machine.wait_for("@@UNPLUGGED");
+    machine.wait_until(|| Request::Info, actual(384));
+    machine.resize(256, 64);
+    machine.wait_for("@@INFLATED");
+    machine.wait_until(|| Request::Info, actual(192));
+    // The guest tells of its memory as it sees it.
+    machine.wait_until(
+        || Request::Counters,
+        |counters| {
+            let total = counters["__balloon"]["total_memory"].as_u64().unwrap_or(0);
+            counters["__balloon"]["actual_bytes"] == 64 * MIB && (64 * MIB..200 * MIB).contains(&total)
+        },
+    );
+    machine.resize(256, 0);
+    machine.wait_for("@@DEFLATED");
+    machine.wait_until(|| Request::Info, actual(256));
+    machine.wait_for("@@RC 0");
 }
