@@ -112,7 +112,7 @@ impl Machine {
         std::thread::spawn(move || {
             let kvm = Kvm::open(DEFAULT_PATH.as_ref()).unwrap();
             let mut monitor = vmm::monitor::Monitor::new(Arc::new(kvm)).unwrap();
-            monitor.boot(run.config).unwrap();
+            monitor.boot(run.config.unwrap()).unwrap();
             sender.send(monitor.inbox()).unwrap();
             monitor.run().unwrap();
         });
