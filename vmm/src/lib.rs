@@ -5,8 +5,8 @@ pub mod cli;
 pub mod config;
 pub mod config_help;
 pub mod console_thread;
-#[cfg(target_arch = "x86_64")]
 pub mod core_scheduling;
+#[cfg(target_arch = "x86_64")]
 pub mod coredump;
 pub mod cpu;
 pub mod ctl;
