@@ -371,7 +371,7 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
                 if down != 0 {
                     cpu.port_write32(EJECT, down);
                 }
-                if random.below(20_000) == 0 {
+                if random.below(2_000) == 0 {
                     cpu.port_write8(0x602, 1);
                 }
             }
@@ -398,11 +398,8 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
                     model = if answer.is_ok() { Running } else { model };
                 }
                 3 => {
-                    // The guest may restart the machine while it is being paused; then it goes on.
                     let answer = control.call(Request::Pause);
-                    if model != Running {
-                        at(&answer, false);
-                    }
+                    at(&answer, model == Running);
                     model = if answer.is_ok() { Paused } else { model };
                 }
                 4 => {

@@ -133,7 +133,7 @@ fn orders_reach_cpus_that_run() {
     };
     assert!(affinity(0, 0).is_ok());
     assert_eq!(affinity(9, 0).unwrap_err().kind, ErrorKind::NotFound);
-    assert_eq!(affinity(0, 1000).unwrap_err().kind, ErrorKind::Internal);
+    assert_eq!(affinity(0, 1000).unwrap_err().kind, ErrorKind::BadRequest);
     machine.end();
 }
 

@@ -6,9 +6,10 @@
 //! | 400 | the request is wrong; the error names the field |
 //! | 404 | no such path, machine or device |
 //! | 405 | the path has another method; or the machine is not in a state for it |
-//! | 408, 413, 415 | a body that does not arrive, is too large, is not JSON |
+//! | 408 | the body does not arrive, or the guest does not do its part, in time |
+//! | 413, 415 | a body that is too large, is not JSON |
 //! | 409 | it is there already |
-//! | 500, 501, 503, 504 | the host refused; not supported; the process ends; the guest did not do its part in time |
+//! | 500, 501, 503 | the host refused; not supported; the process ends |
 //!
 //! An error's body is an array of strings, from the general to the particular, as cloud-hypervisor's clients read it. A client
 //! that accepts `application/problem+json` gets an object (RFC 9457) with the field in a member of its own.
@@ -189,7 +190,7 @@ impl From<ApiError> for Refusal {
             ErrorKind::NotFound => 404,
             ErrorKind::State => 405,
             ErrorKind::Conflict => 409,
-            ErrorKind::Timeout => 504,
+            ErrorKind::Timeout => 408,
             ErrorKind::Internal => 500,
             ErrorKind::NotSupported => 501,
         };

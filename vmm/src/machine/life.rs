@@ -125,6 +125,11 @@ impl Machine {
         if self.ending() {
             return Ok(None);
         }
+        if matches!(self.phase, Phase::Pausing { .. } | Phase::Paused) {
+            // The CPU made the access before it was stopped: it is part of what happens when the machine goes on.
+            self.held.push((cpu, effect));
+            return Ok(None);
+        }
         match effect {
             Effect::PowerOff => return Ok(self.end(Ended::PoweredOff)),
             Effect::Reset => return self.reset(None),
@@ -190,6 +195,10 @@ impl Machine {
         self.events.emit("vm", "resuming");
         self.pci.resume();
         self.start();
+        for (cpu, effect) in std::mem::take(&mut self.held) {
+            let generation = self.cpus.generation();
+            self.mailbox.post(Message::Effect { cpu, generation, effect });
+        }
         self.events.emit("vm", "resumed");
     }
 
@@ -203,19 +212,13 @@ impl Machine {
         }
         tracing::info!("the machine restarts");
         self.events.emit("vm", "rebooting");
-        if let Phase::Pausing { respond, .. } =
-            std::mem::replace(&mut self.phase, Phase::Resetting { respond })
-        {
-            respond(Err(ApiError::new(
-                ErrorKind::Conflict,
-                "the guest restarted the machine while it was being paused",
-            )));
-        }
+        self.phase = Phase::Resetting { respond };
         self.park_cpus();
         // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
         // would go on in the memory of the restarted guest.
         self.cpus.forget_effects();
         self.waiting.clear();
+        self.held.clear();
         if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
     }
 

@@ -46,7 +46,7 @@ use life::Phase;
 use machine::bus::BusHandle;
 use machine::clock::{Clock, SystemClock};
 use machine::doorbell::Doorbell;
-use machine::effect::FunctionAddress;
+use machine::effect::{Effect, FunctionAddress};
 use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
@@ -95,6 +95,8 @@ pub struct Machine {
     events: Events,
     /// CPUs whose effect waits for a function's workers to stop.
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
+    /// What CPUs asked for before they were stopped by a pause, and was heard after.
+    held: Vec<(u32, Effect)>,
     phase: Phase,
     resets: u64,
     debugger: Debugger,
@@ -173,6 +175,7 @@ impl Machine {
             site,
             events,
             waiting: BTreeMap::new(),
+            held: Vec::new(),
             phase: Phase::Paused,
             resets: 0,
             debugger: Debugger::default(),

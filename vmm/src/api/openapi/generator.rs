@@ -169,7 +169,7 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         refused.extend(["404", "500", "501"]);
     }
     if matches!(route.serves, Serves::Call(Takes::Body(..))) {
-        refused.extend(["409", "504"]);
+        refused.push("409");
     }
     for status in refused {
         responses.insert(status.into(), json!({"$ref": format!("#/components/responses/{status}")}));
@@ -178,18 +178,17 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
 }
 
 /// Why a request is refused, by status.
-const REFUSALS: [(&str, &str); 11] = [
+const REFUSALS: [(&str, &str); 10] = [
     ("400", "The request is wrong."),
     ("404", "There is no such machine, device or part."),
     ("405", "The path has another method, or the machine is not in a state for this."),
-    ("408", "The body did not arrive in time."),
+    ("408", "The body did not arrive, or the guest did not do its part, in time."),
     ("409", "It is there already."),
     ("413", "The body is too large."),
     ("415", "The body is not JSON."),
     ("500", "The host refused."),
     ("501", "This is not supported."),
     ("503", "The process ends, or too many listen to events."),
-    ("504", "The guest did not do its part in time."),
 ];
 
 fn error(description: &str) -> Value {
