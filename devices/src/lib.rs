@@ -27,6 +27,7 @@ pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
 pub mod virtio;
+pub mod watchdog;
 
 #[cfg(test)]
 mod conformance;

@@ -54,6 +54,8 @@ pub enum DeviceChange {
     StartQueue(u16),
     /// Stop one queue's handler and give it back.
     StopQueue(u16),
+    /// It wants to be looked at sooner than before: ask it when.
+    Deadline,
     /// A function-level reset: as `Stop`, then the registers return to their defaults.
     Reset,
     /// The functions below this bridge are reset: it was told to, or its link went down. What it lets through changed

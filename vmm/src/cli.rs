@@ -9,7 +9,7 @@ use crate::config::PciPortConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
-    PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, console,
+    PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, WatchdogConfig, console,
 };
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -90,6 +90,9 @@ struct Flags {
     /// Add a pvpanic device, by which the guest reports its panics.
     #[arg(long)]
     pvpanic: bool,
+    /// Add a watchdog, which restarts a guest that hangs, or does with it what action=ACTION says.
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
+    watchdog: Option<String>,
     /// The machine's identity and number of PCI segments.
     #[arg(long, value_name = "KEYS")]
     platform: Option<String>,
@@ -274,6 +277,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
     let Some(kernel) = flags.kernel.clone() else {
         return Err(UsageError("--kernel is missing; give the kernel to boot: --kernel PATH".into()));
     };
+    let watchdog = maybe::<WatchdogConfig>("--watchdog", flags.watchdog.as_deref())?;
     Ok(VmConfig {
         cpus: one::<CpusConfig>("--cpus", flags.cpus.as_deref())?,
         memory,
@@ -295,6 +299,8 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
             flags.debug_console.as_deref().unwrap_or("off"),
         )?,
         pvpanic: flags.pvpanic,
+        watchdog: watchdog.is_some(),
+        watchdog_action: watchdog.unwrap_or_default().action,
         numa: many::<NumaConfig>("--numa", &flags.numa)?,
         platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
         pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
@@ -487,6 +493,10 @@ mod tests {
             (
                 "--kernel k --disk path=a,id=x --net id=x",
                 "--net id=x: is given to two devices; names must differ",
+            ),
+            (
+                "--kernel k --watchdog action=bark",
+                "--watchdog action=bark: action: \"bark\" is not one of reset, poweroff, pause, none",
             ),
             ("--kernel k --vsock cid=3", "--vsock cid=3: has no socket; add socket=<path>"),
             (

@@ -7,7 +7,7 @@ use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, VsockConfig,
+    RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
 };
 use std::fmt::Write;
 
@@ -36,6 +36,7 @@ const ENTRIES: &[Entry] = &[
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
+    entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),

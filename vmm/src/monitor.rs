@@ -164,12 +164,10 @@ impl Monitor {
         };
         let ended = match event {
             Ok(event) => self.handle(event)?,
-            Err(RecvTimeoutError::Timeout) => {
-                if let Vm::Booted(machine) = &mut self.vm {
-                    machine.overdue(Instant::now());
-                }
-                None
-            }
+            Err(RecvTimeoutError::Timeout) => match &mut self.vm {
+                Vm::Booted(machine) => machine.overdue(Instant::now())?,
+                _ => None,
+            },
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("every thread of the machine has ended"),
         };
         let quit = ended.and_then(|ended| self.machine_ended(ended));

@@ -28,6 +28,7 @@ mod virtio_mem;
 mod virtio_net;
 mod virtio_pci;
 mod virtio_vsock;
+mod watchdog;
 
 pub use acpi_hotplug::acpi_hotplug;
 pub use api::api;
@@ -44,3 +45,4 @@ pub use virtio_mem::virtio_mem;
 pub use virtio_net::{net_control, net_rx, net_tx};
 pub use virtio_pci::virtio_pci;
 pub use virtio_vsock::virtio_vsock;
+pub use watchdog::watchdog;

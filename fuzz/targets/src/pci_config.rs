@@ -125,6 +125,7 @@ impl Machine {
                 }
             }
             DeviceChange::ResetBelow => panic!("there is no bridge"),
+            DeviceChange::Deadline => panic!("these functions have no deadlines"),
             // Its driver has no memory for rings to speak of: it can do no more than fail to start.
             DeviceChange::Start => {
                 let started = lock(&self.virtio).start();

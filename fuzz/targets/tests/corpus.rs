@@ -57,4 +57,5 @@ replay!(
     virtio_mem,
     virtio_pci,
     virtio_vsock,
+    watchdog,
 );

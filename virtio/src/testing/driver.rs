@@ -245,6 +245,7 @@ impl Driver {
         match change {
             // There is nothing below the function.
             None | Some(DeviceChange::ResetBelow) => {}
+            None | Some(DeviceChange::Deadline) => {}
             // The test machine has no map that could change.
             Some(DeviceChange::Remap) => {
                 let unsettled = self.function.unsettled();

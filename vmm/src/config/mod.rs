@@ -24,6 +24,7 @@ pub mod rate_limit;
 pub(crate) mod schema;
 pub mod validate;
 pub mod vsock;
+pub mod watchdog;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
@@ -41,6 +42,7 @@ pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
 pub use validate::ConfigError;
 pub use vsock::VsockConfig;
+pub use watchdog::{WatchdogAction, WatchdogConfig};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +88,12 @@ pub struct VmConfig {
     /// Whether there is a pvpanic device.
     #[serde(deserialize_with = "null_is_default")]
     pub pvpanic: bool,
+    /// Whether there is a watchdog.
+    #[serde(deserialize_with = "null_is_default")]
+    pub watchdog: bool,
+    /// What it does to a guest that hangs.
+    #[serde(deserialize_with = "null_is_default")]
+    pub watchdog_action: WatchdogAction,
     /// The NUMA nodes.
     #[serde(deserialize_with = "null_is_default")]
     pub numa: Vec<NumaConfig>,

@@ -4,6 +4,7 @@
 //! last worker that came to rest. A call that waits for it is answered then.
 
 use super::pci_bus::Completion;
+use super::watchdog::GuestWatchdog;
 use super::workers::Purpose;
 use super::{Ended, Machine, platform};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
@@ -186,6 +187,9 @@ impl Machine {
     pub fn pause(&mut self, respond: Respond) -> Result<Option<Ended>> {
         self.events.emit("vm", "pausing");
         self.park_cpus();
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.pause();
+        }
         self.phase = Phase::Pausing { respond, deadline: Instant::now() + PAUSE_LIMIT };
         if self.pci.pause() || self.pci.stopping() { Ok(None) } else { self.at_rest() }
     }
@@ -194,6 +198,9 @@ impl Machine {
     pub fn resume(&mut self) {
         self.events.emit("vm", "resuming");
         self.pci.resume();
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.resume();
+        }
         self.start();
         for (cpu, effect) in std::mem::take(&mut self.held) {
             let generation = self.cpus.generation();
@@ -284,11 +291,16 @@ impl Machine {
             Phase::Pausing { deadline, .. } => Some(*deadline),
             _ => None,
         };
-        self.removal_deadline().into_iter().chain(pause).min()
+        // While it comes to rest, the watchdog waits.
+        let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
+        self.removal_deadline().into_iter().chain(pause).chain(watchdog).min()
     }
 
-    /// Gives up what was not done in its time.
-    pub fn overdue(&mut self, now: Instant) {
+    /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
         self.give_up_removals(now);
         if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
             && let Phase::Pausing { respond, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
@@ -303,5 +315,6 @@ impl Machine {
                 ),
             )));
         }
+        self.look_at_watchdog()
     }
 }

@@ -23,6 +23,7 @@ mod registry;
 pub mod resize;
 #[cfg(not(target_arch = "x86_64"))]
 pub mod undebugged;
+mod watchdog;
 mod workers;
 
 use crate::api::Respond;
@@ -57,6 +58,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 #[cfg(not(target_arch = "x86_64"))]
 use undebugged::Debugger;
+use watchdog::GuestWatchdog;
 
 /// How a machine came to its end.
 #[derive(Debug)]
@@ -104,6 +106,7 @@ pub struct Machine {
     dump: Option<Respond>,
     mailbox: Mailbox,
     removals: BTreeMap<String, Removal>,
+    watchdog: Option<GuestWatchdog>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
     modules: Modules,
@@ -157,6 +160,7 @@ impl Machine {
         pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
+        let watchdog = GuestWatchdog::add(&config, &clock, &mut pci)?;
         pci.place_bars(layout.segments())?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
@@ -182,6 +186,7 @@ impl Machine {
             dump: None,
             mailbox: own_mailbox,
             removals: BTreeMap::new(),
+            watchdog,
             memory_devices,
             _consoles: consoles.serve(pumps, escape),
             modules: Modules::new(&memory)?,

@@ -162,6 +162,28 @@ impl PciBus {
         Ok(address)
     }
 
+    /// Adds a function that is no virtio device, for something named `id`, at the next free device number of its segment.
+    ///
+    /// # Errors
+    /// When the segment is full.
+    pub fn add_function(
+        &mut self,
+        id: &str,
+        segment: u16,
+        function: FunctionHandle,
+    ) -> Result<FunctionAddress> {
+        let bus = self
+            .segments
+            .get(usize::from(segment))
+            .with_context(|| format!("device {id}: there is no PCI segment {segment}"))?;
+        let number = bus.free_device().with_context(|| {
+            format!("device {id}: PCI segment {segment} has no room left; raise --platform num_pci_segments")
+        })?;
+        let address = FunctionAddress::new(segment, 0, number, 0);
+        bus.insert(address, function).with_context(|| format!("adding device {id}"))?;
+        Ok(address)
+    }
+
     /// Points all BARs at addresses in the segments' windows, as firmware does.
     ///
     /// # Errors
@@ -185,6 +207,8 @@ impl PciBus {
     /// When the host refuses; the function is left without what it asked for.
     pub fn apply(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
         match change {
+            // The machine thread asks before it waits again.
+            DeviceChange::Deadline => Ok(Completion::Done),
             DeviceChange::Remap => {
                 self.remap(address)?;
                 let unsettled =
