@@ -9,7 +9,8 @@ use crate::config::PciPortConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
-    PlatformConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, WatchdogConfig, console,
+    PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, WatchdogConfig,
+    console,
 };
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -75,6 +76,9 @@ struct Flags {
     /// A memory balloon.
     #[arg(long, value_name = "KEYS")]
     balloon: Option<String>,
+    /// Persistent memory: a file that the guest has as memory.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pmem: Vec<String>,
     /// Sockets between the guest and programs on the host.
     #[arg(long, value_name = "KEYS")]
     vsock: Option<String>,
@@ -291,6 +295,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         net: many::<NetConfig>("--net", &flags.net)?,
         rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
         balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
+        pmem: many::<PmemConfig>("--pmem", &flags.pmem)?,
         vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
         console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
@@ -498,6 +503,7 @@ mod tests {
                 "--kernel k --watchdog action=bark",
                 "--watchdog action=bark: action: \"bark\" is not one of reset, poweroff, pause, none",
             ),
+            ("--kernel k --pmem size=2M", "--pmem: has no file; add file=<path>"),
             ("--kernel k --vsock cid=3", "--vsock cid=3: has no socket; add socket=<path>"),
             (
                 "--kernel k --vsock cid=2,socket=/s",

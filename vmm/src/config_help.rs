@@ -7,7 +7,7 @@ use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
     MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
+    PmemConfig, RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
 };
 use std::fmt::Write;
 
@@ -35,6 +35,7 @@ const ENTRIES: &[Entry] = &[
     entry::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
+    entry::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),
     entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
     entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),

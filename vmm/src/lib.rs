@@ -25,6 +25,7 @@ pub mod memory;
 pub mod message;
 pub mod metrics;
 pub mod monitor;
+pub mod pmem;
 pub mod seccomp;
 
 use crate::machine::Ended;

@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod console;
 pub mod mem;
+pub mod pmem;
 pub mod rng;
 pub mod vsock;
 

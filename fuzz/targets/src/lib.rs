@@ -27,6 +27,7 @@ mod virtio_console;
 mod virtio_mem;
 mod virtio_net;
 mod virtio_pci;
+mod virtio_pmem;
 mod virtio_vsock;
 mod watchdog;
 
@@ -44,5 +45,6 @@ pub use virtio_console::virtio_console;
 pub use virtio_mem::virtio_mem;
 pub use virtio_net::{net_control, net_rx, net_tx};
 pub use virtio_pci::virtio_pci;
+pub use virtio_pmem::virtio_pmem;
 pub use virtio_vsock::virtio_vsock;
 pub use watchdog::watchdog;

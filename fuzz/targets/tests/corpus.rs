@@ -56,6 +56,7 @@ replay!(
     virtio_console,
     virtio_mem,
     virtio_pci,
+    virtio_pmem,
     virtio_vsock,
     watchdog,
 );

@@ -19,6 +19,7 @@ pub mod options;
 pub mod parts;
 pub mod pci_port;
 pub mod platform;
+pub mod pmem;
 pub mod rate_limit;
 #[cfg(test)]
 pub(crate) mod schema;
@@ -39,6 +40,7 @@ pub use numa::{NumaConfig, NumaDistance};
 pub use options::{ByteSize, Options};
 pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
+pub use pmem::PmemConfig;
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
 pub use validate::ConfigError;
 pub use vsock::VsockConfig;
@@ -74,6 +76,9 @@ pub struct VmConfig {
     pub rng: RngConfig,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
+    /// The persistent memory.
+    #[serde(deserialize_with = "null_is_default")]
+    pub pmem: Vec<PmemConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// The serial port.
@@ -143,6 +148,10 @@ impl VmConfig {
             net.id.get_or_insert_with(|| name("net", &mut next));
         }
         next = 0;
+        for pmem in &mut self.pmem {
+            pmem.id.get_or_insert_with(|| name("pmem", &mut next));
+        }
+        next = 0;
         if let Some(vsock) = &mut self.vsock {
             vsock.id.get_or_insert_with(|| name("vsock", &mut next));
         }
@@ -152,7 +161,8 @@ impl VmConfig {
     fn device_ids(&self) -> impl Iterator<Item = &str> {
         let disks = self.disks.iter().filter_map(|disk| disk.id.as_deref());
         let net = self.net.iter().filter_map(|net| net.id.as_deref());
-        disks.chain(net).chain(self.vsock.iter().filter_map(|vsock| vsock.id.as_deref()))
+        let pmem = self.pmem.iter().filter_map(|pmem| pmem.id.as_deref());
+        disks.chain(net).chain(pmem).chain(self.vsock.iter().filter_map(|vsock| vsock.id.as_deref()))
     }
 
     /// Whether a device of that id was configured.
@@ -164,6 +174,7 @@ impl VmConfig {
     pub fn forget_device(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id.as_deref() != Some(id));
         self.net.retain(|net| net.id.as_deref() != Some(id));
+        self.pmem.retain(|pmem| pmem.id.as_deref() != Some(id));
         self.vsock.take_if(|vsock| vsock.id.as_deref() == Some(id));
     }
 }

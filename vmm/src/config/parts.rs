@@ -74,6 +74,7 @@ impl VmConfig {
         parts.extend(all("--disk", &self.disks));
         parts.extend(all("--net", &self.net));
         parts.extend(all("--balloon", &self.balloon));
+        parts.extend(all("--pmem", &self.pmem));
         parts.extend(all("--vsock", &self.vsock));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));

@@ -247,7 +247,8 @@ impl VmConfig {
         let disks = self.disks.iter().map(|disk| ("--disk", &disk.id));
         let net = self.net.iter().map(|net| ("--net", &net.id));
         let vsock = self.vsock.iter().map(|vsock| ("--vsock", &vsock.id));
-        for (flag, id) in disks.chain(net).chain(vsock) {
+        let pmem = self.pmem.iter().map(|pmem| ("--pmem", &pmem.id));
+        for (flag, id) in disks.chain(net).chain(pmem).chain(vsock) {
             let Some(id) = id else { continue };
             let option = format!("{flag} id={id}");
             if id.is_empty() || id.starts_with("__") {
@@ -339,6 +340,12 @@ impl VmConfig {
             }
             check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
             self.check_segment(&option, net.pci_segment)?;
+        }
+        for pmem in &self.pmem {
+            let Some(path) = pmem.file.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+                return error("--pmem", "has no file; add file=<path>");
+            };
+            self.check_segment(&format!("--pmem file={}", path.display()), pmem.pci_segment)?;
         }
         if let Some(vsock) = &self.vsock {
             let option = format!("--vsock cid={}", vsock.cid);

@@ -33,6 +33,7 @@ use crate::cpu::Surroundings;
 use crate::event::Events;
 use crate::memory::{self, GuestMemory, ZoneExtent};
 use crate::message::{CpuFailure, Mailbox};
+use crate::pmem;
 use added_memory::Modules;
 use anyhow::{Context, Result};
 use arch::native::cpu::CpuModel;
@@ -140,7 +141,9 @@ impl Machine {
         // Their threads are made and confine themselves while the rest is built.
         let mut cpus = Cpus::start(&config, Arc::clone(&vm), vcpus, surroundings, model.clone())?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
-        let memory = memory::provide(&config.memory, &ranges, layout.hotplug())?;
+        let mut memory = memory::provide(&config.memory, &ranges, layout.hotplug())?;
+        let after = layout.hotplug().map_or(0, |range| range.start) + memory::hotplug_space(&config.memory);
+        let pmem = pmem::add(&config.pmem, after, &mut memory)?;
         map_memory(&*vm, &memory)?;
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
@@ -160,6 +163,7 @@ impl Machine {
         pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
+        registry::add_pmem(&pmem, &mut pci)?;
         let watchdog = GuestWatchdog::add(&config, &clock, &mut pci)?;
         pci.place_bars(layout.segments())?;
 

@@ -6,6 +6,7 @@ use super::platform::serial_mode;
 use super::workers;
 use crate::config::disk::DiskEngine;
 use crate::config::{DiskConfig, NetConfig, RateLimiterConfig, TokenBucketConfig, VmConfig, VsockConfig};
+use crate::pmem::PmemExtent;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
 use block::engine::EngineKind;
@@ -13,6 +14,7 @@ use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions};
 use devices::host_console::HostConsole;
 use devices::virtio::console::{Console, Port};
+use devices::virtio::pmem::Pmem;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use machine::clock::Clock;
@@ -94,6 +96,20 @@ fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
         )
     })?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
+    Ok(())
+}
+
+/// Adds the devices of the persistent memory that is mapped.
+///
+/// # Errors
+/// When one cannot be had, naming its option.
+pub fn add_pmem(extents: &[PmemExtent], pci: &mut PciBus) -> Result<()> {
+    for extent in extents {
+        let device = Pmem::new(extent.range, extent.flush.clone(), || seccomp::confine(ThreadKind::Worker));
+        let transport = pci_transport::Options::default();
+        pci.add_virtio(&extent.id, extent.pci_segment, Box::new(device), transport, worker_options())
+            .with_context(|| format!("--pmem id={}", extent.id))?;
+    }
     Ok(())
 }
 

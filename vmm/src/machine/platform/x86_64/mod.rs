@@ -11,6 +11,7 @@ use super::{
 };
 use crate::config::VmConfig;
 use crate::memory;
+use crate::pmem;
 use anyhow::{Context, Result, anyhow};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -261,7 +262,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     let request = LayoutRequest {
         segments: config.platform.num_pci_segments,
         amd: model.vendor() == Vendor::Amd,
-        hotplug: memory::hotplug_space(&config.memory),
+        hotplug: memory::hotplug_space(&config.memory) + pmem::space(&config.pmem)?,
         ..LayoutRequest::new(config.memory.boot_size(), model.phys_bits())
     };
     let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
