@@ -7,13 +7,13 @@ use std::path::Path;
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
-const PIECES: usize = 2;
+const PIECES: usize = 25;
 const PIECE: usize = 4 << 20;
 
 /// The guest's script, which tells how far it is since an emulated host is slow: first it connects to the host and sends what it gets back, then the host connects to it.
 const SCRIPT: &str = r#"set -e
     head -c 4194304 /dev/urandom >/tmp/piece
-    stream() { for i in $(seq 2); do cat /tmp/piece; echo "@@$1 $i" >/dev/console; done; }
+    stream() { for i in $(seq 25); do cat /tmp/piece; echo "@@$1 $i" >/dev/console; done; }
     sum=$(stream summed | sha256sum)
     back=$(stream sent | vsock connect 2 1000 | sha256sum)
     [ "$sum" = "$back" ]

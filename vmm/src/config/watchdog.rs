@@ -13,6 +13,7 @@ options! {
 
 /// What is done when a guest does not reload its watchdog in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WatchdogAction {
     /// Restart the machine.
