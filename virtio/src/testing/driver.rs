@@ -243,9 +243,8 @@ impl Driver {
     /// Does for the device what the machine does.
     pub fn apply(&mut self, change: Option<DeviceChange>) {
         match change {
-            // There is nothing below the function.
-            None | Some(DeviceChange::ResetBelow) => {}
-            None | Some(DeviceChange::Deadline) => {}
+            // There is nothing below the function, and no virtio device has a deadline.
+            None | Some(DeviceChange::ResetBelow | DeviceChange::Deadline) => {}
             // The test machine has no map that could change.
             Some(DeviceChange::Remap) => {
                 let unsettled = self.function.unsettled();

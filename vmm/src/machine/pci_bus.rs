@@ -162,25 +162,18 @@ impl PciBus {
         Ok(address)
     }
 
-    /// Adds a function that is no virtio device, for something named `id`, at the next free device number of its segment.
+    /// Adds a function that is no virtio device, for something named `id`.
     ///
     /// # Errors
-    /// When the segment is full.
+    /// When there is no room where it is to be.
     pub fn add_function(
         &mut self,
         id: &str,
-        segment: u16,
+        place: impl Into<PciPlace>,
         function: FunctionHandle,
     ) -> Result<FunctionAddress> {
-        let bus = self
-            .segments
-            .get(usize::from(segment))
-            .with_context(|| format!("device {id}: there is no PCI segment {segment}"))?;
-        let number = bus.free_device().with_context(|| {
-            format!("device {id}: PCI segment {segment} has no room left; raise --platform num_pci_segments")
-        })?;
-        let address = FunctionAddress::new(segment, 0, number, 0);
-        bus.insert(address, function).with_context(|| format!("adding device {id}"))?;
+        let address = self.resolve(&place.into()).with_context(|| format!("device {id}"))?;
+        self.insert(address, function).with_context(|| format!("adding device {id}"))?;
         Ok(address)
     }
 
