@@ -76,7 +76,7 @@ impl RegisterId {
 
     /// A register at this offset in the structure of core registers.
     const fn core(offset: u64) -> Self {
-        Self(Self::ARM64 | Self::SIZE_U64 | Self::CORE | offset / 4)
+        Self(Self::ARM64 | Self::SIZE_U64 | Self::CORE | (offset / 4))
     }
 
     /// A system register by the fields of the instructions that access it.

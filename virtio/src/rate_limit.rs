@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn limits_change_for_all_who_share_them() {
         let clock = Arc::new(ManualClock::default());
-        let limiter = RateLimiter::unlimited(clock.clone());
+        let limiter = RateLimiter::unlimited(clock);
         let other = limiter.clone();
         assert!((0..100).all(|_| other.consume(0).is_ok()));
         limiter.set(None, Some(limit(4, 1000, 0)));

@@ -58,6 +58,9 @@ pub enum Message {
     },
 }
 
+/// What a debugger has done on the machine thread, to the machine if there is one.
+pub type Inquiry = Box<dyn FnOnce(Option<&mut Machine>) + Send>;
+
 /// What the machine thread has to act upon.
 pub enum Event {
     /// A machine's thread tells something.
@@ -70,7 +73,7 @@ pub enum Event {
     /// The API asks for something.
     Call(Call),
     /// A debugger asks something of the machine, if there is one.
-    Debugger(Box<dyn FnOnce(Option<&mut Machine>) + Send>),
+    Debugger(Inquiry),
     /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
     PowerButton,
     /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).

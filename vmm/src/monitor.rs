@@ -293,7 +293,7 @@ impl Monitor {
             Request::Create(config) => respond(self.create(config)),
             Request::Delete => return Ok(self.delete(respond)),
             Request::Boot => respond(self.boot_created()),
-            request => return self.call_machine(request, files, respond),
+            request => return self.call_machine(request, &files, respond),
         }
         Ok(None)
     }
@@ -302,7 +302,7 @@ impl Monitor {
     fn call_machine(
         &mut self,
         request: Request,
-        files: Vec<std::os::fd::OwnedFd>,
+        files: &[std::os::fd::OwnedFd],
         respond: Respond,
     ) -> Result<Option<Ended>> {
         let machine = match &mut self.vm {
@@ -344,7 +344,7 @@ impl Monitor {
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
             Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
             request @ (Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_)) => {
-                respond(machine.add_device(&with_files(request, &files)));
+                respond(machine.add_device(&with_files(request, files)));
             }
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
             Request::Resize(sizes) => respond(machine.resize(&sizes)),

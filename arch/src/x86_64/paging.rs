@@ -253,7 +253,7 @@ mod tests {
         put(&ram, 0x1000, 511, 0x2003);
         put(&ram, 0x2000, 510, 0x3003);
         for index in 0..8 {
-            put(&ram, 0x3000, index, 0x100_0000 + index * 0x20_0000 | 0x83);
+            put(&ram, 0x3000, index, (0x100_0000 + index * 0x20_0000) | 0x83);
         }
         put(&ram, 0x3000, 10, 0x83);
         // A table that is its own entry maps a lot.

@@ -51,13 +51,10 @@ pub struct NamedFile {
 impl VmConfig {
     /// All parts that there are, with their options.
     pub fn parts(&self) -> Vec<(&'static str, &dyn Part)> {
-        fn all<'a, T: Options>(
+        fn all<'a, T: Options + 'a>(
             option: &'static str,
             parts: impl IntoIterator<Item = &'a T>,
-        ) -> impl Iterator<Item = (&'static str, &'a dyn Part)>
-        where
-            T: 'a,
-        {
+        ) -> impl Iterator<Item = (&'static str, &'a dyn Part)> {
             parts.into_iter().map(move |part| (option, part as &dyn Part))
         }
         let mut parts: Vec<(&'static str, &dyn Part)> = vec![

@@ -161,13 +161,11 @@ fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
     let mut needed = Vec::new();
     let machine = run.config.iter().flat_map(|config| config.named_files());
     let machine = machine.map(|file| (file.option, file.path, file.socket, file.read_only));
-    let sockets = run.api_socket.iter().filter_map(|socket| socket.path.clone());
-    let events = run.event_monitor.iter().filter_map(|monitor| monitor.path.clone());
     let own = [
         ("--log-file", run.log.file.clone()),
         ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone())),
-        ("--api-socket path", sockets.last()),
-        ("--event-monitor path", events.last()),
+        ("--api-socket path", run.api_socket.as_ref().and_then(|socket| socket.path.clone())),
+        ("--event-monitor path", run.event_monitor.as_ref().and_then(|monitor| monitor.path.clone())),
     ];
     let own = own.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path?, true, false)));
     for (option, path, made, read_only) in machine.chain(own) {
