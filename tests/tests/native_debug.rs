@@ -56,7 +56,7 @@ fn gdb_steps_through_the_first_instructions_and_lets_the_guest_go() {
 #[test]
 fn a_guest_cannot_fill_the_log() {
     let folder = Folder::new();
-    let tasks = vec!["ring-abuse case=all"; 12].join("; ");
+    let tasks = ["ring-abuse case=all"; 12].join("; ");
     let monitor = MonitorBuilder::bare(&tasks)
         .args(["--log-format", "json"])
         .arg("--disk")

@@ -86,7 +86,7 @@ pub fn add(configs: &[PmemConfig], start: u64, memory: &mut GuestMemory) -> Resu
             id: config.id.clone().unwrap_or_default(),
             pci_segment: config.pci_segment,
             range,
-            flush: (!config.discard_writes).then(|| file as _),
+            flush: (!config.discard_writes).then_some(file as _),
         });
     }
     Ok(extents)

@@ -34,7 +34,10 @@ impl CheckedPages {
     fn check(&self, range: Range) -> io::Result<()> {
         assert!(range.size > 0 && range.start.checked_add(range.size).is_some(), "{range:?} is a range");
         if self.unit > 0 {
-            assert!(range.start % self.unit == 0 && range.size % self.unit == 0, "{range:?} is whole units");
+            assert!(
+                range.start.is_multiple_of(self.unit) && range.size.is_multiple_of(self.unit),
+                "{range:?} is whole units"
+            );
         }
         if let Some(region) = self.region {
             assert!(

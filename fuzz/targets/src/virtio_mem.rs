@@ -62,7 +62,7 @@ impl Subject for Host {
             0 => self.pages.refuse(input.flag()),
             1 => {
                 let size = u64::from(input.u16()) * (MIN_BLOCK / 2);
-                let fits = size <= REGION.size && size % self.control.block_size() == 0;
+                let fits = size <= REGION.size && size.is_multiple_of(self.control.block_size());
                 assert_eq!(self.control.resize(size).is_ok(), fits);
             }
             _ => {

@@ -75,6 +75,7 @@ impl VmConfig {
         parts.extend(all("--vsock", &self.vsock));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));
+        parts.extend(all("--pci-port", &self.pci_ports));
         parts.extend(all("--landlock-rules", &self.landlock_rules));
         parts
     }
