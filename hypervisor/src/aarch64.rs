@@ -1,6 +1,6 @@
 //! What is particular to aarch64: the features and registers of a CPU, and the interrupt controller.
 //!
-//! The order matters when a machine is built: make all CPUs, [`VcpuState::init`] each, then [`crate::Vm::create_gic`] (no
+//! The order matters when a machine is built: make all CPUs, [`VcpuState::init`] each, then `Vm::create_gic` (no
 //! CPU can be added after it), then [`VcpuState::start_pmu`]. When it is restored: registers of the CPUs, then the
 //! interrupt controller.
 

@@ -5,7 +5,7 @@
 //!
 //! - In: the owner inserts the functions, then calls [`Port::plug`]. The guest is told, powers the slot and finds them.
 //! - Out: [`Port::request_unplug`] presses the attention button. The guest stops using the device and powers the slot
-//!   off, which the owner hears as [`DeviceChange::ResetBelow`]. When that is done, [`Port::take_released`] says
+//!   off, which the owner hears as [`DeviceChange::ResetBelow`]. When that is done, [`Port::released`] says
 //!   whether the device may go; the owner removes the functions and calls [`Port::unplug`].
 //! - A slot that the guest powers off on its own keeps its device, which is there again when it is powered on.
 

@@ -1,7 +1,7 @@
 //! The log: one line an event, with the time since start, as text or as a JSON object.
 //!
-//! Much of what is logged a guest can bring about as often as it likes: each place in the program logs [`MOST`] lines in
-//! [`PERIOD`] and then only counts, so that no guest fills its host's disk or hides in the noise what else is logged. Who
+//! Much of what is logged a guest can bring about as often as it likes: each place in the program logs `MOST` lines in
+//! `PERIOD` and then only counts, so that no guest fills its host's disk or hides in the noise what else is logged. Who
 //! asked for debugging gets everything.
 
 use crate::metrics::Sample;

@@ -6,7 +6,7 @@
 //! - [`DeviceChange::Stop`]: bring the handlers to rest and give them to [`VirtioPci::stopped`]. The reset is then done.
 //! - [`DeviceChange::StartQueue`] and [`DeviceChange::StopQueue`]: stop as above (with no handlers, if none are out); then, as
 //!   `stopped` says, start again. The handlers of other queues go on where they were.
-//! - [`DeviceChange::Reset`]: stop as above, then [`Function::reset`].
+//! - [`DeviceChange::Reset`]: stop as above, then [`pci::function::Function::reset`].
 //! - [`DeviceChange::Remap`]: map the BARs anew, then do what [`VirtioPci::unsettled`] says.
 //!
 //! A function that may not access memory (its bus master bit is off) runs no handlers, and goes on where it was when it may

@@ -1,6 +1,6 @@
 //! `vivarium ctl`: drives a running monitor over its API. Under the name `ch-remote` it behaves as that program does.
 //!
-//! There is a verb for each of the API's paths ([`ROUTES`]); [`body`] says how the command line's form of a verb becomes its
+//! There is a verb for each of the API's paths ([`ROUTES`]); `body` says how the command line's form of a verb becomes its
 //! body.
 
 mod body;

@@ -1,8 +1,8 @@
 //! The machine: built from a configuration, run by one thread that owns it.
 //!
 //! [`Machine`] has the CPUs, memory, buses and devices as its fields. Everything that is to change about it
-//! arrives as a message or a call from [`crate::monitor`], and is done at once or begun: see [`life`] for what a whole machine does,
-//! [`hotplug`] for devices that come and go.
+//! arrives as a message or a call from [`crate::monitor`], and is done at once or begun: see `life` for what a whole machine does,
+//! `hotplug` for devices that come and go.
 
 mod added_memory;
 mod boot_files;
