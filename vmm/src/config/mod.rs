@@ -97,7 +97,6 @@ pub struct VmConfig {
     #[serde(deserialize_with = "null_is_default")]
     pub watchdog: bool,
     /// What it does to a guest that hangs.
-    #[serde(deserialize_with = "null_is_default")]
     pub watchdog_action: WatchdogAction,
     /// The NUMA nodes.
     #[serde(deserialize_with = "null_is_default")]
