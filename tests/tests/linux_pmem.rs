@@ -20,7 +20,7 @@ fn what_is_written_with_dax_is_in_the_file_and_can_be_had_without_keeping_more()
     let option = format!("file={}", file.display());
     let output = guest(
         &option,
-        "mke2fs -q -t ext4 -b 4096 /dev/pmem0; mount -o dax=always /dev/pmem0 /mnt; grep pmem0 /proc/mounts
+        "mkfs.ext4 -q -b 4096 /dev/pmem0; mount -o dax=always /dev/pmem0 /mnt; grep pmem0 /proc/mounts
         head -c 8388608 /dev/urandom >/mnt/data; sync; umount /mnt; mount -o dax=always /dev/pmem0 /mnt
         echo \"@@SUM $(sha256sum </mnt/data)\"; umount /mnt",
     );

@@ -21,8 +21,6 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 /// A device that is to be removed.
 pub struct Removal {
     address: FunctionAddress,
-    /// The guest has not released it.
-    forced: bool,
     /// CPUs whose eject waits for the workers to stop.
     ejecting: Vec<u32>,
     /// Who waits, and how long. Nobody, if the call was given up and the request stands.
@@ -140,7 +138,7 @@ impl Machine {
         let limit = timeout_ms.map_or(RELEASE_LIMIT, Duration::from_millis);
         let caller = Some((respond, Instant::now() + limit, limit));
         let ejecting = self.removals.remove(&id).map(|removal| removal.ejecting).unwrap_or_default();
-        self.removals.insert(id.clone(), Removal { address, forced: force, ejecting, caller });
+        self.removals.insert(id.clone(), Removal { address, ejecting, caller });
         if force {
             return self.take_out(address);
         }
@@ -163,12 +161,8 @@ impl Machine {
             // A guest may eject what nobody asked back; what was not added by an option is part of the machine.
             let id = self.pci.id_of(address).map(str::to_owned);
             let Some(id) = id.filter(|id| self.config.has_device(id)) else { continue };
-            let removal = self.removals.entry(id).or_insert(Removal {
-                address,
-                forced: false,
-                ejecting: Vec::new(),
-                caller: None,
-            });
+            let removal =
+                self.removals.entry(id).or_insert(Removal { address, ejecting: Vec::new(), caller: None });
             removal.ejecting.push(cpu);
             self.take_out(address)?;
             if self.pci.has(address) {
@@ -183,7 +177,7 @@ impl Machine {
     pub(super) fn slot_settled(&mut self, bridge: FunctionAddress) -> Result<()> {
         for address in self.pci.released(bridge) {
             if let Some(id) = self.pci.id_of(address).map(str::to_owned) {
-                let removal = Removal { address, forced: false, ejecting: Vec::new(), caller: None };
+                let removal = Removal { address, ejecting: Vec::new(), caller: None };
                 self.removals.entry(id).or_insert(removal);
             }
             self.take_out(address)?;
@@ -209,10 +203,6 @@ impl Machine {
         self.config.forget_device(&id);
         if address.bus() == 0 {
             self.platform.pci_device_gone(address.segment, address.device());
-            if removal.forced {
-                // So that its driver lets go of it. That it is released then means nothing any more.
-                self.platform.ask_to_release_pci_device(address.segment, address.device());
-            }
         }
         for cpu in &self.cpus {
             cpu.refresh_maps();
