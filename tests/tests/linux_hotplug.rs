@@ -30,7 +30,7 @@ fn md5(path: &Path, bytes: u64) -> String {
 /// One disk is written to all the time while another comes, is written to, and goes, twice.
 const SCRIPT: &str = r#"set -e
 ( while [ ! -e /tmp/stop ]; do dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null; done; echo writer-ended ) &
-echo "@@READY"
+dmesg -c >/dev/null; echo "@@READY"
 for round in 1 2; do
     until [ -b /dev/vdb ]; do sleep 0.1; done
     dd if=/dev/urandom of=/tmp/x bs=1M count=2 2>/dev/null
@@ -41,7 +41,7 @@ for round in 1 2; do
 done
 until [ "$(cat /sys/block/vda/size)" = 32768 ]; do sleep 0.1; done
 touch /tmp/stop; wait
-echo "errors: $(dmesg | grep -ciE 'I/O error|acpi.*error|BUG|warning:' || true)"
+dmesg | grep -iE 'I/O error|acpi.*error|BUG|warning:' | sed 's/^/error: /' || true
 "#;
 
 #[test]
@@ -69,5 +69,5 @@ fn a_disk_comes_and_goes_while_another_is_written_to() {
     }
     done(&socket, &["resize-disk", "--disk", "first", "--size", "16M"]);
     let output = monitor.succeed();
-    assert!(output.contains("writer-ended") && output.contains("errors: 0"), "{output}");
+    assert!(output.contains("writer-ended") && !output.contains("error: "), "{output}");
 }
