@@ -141,14 +141,14 @@ def _carry(source, sink):
     try:
         while data := source.recv(65536):
             sink.sendall(data)
+    except OSError:
+        # One of the two takes no more, or has gone. What goes the other way is still carried to its end: a server that
+        # refuses a request may close before it has read all of it.
+        pass
+    try:
         sink.shutdown(socket.SHUT_WR)
     except OSError:
-        # One of the two has gone, and the other is told by the end of its connection.
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        pass
 
 
 if __name__ == "__main__":
