@@ -3,6 +3,7 @@
 //! The messages are made to follow the name of the option and the file: `--kernel /boot/k: is empty`.
 
 use machine::memory::GuestAddress;
+use std::borrow::Cow;
 use std::io;
 use thiserror::Error;
 
@@ -49,7 +50,7 @@ pub enum KernelError {
     #[error("is not a kernel this machine can boot (it looks like {looks_like}): give it {wanted}")]
     NotAKernel {
         /// What it looks like.
-        looks_like: &'static str,
+        looks_like: Cow<'static, str>,
         /// What it should be.
         wanted: &'static str,
     },

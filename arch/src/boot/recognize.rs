@@ -1,15 +1,19 @@
 //! Says what a file that is not a kernel looks like, so that the user sees the mistake.
 
+use super::fields;
+
 /// Bytes of a file's start that are looked at.
 pub(crate) const HEAD_SIZE: usize = 4096;
+
+const ELF: &[u8] = b"\x7fELF";
 
 /// Magic numbers: offset, bytes, what has them. The first that matches counts.
 const MAGIC: &[(usize, &[u8], &str)] = &[
     (0x38, b"ARMd", "an aarch64 kernel Image"),
     (0x202, b"HdrS", "an x86 bzImage"),
-    (0, b"\x7fELF", "an ELF program"),
+    (0, ELF, "an ELF program"),
     (0x38, b"RSC\x05", "a RISC-V kernel Image"),
-    (4, b"zimg", "a compressed EFI kernel image (EFI zboot)"),
+    (4, b"zimg", "a compressed EFI kernel image (EFI zboot), as Arm machines boot"),
     (0, b"\x1f\x8b", "a gzip file"),
     (0, b"\x28\xb5\x2f\xfd", "a zstd file"),
     (0, b"\xfd7zXZ\0", "an xz file"),
@@ -38,7 +42,7 @@ const MAGIC: &[(usize, &[u8], &str)] = &[
 pub(crate) fn looks_like(head: &[u8]) -> &'static str {
     for (offset, magic, name) in MAGIC {
         if head.get(*offset..).is_some_and(|rest| rest.starts_with(magic)) {
-            return name;
+            return if *magic == ELF { elf(head) } else { name };
         }
     }
     if head.iter().all(|&byte| byte == 0) {
@@ -47,5 +51,14 @@ pub(crate) fn looks_like(head: &[u8]) -> &'static str {
         "a text file"
     } else {
         "unknown data"
+    }
+}
+
+/// What an ELF that starts with `head` is for.
+fn elf(head: &[u8]) -> &'static str {
+    match fields::u16_at(head, 18) {
+        Some(62) => "an ELF for x86_64",
+        Some(183) => "an ELF for aarch64",
+        _ => "an ELF program",
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel's image: its header, and loading it from a file that has it plain or compressed.
 
-use super::decompress::Gunzip;
+use super::decompress::{self, Method};
 use super::layout::{KERNEL, MemoryLayout};
 use crate::boot::fields::{u32_at, u64_at};
 use crate::boot::{BootFile, Contents, HEAD_SIZE, KernelError, looks_like};
@@ -8,7 +8,8 @@ use machine::bus::Range;
 use machine::memory::{Bytes, GuestAddress, Memory};
 
 /// What a kernel should be, for who gives it something else.
-const WANTED: &str = "an aarch64 kernel Image, plain or compressed by gzip, or an EFI zboot image";
+const WANTED: &str =
+    "an aarch64 kernel Image, plain or compressed by gzip, zstd or xz, or an EFI zboot image";
 
 /// Bytes of the header.
 const HEADER_SIZE: usize = 64;
@@ -22,8 +23,6 @@ const FLAG_BIG_ENDIAN: u64 = 1;
 const OLD_TEXT_OFFSET: u64 = 0x8_0000;
 /// Images begin at multiples of this, not counting their text offset.
 const ALIGNMENT: u64 = 2 << 20;
-
-const GZIP_MAGIC: &[u8] = b"\x1f\x8b";
 
 /// Of an EFI zboot image (Linux, `drivers/firmware/efi/libstub/zboot-header.S`).
 const ZBOOT_MAGIC_AT: usize = 4;
@@ -50,7 +49,10 @@ impl Header {
         }
         let field = |at| u64_at(head, at).ok_or(KernelError::Malformed("its header is cut off"));
         if field(FLAGS)? & FLAG_BIG_ENDIAN != 0 {
-            return Err(KernelError::NotAKernel { looks_like: "a big-endian kernel Image", wanted: WANTED });
+            return Err(KernelError::NotAKernel {
+                looks_like: "a big-endian kernel Image".into(),
+                wanted: WANTED,
+            });
         }
         let size = field(IMAGE_SIZE)?;
         let text_offset = if size == 0 { OLD_TEXT_OFFSET } else { field(TEXT_OFFSET)? };
@@ -94,12 +96,12 @@ pub(super) fn load(
     if head.get(ZBOOT_MAGIC_AT..).is_some_and(|rest| rest.starts_with(ZBOOT_MAGIC)) {
         return load_zboot(memory, layout, &mut contents, head);
     }
-    if head.starts_with(GZIP_MAGIC) {
+    if let Some(method) = Method::of(head) {
         let size = contents.size();
-        return load_gzip(memory, layout, &mut contents, 0, size);
+        return load_compressed(memory, layout, &mut contents, method, 0, size);
     }
     let Some(header) = Header::parse(head)? else {
-        return Err(KernelError::NotAKernel { looks_like: looks_like(head), wanted: WANTED });
+        return Err(KernelError::NotAKernel { looks_like: looks_like(head).into(), wanted: WANTED });
     };
     let size = contents.size();
     let range = header.place(layout, size)?;
@@ -121,40 +123,47 @@ fn load_zboot<F: BootFile>(
     }
     let method = head.get(ZBOOT_METHOD).unwrap_or_default();
     let method = method.split(|&byte| byte == 0).next().unwrap_or_default();
-    match method {
-        b"gzip" => load_gzip(memory, layout, contents, start, size),
-        b"zstd" | b"zstd22" => Err(unsupported("an EFI zboot image compressed by zstd")),
-        b"xzkern" => Err(unsupported("an EFI zboot image compressed by xz")),
-        b"lz4" => Err(unsupported("an EFI zboot image compressed by lz4")),
-        b"lzma" => Err(unsupported("an EFI zboot image compressed by lzma")),
-        b"lzo" => Err(unsupported("an EFI zboot image compressed by lzo")),
-        _ => Err(unsupported("an EFI zboot image compressed in an unknown way")),
+    let method = match method {
+        b"gzip" => Method::Gzip,
+        b"zstd" | b"zstd22" => Method::Zstd,
+        b"xz" | b"xzkern" => Method::Xz,
+        b"lz4" => return Err(unsupported("lz4")),
+        b"lzma" => return Err(unsupported("lzma")),
+        b"lzo" => return Err(unsupported("lzo")),
+        _ => return Err(KernelError::Malformed("its header does not tell how the kernel is compressed")),
+    };
+    load_compressed(memory, layout, contents, method, start, size)
+}
+
+fn unsupported(method: &str) -> KernelError {
+    KernelError::NotAKernel {
+        looks_like: format!("an EFI zboot image compressed by {method}").into(),
+        wanted: "the Image that is in it, or one compressed by gzip, zstd or xz",
     }
 }
 
-fn unsupported(looks_like: &'static str) -> KernelError {
-    KernelError::NotAKernel { looks_like, wanted: "the Image that is in it, or one compressed by gzip" }
-}
-
 /// Decompresses an image in `size` bytes of the file from `start` on, straight to where it belongs.
-fn load_gzip<F: BootFile>(
+fn load_compressed<F: BootFile>(
     memory: &Memory,
     layout: &MemoryLayout,
     contents: &mut Contents<'_, F>,
+    method: Method,
     start: u64,
     size: u64,
 ) -> Result<Range, KernelError> {
-    let mut gunzip = Gunzip::new(contents, start, size)?;
+    let mut image = decompress::open(method, contents, start, size)?;
     let mut piece = vec![0; PIECE];
-    let mut length = gunzip.read(&mut piece)?;
+    let mut length = 0usize;
+    while let Some(room) = piece.get_mut(length..).filter(|_| length < HEAD_SIZE) {
+        match image.read(room)? {
+            0 => break,
+            more => length = length.saturating_add(more),
+        }
+    }
     let head = piece.get(..length).unwrap_or_default();
     let header = if length < HEADER_SIZE { None } else { Header::parse(head)? };
     let Some(header) = header else {
-        let looks_like = match looks_like(head) {
-            "an x86 bzImage" => "an x86 bzImage, compressed by gzip",
-            "an initramfs (cpio archive)" => "an initramfs (cpio archive), compressed by gzip",
-            _ => "a gzip file of something else than a kernel",
-        };
+        let looks_like = format!("{}, compressed by {}", looks_like(head), method.name()).into();
         return Err(KernelError::NotAKernel { looks_like, wanted: WANTED });
     };
     let Range { start, .. } = header.place(layout, 0)?;
@@ -166,7 +175,7 @@ fn load_gzip<F: BootFile>(
             .write_slice(piece.get(..length).unwrap_or_default(), GuestAddress(start.saturating_add(done)))
             .map_err(|error| KernelError::Read(std::io::Error::other(error)))?;
         done = range.size;
-        length = gunzip.read(&mut piece)?;
+        length = image.read(&mut piece)?;
     }
     header.place(layout, done)
 }

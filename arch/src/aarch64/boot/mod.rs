@@ -3,7 +3,7 @@
 //! | content | what is done |
 //! |---|---|
 //! | `Image` (Linux, `Documentation/arch/arm64/booting.rst`) | loaded where it asks to be |
-//! | an `Image` compressed by gzip | decompressed on the way |
+//! | an `Image` compressed by gzip, zstd or xz | decompressed on the way |
 //! | EFI zboot: a small EFI program that has a compressed `Image` in it | the `Image` is taken out and decompressed |
 //!
 //! Everything in a file is checked before it is used: a hostile one gives an error. What is decompressed goes straight to

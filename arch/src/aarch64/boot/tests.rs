@@ -4,7 +4,8 @@ use super::*;
 use crate::aarch64::layout::{KERNEL, LayoutRequest, RAM_START};
 use machine::memory::{Bytes, GuestRam};
 use proptest::prelude::*;
-use std::io::Cursor;
+use std::io::{Cursor, Write};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -64,6 +65,31 @@ fn checksum(data: &[u8]) -> u32 {
     })
 }
 
+/// What compresses kernels, how a kernel's own build calls it, and the name that a zboot image has for it.
+const COMPRESSORS: [(&str, &[&str], &str); 4] = [
+    ("gzip", &["-n", "-9"], "gzip"),
+    ("zstd", &["-22", "--ultra"], "zstd22"),
+    ("xz", &["--check=crc32", "--arm64", "--lzma2=dict=128MiB"], "xzkern"),
+    ("xz", &["-1"], "xz"),
+];
+
+/// `data` through a program; `None` where there is no such program.
+fn compress(program: &str, options: &[&str], data: &[u8]) -> Option<Vec<u8>> {
+    let child =
+        Command::new(program).args(options).arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut child) = child else {
+        eprintln!("skipped: {program} is not installed");
+        return None;
+    };
+    let mut input = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || input.write_all(data).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{program}");
+    Some(output.stdout)
+}
+
 fn zboot(method: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 0x200];
     file[..2].copy_from_slice(b"MZ");
@@ -98,7 +124,14 @@ fn an_image_is_loaded_where_it_asks_to_be() {
 #[test]
 fn compressed_images_come_out_whole() {
     let kernel = image(700_001, 0, 2 * MIB);
-    for file in [gzip(&kernel), zboot(b"gzip\0", &gzip(&kernel))] {
+    let mut files = vec![gzip(&kernel), zboot(b"gzip\0", &gzip(&kernel))];
+    for (program, options, method) in COMPRESSORS {
+        let Some(packed) = compress(program, options, &kernel) else { continue };
+        // A zboot image has the size of what was compressed behind it, which is no part of the stream.
+        let sized = [packed.clone(), (kernel.len() as u32).to_le_bytes().to_vec()].concat();
+        files.extend([zboot(method.as_bytes(), &sized), packed]);
+    }
+    for file in files {
         let (memory, loaded) = boot(64 * MIB, &file, None);
         assert_eq!(loaded.unwrap().entry.address.0, KERNEL);
         assert!(in_memory(&memory, KERNEL, &kernel));
@@ -125,8 +158,21 @@ fn files_that_are_no_kernel_say_what_they_look_like() {
     assert!(error(&x86).contains("x86 bzImage"), "{}", error(&x86));
     assert!(error(&gzip(&x86)).contains("x86 bzImage, compressed by gzip"));
     assert!(error(b"\x7fELF").contains("ELF"));
+    let mut vmlinux = vec![0; 64];
+    vmlinux[..4].copy_from_slice(b"\x7fELF");
+    vmlinux[18] = 62;
+    assert!(error(&vmlinux).contains("an ELF for x86_64"));
+    for (program, options, _) in COMPRESSORS {
+        let Some(packed) = compress(program, options, &x86) else { continue };
+        assert!(
+            error(&packed).contains(&format!("x86 bzImage, compressed by {program}")),
+            "{}",
+            error(&packed)
+        );
+    }
     assert_eq!(error(b""), "is empty: copy the kernel again, or give another one");
-    assert!(error(&zboot(b"zstd22\0", b"")).contains("zstd"));
+    assert!(error(&zboot(b"lz4\0", b"")).contains("compressed by lz4"));
+    assert!(error(&zboot(b"?\0", b"")).contains("how the kernel is compressed"));
     let mut big_endian = image(1000, 0, MIB);
     big_endian[24] |= 1;
     assert!(error(&big_endian).contains("big-endian"));
@@ -149,8 +195,37 @@ fn damaged_and_oversized_files_are_refused() {
     // A small file that becomes larger than the machine.
     let mut bomb = image(1000, 0, MIB);
     bomb.resize(80 << 20, 0);
-    let bomb = gzip(&bomb);
-    assert!(bomb.len() < 1 << 20 && error(&bomb).contains("needs memory"), "{}", error(&bomb));
+    for (program, options) in [("gzip", "-9"), ("zstd", "-1"), ("xz", "-1")] {
+        let Some(bomb) = compress(program, &[options], &bomb) else { continue };
+        assert!(bomb.len() < 1 << 20 && error(&bomb).contains("needs memory"), "{}", error(&bomb));
+    }
+}
+
+#[test]
+fn every_way_of_compression_notices_damage() {
+    let kernel = image(200_000, 0, MIB);
+    for (program, options, method) in COMPRESSORS {
+        let Some(good) = compress(program, options, &kernel) else { continue };
+        for cut in [good.len() / 2, good.len() - 1] {
+            let error = error(&good[..cut]);
+            assert!(error.contains("cut off"), "{program} {cut}: {error}");
+        }
+        assert!(error(&good[..good.len().min(11)]).contains("is damaged"), "{program}");
+        for at in [good.len() / 3, good.len() - 6] {
+            let mut wrong = good.clone();
+            wrong[at] ^= 0x10;
+            let error = error(&zboot(method.as_bytes(), &wrong));
+            assert!(error.contains("is damaged"), "{program} {at}: {error}");
+        }
+        let error = error(&zboot(method.as_bytes(), &good)[..0x200 + 100]);
+        assert!(error.contains("truncated"), "{program}: {error}");
+    }
+    // Frames that refer further back than kernels do would take so much memory of the host.
+    let window = [b"\x28\xb5\x2f\xfd\x00".as_slice(), &[0xb0], &[0; 100]].concat();
+    assert!(error(&window).contains("window"), "{}", error(&window));
+    if let Some(far) = compress("xz", &["--lzma2=dict=1GiB"], &kernel) {
+        assert!(error(&far).contains("is damaged"), "{}", error(&far));
+    }
 }
 
 proptest! {

@@ -95,7 +95,7 @@ impl Image {
         };
         if version < VERSION_XLOADFLAGS || xloadflags & XLF_KERNEL_64 == 0 || loadflags & LOADED_HIGH == 0 {
             return Err(KernelError::NotAKernel {
-                looks_like: "a bzImage without a 64-bit entry",
+                looks_like: "a bzImage without a 64-bit entry".into(),
                 wanted: super::WANTED,
             });
         }

@@ -52,7 +52,7 @@ pub(super) fn load(
         match entry.kind {
             INTERPRETER => {
                 return Err(KernelError::NotAKernel {
-                    looks_like: "a program of a running system",
+                    looks_like: "a program of a running system".into(),
                     wanted: super::WANTED,
                 });
             }
@@ -117,7 +117,9 @@ impl Header {
     fn parse(header: &[u8; HEADER_SIZE]) -> Result<Self, KernelError> {
         let &[_, _, _, _, class, byte_order, ..] = header;
         let machine = u16_at(header, 18).unwrap_or(0);
-        let foreign = |looks_like| Err(KernelError::NotAKernel { looks_like, wanted: super::WANTED });
+        let foreign = |looks_like: &'static str| {
+            Err(KernelError::NotAKernel { looks_like: looks_like.into(), wanted: super::WANTED })
+        };
         match (class, byte_order, machine) {
             (CLASS_64, LITTLE_ENDIAN, MACHINE_X86_64) => {}
             (_, _, 3) => return foreign("an ELF for 32-bit x86"),

@@ -128,7 +128,7 @@ fn place_kernel(
     } else if bzimage::is_bzimage(head) {
         bzimage::load(memory, layout, &mut contents, head)
     } else {
-        Err(KernelError::NotAKernel { looks_like: looks_like(head), wanted: WANTED })
+        Err(KernelError::NotAKernel { looks_like: looks_like(head).into(), wanted: WANTED })
     }
 }
 

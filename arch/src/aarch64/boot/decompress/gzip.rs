@@ -1,8 +1,10 @@
 //! Reads what gzip compressed (RFC 1952), in constant memory.
 
-use crate::boot::{BootFile, Contents, KernelError, fields};
+use super::{Decompress, Method, Source, cut_off};
+use crate::boot::{BootFile, KernelError, fields};
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
+use std::io::{BufRead, ErrorKind, Read};
 
 const FLAG_HEADER_CHECKSUM: u8 = 1 << 1;
 const FLAG_EXTRA: u8 = 1 << 2;
@@ -12,24 +14,13 @@ const FLAGS_RESERVED: u8 = 0xe0;
 /// The only method.
 const DEFLATE: u8 = 8;
 const HEADER_SIZE: usize = 10;
-/// Names and comments are looked for in so many bytes.
-const LONGEST_HEADER: usize = 1 << 16;
 /// After the compressed data: checksum and size of what was compressed.
 const TRAILER_SIZE: usize = 8;
-/// How much is read from the file at once.
-const BUFFER: usize = 1 << 16;
 
-/// What comes out of a part of a file.
+/// What comes out.
 pub(super) struct Gunzip<'a, 'b, F> {
-    contents: &'a mut Contents<'b, F>,
-    /// Where in the file to read on.
-    next: u64,
-    /// Where the part ends.
-    end: u64,
+    source: Source<'a, 'b, F>,
     state: Box<InflateState>,
-    buffer: Vec<u8>,
-    /// What in the buffer is still to be used.
-    unused: std::ops::Range<usize>,
     checksum: Crc32,
     /// Bytes that came out.
     total: u64,
@@ -37,43 +28,44 @@ pub(super) struct Gunzip<'a, 'b, F> {
 }
 
 fn damaged(reason: impl Into<String>) -> KernelError {
-    KernelError::Compressed { method: "gzip", reason: reason.into() }
+    Method::Gzip.damaged(reason)
 }
 
 impl<'a, 'b, F: BootFile> Gunzip<'a, 'b, F> {
-    /// Of `size` bytes from `start` on.
-    pub(super) fn new(contents: &'a mut Contents<'b, F>, start: u64, size: u64) -> Result<Self, KernelError> {
-        let end = start.saturating_add(size);
-        let wanted = usize::try_from(size).unwrap_or(usize::MAX).min(LONGEST_HEADER);
-        let mut head = vec![0; wanted];
-        let length = contents.read_at_most(start, &mut head).map_err(KernelError::Read)?;
-        let header = header_size(head.get(..length).unwrap_or_default())
-            .ok_or_else(|| damaged("its header is cut off or not gzip's"))?;
-        Ok(Self {
-            contents,
-            next: start.saturating_add(header as u64),
-            end,
-            state: InflateState::new_boxed(DataFormat::Raw),
-            buffer: vec![0; BUFFER],
-            unused: 0..0,
-            checksum: Crc32::default(),
-            total: 0,
-            finished: false,
-        })
+    pub(super) fn new(mut source: Source<'a, 'b, F>) -> Result<Self, KernelError> {
+        // Names and comments are looked for in as much as is read at once.
+        let head = source.fill_buf().map_err(KernelError::Read)?;
+        let header = header_size(head).ok_or_else(|| damaged("its header is cut off or not gzip's"))?;
+        source.consume(header);
+        let state = InflateState::new_boxed(DataFormat::Raw);
+        Ok(Self { source, state, checksum: Crc32::default(), total: 0, finished: false })
     }
 
-    /// Fills `out` as far as there is something, and says how far. 0: all came, and is as it was when it was compressed.
-    pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, KernelError> {
+    /// Compares what came out with what went in.
+    fn check_trailer(&mut self) -> Result<(), KernelError> {
+        let mut trailer = [0; TRAILER_SIZE];
+        self.source.read_exact(&mut trailer).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => cut_off(Method::Gzip),
+            _ => KernelError::Read(error),
+        })?;
+        let expected = (fields::u32_at(&trailer, 0), fields::u32_at(&trailer, 4));
+        // The size is kept modulo 2^32.
+        if expected != (Some(self.checksum.value()), Some(self.total as u32)) {
+            return Err(damaged("what comes out is not what was compressed: copy the file again"));
+        }
+        Ok(())
+    }
+}
+
+impl<F: BootFile> Decompress for Gunzip<'_, '_, F> {
+    fn read(&mut self, out: &mut [u8]) -> Result<usize, KernelError> {
         let mut done = 0usize;
         while !self.finished {
             let Some(room) = out.get_mut(done..).filter(|room| !room.is_empty()) else { break };
-            if self.unused.is_empty() {
-                self.fill()?;
-            }
-            let input = self.buffer.get(self.unused.clone()).unwrap_or_default();
+            let input = self.source.fill_buf().map_err(KernelError::Read)?;
             let at_end = input.is_empty();
             let result = inflate(&mut self.state, input, room, MZFlush::None);
-            self.unused.start = self.unused.start.saturating_add(result.bytes_consumed);
+            self.source.consume(result.bytes_consumed);
             let fresh = room.get(..result.bytes_written).unwrap_or_default();
             self.checksum.add(fresh);
             self.total = self.total.saturating_add(fresh.len() as u64);
@@ -84,41 +76,13 @@ impl<'a, 'b, F: BootFile> Gunzip<'a, 'b, F> {
                     self.finished = true;
                 }
                 Ok(_) | Err(MZError::Buf) if at_end && result.bytes_written == 0 => {
-                    return Err(damaged("it is cut off: copy the file again"));
+                    return Err(cut_off(Method::Gzip));
                 }
                 Ok(_) | Err(MZError::Buf) => {}
                 Err(error) => return Err(damaged(format!("{error:?}"))),
             }
         }
         Ok(done)
-    }
-
-    fn fill(&mut self) -> Result<(), KernelError> {
-        let left = usize::try_from(self.end.saturating_sub(self.next)).unwrap_or(usize::MAX);
-        let wanted = self.buffer.len().min(left);
-        let room = self.buffer.get_mut(..wanted).unwrap_or_default();
-        let length = self.contents.read_at_most(self.next, room).map_err(KernelError::Read)?;
-        self.next = self.next.saturating_add(length as u64);
-        self.unused = 0..length;
-        Ok(())
-    }
-
-    /// Compares what came out with what went in.
-    fn check_trailer(&mut self) -> Result<(), KernelError> {
-        let at = self.next.saturating_sub(self.unused.len() as u64);
-        let mut trailer = [0; TRAILER_SIZE];
-        let left = usize::try_from(self.end.saturating_sub(at)).unwrap_or(usize::MAX);
-        let room = trailer.get_mut(..left.min(TRAILER_SIZE)).unwrap_or_default();
-        let length = self.contents.read_at_most(at, room).map_err(KernelError::Read)?;
-        if length < TRAILER_SIZE {
-            return Err(damaged("it is cut off: copy the file again"));
-        }
-        let expected = (fields::u32_at(&trailer, 0), fields::u32_at(&trailer, 4));
-        // The size is kept modulo 2^32.
-        if expected != (Some(self.checksum.value()), Some(self.total as u32)) {
-            return Err(damaged("what comes out is not what was compressed: copy the file again"));
-        }
-        Ok(())
     }
 }
 
