@@ -6,16 +6,10 @@ pub mod config;
 pub mod config_help;
 pub mod console_thread;
 pub mod core_scheduling;
-#[cfg(target_arch = "x86_64")]
-pub mod coredump;
 pub mod cpu;
 pub mod ctl;
 pub mod event;
 pub mod exits;
-#[cfg(target_arch = "x86_64")]
-pub mod gdb;
-#[cfg(not(target_arch = "x86_64"))]
-use machine::undebugged as gdb;
 pub mod host_pages;
 pub mod jail;
 pub mod landlock;
@@ -27,6 +21,8 @@ pub mod metrics;
 pub mod monitor;
 pub mod pmem;
 pub mod seccomp;
+
+pub use crate::machine::gdb;
 
 use crate::machine::Ended;
 use crate::monitor::Monitor;

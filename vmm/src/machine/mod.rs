@@ -8,10 +8,6 @@ mod added_memory;
 mod boot_files;
 mod control;
 mod cpus;
-#[cfg(target_arch = "x86_64")]
-pub mod debugger;
-#[cfg(target_arch = "x86_64")]
-mod dump;
 pub mod hotplug;
 mod life;
 mod memory_devices;
@@ -21,8 +17,6 @@ mod pci_bus;
 mod platform;
 mod registry;
 pub mod resize;
-#[cfg(not(target_arch = "x86_64"))]
-pub mod undebugged;
 mod watchdog;
 mod workers;
 
@@ -40,8 +34,6 @@ use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
 use cpus::Cpus;
-#[cfg(target_arch = "x86_64")]
-use debugger::Debugger;
 use hotplug::Removal;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
@@ -53,12 +45,11 @@ use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
 pub(crate) use platform::calls;
-use platform::{Foundation, Platform};
+pub use platform::gdb;
+use platform::{Debugger, Foundation, Platform};
 use registry::Site;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-#[cfg(not(target_arch = "x86_64"))]
-use undebugged::Debugger;
 use watchdog::GuestWatchdog;
 
 /// How a machine came to its end.

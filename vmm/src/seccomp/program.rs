@@ -3,6 +3,7 @@
 //! The program finds a call by halving, not by a list. Calls are decided faster, and so is the filter's start: when one is
 //! installed, the kernel runs it for every call there is, to know those that are always allowed.
 
+use crate::machine::calls;
 use seccompiler::sock_filter;
 use std::collections::BTreeMap;
 
@@ -15,9 +16,6 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const SECOND_ARGUMENT_LOW: u32 = 24;
 
-/// `AUDIT_ARCH_X86_64` or `AUDIT_ARCH_AARCH64` (linux/audit.h).
-const NATIVE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
-
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -29,7 +27,7 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 pub fn assemble(rules: &Rules, refusal: u32) -> Vec<sock_filter> {
     let mut program = vec![
         statement(LOAD, ARCHITECTURE),
-        branch(IF_EQUAL, NATIVE, 1, 0),
+        branch(IF_EQUAL, calls::ARCHITECTURE, 1, 0),
         statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
         statement(LOAD, NUMBER),
     ];
@@ -148,7 +146,11 @@ mod tests {
                     .get(&number)
                     .is_some_and(|requests| requests.is_empty() || requests.contains(&(request as u32)));
                 let expected = if allowed { libc::SECCOMP_RET_ALLOW } else { REFUSAL };
-                assert_eq!(run(&program, NATIVE, number, request).0, expected, "{number} {request:#x}");
+                assert_eq!(
+                    run(&program, calls::ARCHITECTURE, number, request).0,
+                    expected,
+                    "{number} {request:#x}"
+                );
             }
         }
         assert_eq!(run(&program, 0x4000_0003, 3, 0).0, libc::SECCOMP_RET_KILL_PROCESS);
@@ -160,7 +162,7 @@ mod tests {
         let rules: Rules = (0..300).map(|call| (call * 3, vec![])).collect();
         let program = assemble(&rules, REFUSAL);
         for number in 0..1000 {
-            let (answer, steps) = run(&program, NATIVE, number, 0);
+            let (answer, steps) = run(&program, calls::ARCHITECTURE, number, 0);
             assert_eq!(answer == libc::SECCOMP_RET_ALLOW, number % 3 == 0 && number < 900, "{number}");
             assert!(steps <= 20, "{steps}");
         }

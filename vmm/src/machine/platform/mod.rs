@@ -13,7 +13,8 @@
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `CPU_HOTPLUG` | whether CPUs may come and go |
 //! | `MEMORY_SLOTS` | how many pieces of memory may come and go |
-//! | `calls` | the numbers of system calls that not every architecture has |
+//! | `calls` | the numbers of system calls that not every architecture has, and of the architecture itself |
+//! | `gdb`, `Debugger` | debugging from outside; and methods of `Machine` for it and for core dumps |
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -27,8 +28,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    CPU_HOTPLUG, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, found, is_linux,
-    load, raise_nmi, reset_vcpu,
+    CPU_HOTPLUG, Debugger, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, found,
+    gdb, is_linux, load, raise_nmi, reset_vcpu,
 };
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};

@@ -1,8 +1,10 @@
 //! The devices on the mainboard of an Arm machine: interrupt controller, clock, power button, serial port.
 
 mod firmware;
+pub mod gdb;
 
 pub use firmware::{is_linux, load};
+pub use gdb::Debugger;
 
 use super::{
     Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, reset_devices,
@@ -43,6 +45,8 @@ pub const MEMORY_SLOTS: u32 = 0;
 
 /// System calls that stand for older ones of other architectures, as the C library makes them.
 pub mod calls {
+    /// `AUDIT_ARCH_AARCH64` (linux/audit.h).
+    pub const ARCHITECTURE: u32 = 0xc000_00b7;
     pub const ACCESS: i64 = libc::SYS_faccessat;
     pub const READLINK: i64 = libc::SYS_readlinkat;
     pub const SYMLINK: i64 = libc::SYS_symlinkat;

@@ -1,8 +1,13 @@
 //! The devices on the mainboard of a PC: interrupt controller, clock, power, serial port.
 
 mod banner;
+mod coredump;
+mod debugger;
+mod dump;
 mod firmware;
+pub mod gdb;
 
+pub use debugger::Debugger;
 pub use firmware::{is_linux, load};
 
 use super::{
@@ -52,6 +57,8 @@ pub const MEMORY_SLOTS: u32 = 32;
 
 /// System calls that later architectures have another one for, as the C library makes them.
 pub mod calls {
+    /// `AUDIT_ARCH_X86_64` (linux/audit.h).
+    pub const ARCHITECTURE: u32 = 0xc000_003e;
     pub const ACCESS: i64 = libc::SYS_access;
     pub const READLINK: i64 = libc::SYS_readlink;
     pub const SYMLINK: i64 = libc::SYS_symlink;

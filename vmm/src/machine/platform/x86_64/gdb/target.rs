@@ -1,7 +1,7 @@
 //! The machine as GDB's protocol sees it.
 
+use super::super::debugger::{Going, Link, Registers, Stop, StopCause};
 use crate::machine::Machine;
-use crate::machine::debugger::{Going, Link, Registers, Stop, StopCause};
 use crate::message::{Event, Inbox};
 use anyhow::{Context, Result};
 use gdbstub::common::{Signal, Tid};

@@ -1,9 +1,9 @@
 //! Dumping a machine's memory and registers to a file, while it is paused.
 
-use super::Machine;
+use super::coredump::{self, CpuState};
 use crate::api::request::Coredump;
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
-use crate::coredump::{self, CpuState};
+use crate::machine::Machine;
 use crate::message::Message;
 use crate::seccomp::{self, ThreadKind};
 use std::fs::OpenOptions;
@@ -64,7 +64,7 @@ impl Machine {
     }
 
     /// The dump is written, or could not be.
-    pub(super) fn dumped(&mut self, result: io::Result<()>) {
+    pub(in crate::machine) fn dumped(&mut self, result: io::Result<()>) {
         let Some(respond) = self.dump.take() else { return };
         self.events.emit("vm", if result.is_ok() { "coredumped" } else { "coredump-failed" });
         let answer: Answer = match result {

@@ -1,8 +1,8 @@
 //! What stands for debugging and core dumps where the architecture has neither yet: whoever asks is told so.
 
-use super::Machine;
 use crate::api::request::Coredump;
 use crate::api::{ApiError, ErrorKind, Respond};
+use crate::machine::Machine;
 use crate::message::Inbox;
 use anyhow::{Result, bail};
 use hypervisor::DebugStop;
@@ -34,10 +34,10 @@ impl Machine {
     pub fn hold_for_debugger(&mut self) {}
 
     /// There is no debugger that stopped the others.
-    pub(super) fn hold_new_cpu(&self, _: &crate::cpu::CpuThread) {}
+    pub(in crate::machine) fn hold_new_cpu(&self, _: &crate::cpu::CpuThread) {}
 
     /// A CPU stopped by itself, which nothing has it do: it goes on.
-    pub(super) fn stopped_for_debugger(&mut self, number: u32, _: DebugStop) -> Result<()> {
+    pub(in crate::machine) fn stopped_for_debugger(&mut self, number: u32, _: DebugStop) -> Result<()> {
         if let Some(cpu) = self.cpus.get(number) {
             cpu.release();
         }
@@ -51,5 +51,5 @@ impl Machine {
     }
 
     /// No core dump is ever complete.
-    pub(super) fn dumped(&mut self, _: io::Result<()>) {}
+    pub(in crate::machine) fn dumped(&mut self, _: io::Result<()>) {}
 }

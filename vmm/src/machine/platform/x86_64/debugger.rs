@@ -1,10 +1,10 @@
 //! The machine under a debugger: CPUs that stop together and go on as they are told, breakpoints, registers, and memory by
 //! the guest's own addresses.
 //!
-//! The debugger itself is on a thread of its own ([`crate::gdb`]). It asks the machine thread for one thing after the other,
+//! The debugger itself is on a thread of its own ([`super::gdb`]). It asks the machine thread for one thing after the other,
 //! and hears of stops through its [`Link`].
 
-use super::Machine;
+use crate::machine::Machine;
 use anyhow::{Context, Result};
 use arch::native::paging;
 use hypervisor::x86_64::{Fpu, Regs, Sregs};
@@ -158,7 +158,7 @@ impl Machine {
     }
 
     /// A CPU came: it does not run while the others are stopped.
-    pub(super) fn hold_new_cpu(&self, cpu: &crate::cpu::CpuThread) {
+    pub(in crate::machine) fn hold_new_cpu(&self, cpu: &crate::cpu::CpuThread) {
         if self.debugger.stopped {
             cpu.hold();
         }
@@ -179,7 +179,7 @@ impl Machine {
     }
 
     /// A CPU stopped by itself, and is held.
-    pub(super) fn stopped_for_debugger(&mut self, number: u32, stop: DebugStop) -> Result<()> {
+    pub(in crate::machine) fn stopped_for_debugger(&mut self, number: u32, stop: DebugStop) -> Result<()> {
         if self.debugger.stopped {
             // Another one was faster; this one will stop again at the same place.
             return Ok(());
