@@ -5,6 +5,7 @@
 
 pub mod aarch64;
 pub mod boot;
+pub mod caches;
 pub mod layout;
 pub mod topology;
 pub mod wiring;

@@ -10,6 +10,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import api_schema
+import device_tree
 import disks
 import ground
 import guests
@@ -130,7 +131,12 @@ def unit(run):
     if not run.build_machine("unit tests"):
         return
     chosen = f"not ({_binaries(NATIVE)} | {_binaries(NESTED)})"
-    run.nextest("unit tests", f"{chosen} & test(~{run.filter})" if run.filter else chosen)
+    environment = {}
+    try:
+        environment["VIVARIUM_DT_VALIDATE"] = device_tree.validator()
+    except device_tree.Unavailable as unavailable:
+        run.skip("device tree schemas", str(unavailable))
+    run.nextest("unit tests", f"{chosen} & test(~{run.filter})" if run.filter else chosen, environment)
     if not run.filter:
         run.libtest("documentation examples", ["test", "--workspace", "--doc"])
 

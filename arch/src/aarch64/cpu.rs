@@ -1,6 +1,7 @@
 //! CPUs: what they have ([`CpuModel`]), and the state they start in.
 
 use super::boot::EntryPoint;
+use crate::caches::Cache;
 use crate::topology::Topology;
 use hypervisor::Result;
 use hypervisor::aarch64::{HostFeatures, RegisterId, VcpuFeatures, VcpuState};
@@ -13,23 +14,29 @@ pub const PMU_INTERRUPT: u32 = 23;
 pub struct CpuModel {
     topology: Topology,
     features: VcpuFeatures,
+    caches: Vec<Cache>,
 }
 
 impl CpuModel {
-    /// CPUs with all that the host has.
-    pub fn new(host: &HostFeatures, topology: Topology) -> Self {
+    /// CPUs with all that the host has, and caches like its, nearest first.
+    pub fn new(host: &HostFeatures, topology: Topology, caches: Vec<Cache>) -> Self {
         let features = VcpuFeatures {
             sve: host.sve,
             pointer_authentication: host.pointer_authentication,
             pmu: host.pmu,
             powered_off: false,
         };
-        Self { topology, features }
+        Self { topology, features, caches }
     }
 
     /// How they are grouped.
     pub fn topology(&self) -> Topology {
         self.topology
+    }
+
+    /// The caches of each, nearest first.
+    pub fn caches(&self) -> &[Cache] {
+        &self.caches
     }
 
     /// Whether they have a performance monitor.

@@ -3,6 +3,7 @@
 
 use super::cpu::{PMU_INTERRUPT, affinity};
 use super::layout::{self, FDT_SIZE};
+use crate::caches::{Cache, CacheKind, CacheScope};
 use crate::layout::SegmentWindows;
 use crate::topology::Topology;
 use crate::wiring::InterruptPins;
@@ -16,6 +17,8 @@ use vm_fdt::FdtWriter;
 pub struct FdtConfig {
     /// How CPUs are grouped.
     pub topology: Topology,
+    /// The caches of each CPU, nearest first.
+    pub caches: Vec<Cache>,
     /// The NUMA node of each CPU that is there.
     pub cpu_nodes: Vec<u32>,
     /// They have a performance monitor.
@@ -68,6 +71,7 @@ const PHANDLE_CLOCK: u32 = 2;
 const PHANDLE_GPIO: u32 = 3;
 const PHANDLE_ITS: u32 = 0x100;
 const PHANDLE_CPU: u32 = 0x1000;
+const PHANDLE_CACHE: u32 = 0x10_0000;
 
 // Cells of an interrupt (arm,gic-v3.yaml).
 const SHARED: u32 = 0;
@@ -200,11 +204,72 @@ fn cpus(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
                 tree.0.property_u32("reg", affinity)?;
                 tree.0.property_string("enable-method", "psci")?;
                 tree.numa(config, *node)?;
+                for cache in config.caches.iter().filter(|cache| cache.level == 1) {
+                    cache_shape(tree, cache)?;
+                }
+                next_cache(tree, config, 1, index)?;
                 Ok(tree.0.property_phandle(PHANDLE_CPU + index)?)
             })?;
         }
+        caches(tree, config)?;
         tree.node("cpu-map", |tree| cpu_map(tree, config.topology, config.cpu_nodes.len() as u32))
     })
+}
+
+/// The nodes of the caches behind those of CPUs (Devicetree Specification 0.4, 3.9).
+fn caches(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
+    for cache in outer_caches(config) {
+        for first in (0..config.cpu_nodes.len() as u32).step_by(sharers(config, cache.scope)) {
+            tree.node(&format!("l{}-cache{first}", cache.level), |tree| {
+                tree.0.property_string("compatible", "cache")?;
+                tree.0.property_u32("cache-level", cache.level.into())?;
+                tree.0.property_null("cache-unified")?;
+                cache_shape(tree, cache)?;
+                next_cache(tree, config, cache.level, first)?;
+                Ok(tree.0.property_phandle(cache_phandle(cache.level, first))?)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Caches that have nodes of their own. A binding for others than unified ones there is only at the first level.
+fn outer_caches(config: &FdtConfig) -> impl Iterator<Item = &Cache> {
+    config.caches.iter().filter(|cache| cache.level > 1 && cache.kind == CacheKind::Unified)
+}
+
+/// Refers to the cache that follows level `level` for CPU `index`, if there is one.
+fn next_cache(tree: &mut Tree, config: &FdtConfig, level: u8, index: u32) -> Result<()> {
+    let Some(next) = outer_caches(config).find(|cache| cache.level > level) else { return Ok(()) };
+    let sharers = sharers(config, next.scope) as u32;
+    let first = index - index % sharers;
+    Ok(tree.0.property_u32("next-level-cache", cache_phandle(next.level, first))?)
+}
+
+/// How many CPUs share a cache.
+fn sharers(config: &FdtConfig, scope: CacheScope) -> usize {
+    let topology = config.topology;
+    let count = match scope {
+        CacheScope::Core => topology.threads(),
+        CacheScope::Die => topology.threads() * topology.cores(),
+    };
+    count as usize
+}
+
+fn cache_phandle(level: u8, first: u32) -> u32 {
+    PHANDLE_CACHE * u32::from(level) + first
+}
+
+fn cache_shape(tree: &mut Tree, cache: &Cache) -> Result<()> {
+    let Some(shape) = cache.shape else { return Ok(()) };
+    let prefix = match cache.kind {
+        CacheKind::Instruction => "i-",
+        CacheKind::Data => "d-",
+        CacheKind::Unified => "",
+    };
+    tree.0.property_u32(&format!("{prefix}cache-size"), shape.size)?;
+    tree.0.property_u32(&format!("{prefix}cache-line-size"), shape.line.into())?;
+    Ok(tree.0.property_u32(&format!("{prefix}cache-sets"), shape.sets)?)
 }
 
 /// How CPUs are grouped (Linux, `Documentation/devicetree/bindings/cpu/cpu-topology.txt`).
@@ -420,6 +485,7 @@ fn interrupt_map(tree: &mut Tree, pins: InterruptPins) -> Result<()> {
 mod tests {
     use super::*;
     use crate::aarch64::layout::{LayoutRequest, MemoryLayout};
+    use crate::caches::CacheShape;
     use std::io::Write;
     use std::process::{Command, Stdio};
 
@@ -428,6 +494,7 @@ mod tests {
         let layout = MemoryLayout::new(&request).unwrap();
         FdtConfig {
             topology: Topology::flat(cpus),
+            caches: caches_of_a_server(),
             cpu_nodes: vec![0; cpus as usize],
             pmu: true,
             memory: layout.ram().iter().map(|range| (*range, 0)).collect(),
@@ -443,6 +510,17 @@ mod tests {
             initramfs: Some(Range { start: 0x7000_0000, size: 0x1234 }),
             seed: vec![0xa5; 40],
         }
+    }
+
+    fn caches_of_a_server() -> Vec<Cache> {
+        let shape = |size| Some(CacheShape { size, line: 64, sets: size / 64 / 4, ways: 4 });
+        let cache = |level, kind, scope, shape| Cache { level, kind, scope, shape };
+        vec![
+            cache(1, CacheKind::Instruction, CacheScope::Core, shape(65_536)),
+            cache(1, CacheKind::Data, CacheScope::Core, shape(65_536)),
+            cache(2, CacheKind::Unified, CacheScope::Core, None),
+            cache(3, CacheKind::Unified, CacheScope::Die, shape(32 << 20)),
+        ]
     }
 
     /// The tree as the device tree compiler reads it, and what it warns of; `None` where there is no such program.
@@ -461,16 +539,71 @@ mod tests {
         Some((text(output.stdout), text(output.stderr)))
     }
 
+    fn config_of_numa() -> FdtConfig {
+        FdtConfig {
+            topology: Topology::new(2, 2, 1, 2, 8).unwrap(),
+            cpu_nodes: vec![0, 0, 0, 0, 1, 1, 1, 1],
+            distances: vec![vec![10, 20], vec![20, 10]],
+            ..config(8, 3)
+        }
+    }
+
     #[test]
     fn the_device_tree_compiler_finds_nothing_to_warn_of() {
-        let mut numa = config(8, 3);
-        numa.topology = Topology::new(2, 2, 1, 2, 8).unwrap();
-        numa.cpu_nodes = vec![0, 0, 0, 0, 1, 1, 1, 1];
-        numa.distances = vec![vec![10, 20], vec![20, 10]];
-        for config in [config(1, 1), config(123, 1), numa] {
-            let Some((_, warnings)) = decompiled(&build(&config).unwrap()) else { return };
+        for config in [config(1, 1), config(123, 1), config_of_numa()] {
+            let Some((_, warnings)) = decompiled(&build(&config).unwrap()) else {
+                eprintln!("skipped: dtc is not installed");
+                return;
+            };
             assert_eq!(warnings, "");
         }
+    }
+
+    /// What the kernel's own schemas say. `VIVARIUM_DT_VALIDATE` is a program with its options that checks a tree and says
+    /// nothing if it is right. The schema of the PL061 does not know `#address-cells`, without which dtc warns of each
+    /// interrupt controller.
+    #[test]
+    fn the_tree_is_as_the_bindings_have_it() {
+        let Ok(program) = std::env::var("VIVARIUM_DT_VALIDATE") else {
+            eprintln!("skipped: VIVARIUM_DT_VALIDATE does not name a program");
+            return;
+        };
+        let words: Vec<_> = program.split(' ').collect();
+        let path = std::env::temp_dir().join(format!("vivarium-fdt-{}.dtb", std::process::id()));
+        for config in [config(20, 1), config_of_numa()] {
+            std::fs::write(&path, build(&config).unwrap()).unwrap();
+            let output = Command::new(words[0]).args(&words[1..]).arg(&path).output().unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            let known = |line: &&str| line.contains("(arm,pl061): '#address-cells' does not match");
+            let other = text.lines().filter(|line| !line.contains("from schema") && !known(line)).count();
+            assert!(output.status.success() && other == 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_cpu_leads_to_its_caches() {
+        let Some((text, _)) = decompiled(&build(&config_of_numa()).unwrap()) else { return };
+        let node = |name: &str| {
+            let start = text.find(&format!("{name} {{")).unwrap_or_else(|| panic!("{name} in\n{text}"));
+            text[start..].split("};").next().unwrap().to_owned()
+        };
+        assert!(node("cpu@0").contains("d-cache-size = <0x10000>"));
+        let phandle = |name: &str| {
+            let node = node(name);
+            node.split("\tphandle = ").nth(1).unwrap().split(';').next().unwrap().to_owned()
+        };
+        for (from, to) in [
+            ("cpu@0", "l2-cache0"),
+            ("cpu@3", "l2-cache2"),
+            ("cpu@7", "l2-cache6"),
+            ("l2-cache2", "l3-cache0"),
+            ("l2-cache6", "l3-cache4"),
+        ] {
+            let expected = format!("next-level-cache = {};", phandle(to));
+            assert!(node(from).contains(&expected), "{from} {to}: {}", node(from));
+        }
+        assert!(!node("l3-cache0").contains("next-level-cache"));
     }
 
     #[test]

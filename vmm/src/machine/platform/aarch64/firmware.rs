@@ -39,6 +39,7 @@ pub fn load(
     });
     let tree = fdt::build(&FdtConfig {
         topology: model.topology(),
+        caches: model.caches().to_vec(),
         cpu_nodes: (0..config.cpus.boot_vcpus)
             .map(|index| node_of(&config.numa, |node| node.cpus.contains(&index)))
             .collect(),

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arch::aarch64::boot::EntryPoint;
 use arch::aarch64::cpu::{self, CpuModel};
 use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
+use arch::caches::Cache;
 use arch::wiring::InterruptPins;
 use devices::host_console::{self, ConsolePump};
 use devices::primecell::pl011::Pl011;
@@ -29,6 +30,7 @@ use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Shared interrupt of the serial port.
@@ -194,7 +196,8 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         "--cpus boot={cpus}: the interrupt controller has room for {} CPUs",
         layout::MAX_CPUS
     );
-    let model = CpuModel::new(&hypervisor.host_features(), cpu_topology(config)?);
+    let caches = Cache::of_host(Path::new("/sys/devices/system/cpu/cpu0"));
+    let model = CpuModel::new(&hypervisor.host_features(), cpu_topology(config)?, caches);
     let host_bits = hypervisor.host_features().address_bits;
     let request = LayoutRequest {
         segments: config.platform.num_pci_segments,
