@@ -17,6 +17,7 @@
 pub mod acpi;
 pub mod acpi_hotplug;
 pub mod debug_console;
+pub mod fw_cfg;
 pub mod host_console;
 pub mod i8042;
 pub mod ioapic;

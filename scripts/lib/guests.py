@@ -34,7 +34,7 @@ MODULES = [
 ]  # fmt: skip
 
 # And those of the larger variant.
-TOOL_MODULES = ["vmw_vsock_virtio_transport", "virtio_pmem", "nd_pmem", "i6300esb?"]
+TOOL_MODULES = ["vmw_vsock_virtio_transport", "virtio_pmem", "nd_pmem", "i6300esb?", "qemu_fw_cfg"]
 
 # Programs of the larger variant, and the packages that hold them.
 TOOLS = {

@@ -7,10 +7,10 @@ use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::PciPortConfig;
 use crate::config::{
-    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
-    MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig,
-    PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig, WatchdogConfig,
-    console,
+    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
+    LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig,
+    PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig,
+    WatchdogConfig, console,
 };
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -52,6 +52,9 @@ struct Flags {
     /// The kernel's command line, such as "console=hvc0 root=/dev/vda".
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
+    /// A firmware configuration device, by which the guest finds data by name.
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
+    fw_cfg_config: Option<String>,
     /// The CPUs [default: boot=1].
     #[arg(long, value_name = "KEYS")]
     cpus: Option<String>,
@@ -289,6 +292,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
             kernel: Some(kernel),
             initramfs: flags.initramfs.clone(),
             cmdline: flags.cmdline.clone(),
+            fw_cfg_config: maybe::<FwCfgConfig>("--fw-cfg-config", flags.fw_cfg_config.as_deref())?,
         },
         rate_limit_groups: many::<RateLimitGroupConfig>("--rate-limit-group", &flags.rate_limit_group)?,
         disks: many::<DiskConfig>("--disk", &flags.disk)?,

@@ -5,9 +5,9 @@ use crate::api::socket::ApiSocketConfig;
 use crate::config::PciPortConfig;
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, GdbConfig, LandlockConfig,
-    MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig,
-    PmemConfig, RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
+    LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig,
+    PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
 };
 use std::fmt::Write;
 
@@ -33,6 +33,10 @@ const ENTRIES: &[Entry] = &[
     entry::<DiskConfig>("disk", "--disk path=root.img,num_queues=4,direct=on"),
     entry::<NetConfig>("net", "--net tap=tap0,mac=12:34:56:78:9a:bc"),
     entry::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
+    entry::<FwCfgConfig>(
+        "fw-cfg-config",
+        "--fw-cfg-config items=[name=opt/org.example/role,string=worker:name=opt/org.example/key,file=/etc/guest.key]",
+    ),
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     entry::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),

@@ -41,6 +41,8 @@ pub struct FdtConfig {
     pub power_button: u8,
     /// There is a pvpanic device.
     pub pvpanic: bool,
+    /// There is a firmware configuration device.
+    pub fw_cfg: bool,
     /// The kernel's command line.
     pub command_line: String,
     /// The initramfs.
@@ -397,6 +399,13 @@ fn platform(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
             Ok(tree.0.property_array_u32("gpios", &[PHANDLE_GPIO, config.power_button.into(), 0])?)
         })
     })?;
+    if config.fw_cfg {
+        tree.node(&format!("fw-cfg@{:x}", layout::FW_CFG.start), |tree| {
+            tree.0.property_string("compatible", "qemu,fw-cfg-mmio")?;
+            tree.registers(&[layout::FW_CFG])?;
+            Ok(tree.0.property_null("dma-coherent")?)
+        })?;
+    }
     if config.pvpanic {
         tree.node(&format!("pvpanic@{:x}", layout::PVPANIC.start), |tree| {
             tree.0.property_string("compatible", "qemu,pvpanic-mmio")?;
@@ -506,6 +515,7 @@ mod tests {
             gpio: 7,
             power_button: 3,
             pvpanic: true,
+            fw_cfg: true,
             command_line: "quiet console=ttyAMA0".into(),
             initramfs: Some(Range { start: 0x7000_0000, size: 0x1234 }),
             seed: vec![0xa5; 40],

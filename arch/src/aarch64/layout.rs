@@ -34,6 +34,8 @@ pub const GIC_DISTRIBUTOR: u64 = 0x800_0000;
 pub const GIC_ITS: u64 = 0x808_0000;
 /// The PL011 serial port.
 pub const SERIAL: u64 = 0x900_0000;
+/// The firmware configuration device.
+pub const FW_CFG: Range = Range { start: 0x902_0000, size: 24 };
 /// The PL031 clock.
 pub const RTC: u64 = 0x901_0000;
 /// The PL061 that the power button is on.

@@ -11,6 +11,7 @@
 mod acpi_hotplug;
 mod api;
 mod disk;
+mod fw_cfg;
 mod host_pages;
 mod input;
 mod kernel_loader;
@@ -33,6 +34,7 @@ mod watchdog;
 
 pub use acpi_hotplug::acpi_hotplug;
 pub use api::api;
+pub use fw_cfg::fw_cfg;
 pub use kernel_loader::kernel_loader;
 pub use options::options;
 pub use pci_config::pci_config;

@@ -43,6 +43,7 @@ replay!(
     api,
     blk_packed,
     blk_split,
+    fw_cfg,
     kernel_loader,
     net_control,
     net_rx,

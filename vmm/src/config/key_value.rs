@@ -167,7 +167,7 @@ fn place(map: &mut Vec<(String, Value)>, path: &str, value: Value) -> Result<(),
 }
 
 /// Splits at `separator` outside of quotes and brackets.
-fn split(text: &str, separator: char) -> Result<Vec<&str>, Error> {
+pub(super) fn split(text: &str, separator: char) -> Result<Vec<&str>, Error> {
     let (mut parts, mut start, mut depth, mut quoted) = (Vec::new(), 0, 0usize, false);
     for (at, c) in text.char_indices() {
         match c {

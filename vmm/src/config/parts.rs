@@ -66,6 +66,7 @@ impl VmConfig {
             ("--debug-console", &self.debug_console),
             ("--platform", &self.platform),
         ];
+        parts.extend(all("--fw-cfg-config", &self.payload.fw_cfg_config));
         parts.extend(all("--memory-zone", self.memory.zones.iter().flatten()));
         parts.extend(all("--rate-limit-group", &self.rate_limit_groups));
         parts.extend(all("--disk", &self.disks));
@@ -92,7 +93,9 @@ impl VmConfig {
     pub fn named_files(&self) -> Vec<NamedFile> {
         let mut files = Vec::new();
         let boot = [("--kernel", &self.payload.kernel), ("--initramfs", &self.payload.initramfs)];
-        for (option, path) in boot {
+        let items = self.payload.fw_cfg_config.iter().flat_map(|config| &config.items.item_list);
+        let items = items.map(|item| ("--fw-cfg-config items file", &item.file));
+        for (option, path) in boot.into_iter().chain(items) {
             files.extend(path.iter().map(|path| NamedFile {
                 option: option.into(),
                 path: path.clone(),

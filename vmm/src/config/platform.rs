@@ -1,5 +1,6 @@
 //! `--kernel`, `--platform`, `--pci-segment` and `--rng`.
 
+use super::fw_cfg::FwCfgConfig;
 use super::options::options;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ pub struct PayloadConfig {
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: Option<String>,
+    /// The firmware configuration device.
+    pub fw_cfg_config: Option<FwCfgConfig>,
 }
 
 options! {

@@ -1,6 +1,6 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
-use super::{ByteSize, ConsoleMode, VmConfig};
+use super::{ByteSize, ConsoleMode, FwCfgConfig, VmConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -43,6 +43,7 @@ impl VmConfig {
         self.validate_cpus()?;
         self.validate_memory()?;
         self.validate_numa()?;
+        self.payload.fw_cfg_config.iter().try_for_each(FwCfgConfig::check)?;
         self.validate_devices()?;
         if self.landlock_rules.iter().any(|rule| rule.path.as_os_str().is_empty()) {
             return error("--landlock-rules", "has no path; add path=<file or folder>");

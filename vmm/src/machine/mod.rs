@@ -8,6 +8,7 @@ mod added_memory;
 mod boot_files;
 mod control;
 mod cpus;
+mod fw_cfg;
 pub mod hotplug;
 mod life;
 mod memory_devices;
@@ -122,7 +123,7 @@ impl Machine {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (mmio, port) = (BusHandle::default(), BusHandle::default());
         let mut pumps = Vec::new();
-        let platform = Platform::new(&config, &*vm, &layout, &mmio, &port, &clock, &mut pumps)?;
+        let mut platform = Platform::new(&config, &*vm, &layout, &mmio, &port, &clock, &mut pumps)?;
         let surroundings = Surroundings {
             mmio: mmio.clone(),
             port: port.clone(),
@@ -136,6 +137,9 @@ impl Machine {
         let after = layout.hotplug().map_or(0, |range| range.start) + memory::hotplug_space(&config.memory);
         let pmem = pmem::add(&config.pmem, after, &mut memory)?;
         map_memory(&*vm, &memory)?;
+        if let Some(items) = fw_cfg::items(&config, &files, &memory.zones, &layout, &model)? {
+            platform.add_fw_cfg(items, &memory.ram, &mmio, &port)?;
+        }
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
                 vm: Arc::clone(&vm),

@@ -8,6 +8,7 @@
 mod dsdt;
 mod fixed;
 mod hotplug;
+pub mod loader;
 mod numa;
 mod table;
 

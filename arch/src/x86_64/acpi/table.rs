@@ -9,6 +9,9 @@ pub(super) const OEM_REVISION: u32 = 1;
 const CREATOR_ID: [u8; 4] = *b"VIVM";
 const CREATOR_REVISION: u32 = 1;
 
+/// Size of the header every table but the RSDP begins with.
+pub(super) const HEADER_SIZE: usize = 36;
+
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 const PLACE: Range = Range { start: 0xc_0000, size: 0x2_ff00 };
 const RSDP: GuestAddress = GuestAddress(0xe_ffc0);
 
-fn config() -> AcpiConfig {
+pub(super) fn config() -> AcpiConfig {
     let segment = |n: u64| SegmentWindows {
         ecam: Range { start: if n == 0 { 0xe000_0000 } else { (1 << 36) + (n << 28) }, size: 1 << 28 },
         bars_32: Range { start: 0xc000_0000 + (n << 24), size: 1 << 24 },

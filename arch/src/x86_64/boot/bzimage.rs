@@ -100,8 +100,7 @@ impl Image {
             });
         }
 
-        let setup_sects = if setup_sects == 0 { DEFAULT_SETUP_SECTORS } else { setup_sects };
-        let file_offset = u64::from(setup_sects).saturating_add(1).saturating_mul(SECTOR_SIZE);
+        let file_offset = setup_size(setup_sects);
         let size = u64::from(syssize).saturating_mul(PARAGRAPH_SIZE);
         if size <= ENTRY_64 {
             return Err(KernelError::Malformed("its setup header says that there is no kernel after it"));
@@ -128,6 +127,19 @@ impl Image {
             command_line_limit: u32_at(head, setup_field!(cmdline_size)).unwrap_or(0),
         })
     }
+}
+
+/// Size of what comes before the protected-mode kernel: the boot sector, and `setup_sects` more.
+fn setup_size(setup_sects: u8) -> u64 {
+    let sectors = if setup_sects == 0 { DEFAULT_SETUP_SECTORS } else { setup_sects };
+    u64::from(sectors).saturating_add(1).saturating_mul(SECTOR_SIZE)
+}
+
+/// Size in bytes of the real-mode code that a kernel file begins with, of which `head` is the first part: 0 if it is no
+/// bzImage.
+pub fn setup_part(head: &[u8]) -> u64 {
+    let setup_sects = u8_at(head, setup_field!(setup_sects)).filter(|_| is_bzimage(head));
+    setup_sects.map_or(0, setup_size)
 }
 
 /// The setup header, which ends where the jump at its start goes to: older kernels have a shorter one.

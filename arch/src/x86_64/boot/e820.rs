@@ -22,6 +22,14 @@ pub struct E820Entry {
     pub kind: E820Type,
 }
 
+impl E820Entry {
+    /// As BIOS calls give it: address, size and kind, little-endian.
+    pub fn bytes(&self) -> Vec<u8> {
+        let Range { start, size } = self.range;
+        [&start.to_le_bytes()[..], &size.to_le_bytes(), &(self.kind as u32).to_le_bytes()].concat()
+    }
+}
+
 /// A machine's memory map, ascending and without overlaps.
 pub fn e820(layout: &MemoryLayout) -> Vec<E820Entry> {
     let ram = |start: u64, end: u64| E820Entry {

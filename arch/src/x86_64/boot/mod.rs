@@ -29,6 +29,7 @@ pub(super) mod long_mode;
 mod pvh;
 
 pub use crate::boot::{BootError, BootFile, CommandLineError, InitramfsError, KernelError};
+pub use bzimage::setup_part;
 pub use e820::{E820Entry, E820Type, e820};
 
 use super::layout::{self, MemoryLayout, PAGE_SIZE};

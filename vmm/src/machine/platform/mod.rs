@@ -6,6 +6,7 @@
 //! | `found` | makes the hypervisor's machine, its CPUs and its memory layout |
 //! | `Platform` | the devices at fixed places |
 //! | `load` | the kernel, and the tables that firmware would have left |
+//! | `describe`, `setup_part` | what the firmware configuration device holds of it and of its kernel |
 //! | `is_linux` | whether the kernel is Linux |
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
 //! | `create_vcpu` | makes a further CPU |
@@ -28,8 +29,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    CPU_HOTPLUG, Debugger, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, found,
-    gdb, is_linux, load, raise_nmi, reset_vcpu,
+    CPU_HOTPLUG, Debugger, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe,
+    found, gdb, is_linux, load, raise_nmi, reset_vcpu, setup_part,
 };
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
@@ -99,12 +100,23 @@ impl Mainboard {
         range: Range,
         device: T,
     ) -> Result<Arc<Mutex<T>>> {
-        let device = Arc::new(Mutex::new(device));
-        bus.change(|bus| bus.insert(range, Arc::clone(&device) as _))
-            .with_context(|| format!("placing the {name}"))?;
-        self.devices.push((name, Arc::clone(&device) as _));
-        Ok(device)
+        put(&mut self.devices, name, bus, range, device)
     }
+}
+
+/// Puts a device on a bus, and among `devices`.
+fn put<T: PlatformDevice + 'static>(
+    devices: &mut Vec<Placed>,
+    name: &'static str,
+    bus: &BusHandle,
+    range: Range,
+    device: T,
+) -> Result<Arc<Mutex<T>>> {
+    let device = Arc::new(Mutex::new(device));
+    bus.change(|bus| bus.insert(range, Arc::clone(&device) as _))
+        .with_context(|| format!("placing the {name}"))?;
+    devices.push((name, Arc::clone(&device) as _));
+    Ok(device)
 }
 
 /// Returns every device to its state at power-on.

@@ -2,7 +2,7 @@
 
 use super::super::numa::{distances, node_of};
 use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
-use crate::config::VmConfig;
+use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
@@ -11,6 +11,7 @@ use arch::aarch64::boot::{self, EntryPoint};
 use arch::aarch64::cpu::CpuModel;
 use arch::aarch64::fdt::{self, FdtConfig};
 use arch::aarch64::layout::MemoryLayout;
+use devices::fw_cfg::Items;
 use devices::primecell::pl061::Pl061;
 use machine::bus::Range;
 use machine::memory::Memory;
@@ -53,12 +54,33 @@ pub fn load(
         gpio: GPIO_GSI,
         power_button: Pl061::POWER_BUTTON,
         pvpanic: config.pvpanic,
+        fw_cfg: config.payload.fw_cfg_config.is_some(),
         command_line: cmdline.to_owned(),
         initramfs: loaded.initramfs,
         seed: seed(),
     })?;
     boot::place_fdt(memory, &tree)?;
     Ok(loaded.entry)
+}
+
+/// Adds nothing: the device tree tells all.
+///
+/// # Errors
+/// None.
+pub fn describe(
+    _: &FwCfgConfig,
+    _: &VmConfig,
+    _: &[ZoneExtent],
+    _: &MemoryLayout,
+    _: &CpuModel,
+    _: &mut Items,
+) -> Result<()> {
+    Ok(())
+}
+
+/// A kernel has no part of another mode.
+pub fn setup_part(_: &[u8]) -> usize {
+    0
 }
 
 /// Whether the kernel is Linux. Others with the same header are not told apart from it.

@@ -3,12 +3,12 @@
 mod firmware;
 pub mod gdb;
 
-pub use firmware::{is_linux, load};
+pub use firmware::{describe, is_linux, load, setup_part};
 pub use gdb::Debugger;
 
 use super::{
-    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, reset_devices,
-    segment_weights, serial_mode,
+    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
+    reset_devices, segment_weights, serial_mode,
 };
 use crate::config::VmConfig;
 use crate::memory;
@@ -18,6 +18,7 @@ use arch::aarch64::cpu::{self, CpuModel};
 use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
 use arch::caches::Cache;
 use arch::wiring::InterruptPins;
+use devices::fw_cfg::{FwCfg, Items, Registers};
 use devices::host_console::{self, ConsolePump};
 use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
@@ -30,6 +31,7 @@ use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
+use machine::memory::Memory;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -107,6 +109,23 @@ impl Platform {
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
         );
         Ok(Self { pins, gpio, devices: board.devices })
+    }
+
+    /// Adds the firmware configuration device.
+    ///
+    /// # Errors
+    /// When something else is at its place.
+    pub fn add_fw_cfg(
+        &mut self,
+        items: Items,
+        memory: &Memory,
+        mmio: &BusHandle,
+        _: &BusHandle,
+    ) -> Result<()> {
+        let device = FwCfg::new(Registers::Memory, Arc::clone(memory), items);
+        put(&mut self.devices, "firmware configuration", mmio, layout::FW_CFG, device)
+            .context("--fw-cfg-config")?;
+        Ok(())
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt: nothing, the hypervisor sees to it.

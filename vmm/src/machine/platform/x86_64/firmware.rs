@@ -3,15 +3,15 @@
 use super::super::numa::{distances, node_of};
 use super::banner::has_linux_banner;
 use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, SERIAL_GSI};
-use crate::config::VmConfig;
+use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
-    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers,
+    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers, loader,
 };
-use arch::x86_64::boot::{self, CommandLineError, EntryPoint, LINUX_COMMAND_LINE_LIMIT, Protocol};
+use arch::x86_64::boot::{self, CommandLineError, E820Entry, EntryPoint, LINUX_COMMAND_LINE_LIMIT, Protocol};
 use arch::x86_64::cpu::CpuModel;
 use arch::x86_64::layout::{self, MemoryLayout};
 use arch::x86_64::reset_vector;
@@ -20,11 +20,15 @@ use devices::acpi::AcpiRegisters;
 use devices::acpi_hotplug::cpu::CpuHotplug;
 use devices::acpi_hotplug::memory::MemoryHotplug;
 use devices::acpi_hotplug::pci::PciHotplug;
+use devices::fw_cfg::{FwCfg, Items};
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
 use machine::bus::Range;
 use machine::memory::{Bytes, Memory};
+
+const ACPI_PLACE: Range =
+    Range { start: layout::ACPI_TABLES.0, size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0 };
 
 /// Writes into guest memory what the boot CPU starts with.
 ///
@@ -39,8 +43,7 @@ pub fn load(
     model: &CpuModel,
 ) -> Result<EntryPoint> {
     let tables = acpi_config(config, zones, layout, model);
-    let place = Range { start: layout::ACPI_TABLES.0, size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0 };
-    acpi::build(&tables, place, layout::ACPI_RSDP)?.write(memory)?;
+    acpi::build(&tables, ACPI_PLACE, layout::ACPI_RSDP)?.write(memory)?;
     write_generation_id(memory)?;
     let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
@@ -69,6 +72,36 @@ fn write_generation_id(memory: &Memory) -> Result<()> {
         memory.write_slice(&id, place).context("writing the generation id")?;
     }
     Ok(())
+}
+
+/// Adds what firmware would have to know of the machine: its memory map and its ACPI tables.
+///
+/// # Errors
+/// When the tables are too large.
+pub fn describe(
+    chosen: &FwCfgConfig,
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+    items: &mut Items,
+) -> Result<()> {
+    if chosen.e820 {
+        items.add("etc/e820", boot::e820(layout).iter().flat_map(E820Entry::bytes).collect())?;
+    }
+    if chosen.acpi_tables {
+        let tables = acpi_config(config, zones, layout, model);
+        let files = acpi::build(&tables, ACPI_PLACE, layout::ACPI_RSDP)?.loader_files();
+        items.add(loader::TABLES_FILE, files.tables)?;
+        items.add(loader::RSDP_FILE, files.rsdp)?;
+        items.add(loader::SCRIPT_FILE, files.script)?;
+    }
+    Ok(())
+}
+
+/// Size of the real-mode code that a kernel begins with, in bytes.
+pub fn setup_part(kernel: &[u8]) -> usize {
+    usize::try_from(boot::setup_part(kernel)).unwrap_or(0)
 }
 
 /// Whether the kernel that `entry` was loaded from is Linux. One that is entered by PVH may be anything.
@@ -116,7 +149,7 @@ fn acpi_config(
         memory_hotplug: modules
             .then_some(MemorySlots { port: MemoryHotplug::PORTS.start as u16, count: MEMORY_SLOTS }),
         generation_id: Some(layout::GENERATION_ID.0),
-        fw_cfg: None,
+        fw_cfg: config.payload.fw_cfg_config.as_ref().map(|_| FwCfg::PORTS.start as u16),
         serial: serial_mode(&config.serial)
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
             .into_iter()

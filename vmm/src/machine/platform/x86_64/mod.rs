@@ -8,11 +8,11 @@ mod firmware;
 pub mod gdb;
 
 pub use debugger::Debugger;
-pub use firmware::{is_linux, load};
+pub use firmware::{describe, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, reset_devices,
-    segment_weights, serial_mode,
+    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
+    reset_devices, segment_weights, serial_mode,
 };
 use crate::config::VmConfig;
 use crate::memory;
@@ -28,6 +28,7 @@ use devices::acpi_hotplug::cpu::CpuHotplug;
 use devices::acpi_hotplug::memory::{MemoryHotplug, Module};
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
+use devices::fw_cfg::{FwCfg, Items, Registers};
 use devices::host_console::{self, ConsolePump};
 use devices::i8042::I8042;
 use devices::ioapic::{IoApic, IoApicPins};
@@ -41,6 +42,7 @@ use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
+use machine::memory::Memory;
 use std::sync::{Arc, Mutex};
 
 /// Interrupt of the first serial port.
@@ -137,6 +139,23 @@ impl Platform {
             }
         }
         Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, devices: board.devices })
+    }
+
+    /// Adds the firmware configuration device.
+    ///
+    /// # Errors
+    /// When something else is at its place.
+    pub fn add_fw_cfg(
+        &mut self,
+        items: Items,
+        memory: &Memory,
+        _: &BusHandle,
+        port: &BusHandle,
+    ) -> Result<()> {
+        let device = FwCfg::new(Registers::Ports, Arc::clone(memory), items);
+        put(&mut self.devices, "firmware configuration", port, FwCfg::PORTS, device)
+            .context("--fw-cfg-config")?;
+        Ok(())
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt.

@@ -1,0 +1,193 @@
+//! What a firmware configuration device holds: items by number, and files, which have a number and a name.
+
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// The longest name of a file in bytes, without the NUL after it.
+pub const LONGEST_NAME: usize = 55;
+/// The most files there can be.
+pub const MOST_FILES: usize = 256;
+
+/// Numbers of items with a meaning of their own.
+pub mod number {
+    /// Size of the kernel without its setup part, in bytes; this and the other sizes have 32 bits, little-endian.
+    pub const KERNEL_SIZE: u16 = 0x08;
+    /// Size of the initramfs.
+    pub const INITRAMFS_SIZE: u16 = 0x0b;
+    /// The kernel without its setup part.
+    pub const KERNEL_DATA: u16 = 0x11;
+    /// The initramfs.
+    pub const INITRAMFS_DATA: u16 = 0x12;
+    /// Size of the command line with the NUL after it.
+    pub const CMDLINE_SIZE: u16 = 0x14;
+    /// The command line.
+    pub const CMDLINE_DATA: u16 = 0x15;
+    /// Size of the kernel's setup part: the real-mode code that a bzImage begins with.
+    pub const SETUP_SIZE: u16 = 0x17;
+    /// The kernel's setup part.
+    pub const SETUP_DATA: u16 = 0x18;
+    /// "QEMU".
+    pub(super) const SIGNATURE: u16 = 0x00;
+    /// What the device can do.
+    pub(super) const FEATURES: u16 = 0x01;
+    /// The list of the files.
+    pub(super) const DIRECTORY: u16 = 0x19;
+    /// The first file; the others follow.
+    pub(super) const FIRST_FILE: u16 = 0x20;
+}
+
+/// The registers are there, and DMA is.
+const FEATURE_BITS: u32 = 0b11;
+
+/// Why something cannot be an item.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ItemError {
+    /// The name cannot be told to the guest.
+    #[error("a name has 1 to {LONGEST_NAME} bytes of printable ASCII without spaces")]
+    Name,
+    /// There is a file of that name.
+    #[error("there is an item of that name already")]
+    Twice,
+    /// There are too many.
+    #[error("there are {MOST_FILES} items already, the most there can be")]
+    TooMany,
+    /// Its size has more than 32 bits.
+    #[error("its size {0} is 4 GiB or more")]
+    TooLarge(u64),
+}
+
+/// A file: what a guest finds by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct File {
+    name: String,
+    data: Vec<u8>,
+}
+
+/// All that a device holds. Nothing of it changes once the device is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Items {
+    numbered: BTreeMap<u16, Vec<u8>>,
+    /// Ordered by name.
+    files: Vec<File>,
+}
+
+impl Items {
+    /// Holds `data` as the item `data_number`, and its size as the item `size_number`.
+    ///
+    /// # Errors
+    /// When it is too large.
+    pub fn set(&mut self, size_number: u16, data_number: u16, data: Vec<u8>) -> Result<(), ItemError> {
+        let size = size_of(&data)?;
+        self.numbered.insert(size_number, size.to_le_bytes().to_vec());
+        self.numbered.insert(data_number, data);
+        Ok(())
+    }
+
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// When it cannot be one.
+    pub fn add(&mut self, name: &str, data: Vec<u8>) -> Result<(), ItemError> {
+        check_name(name)?;
+        size_of(&data)?;
+        if self.files.len() >= MOST_FILES {
+            return Err(ItemError::TooMany);
+        }
+        match self.files.binary_search_by(|file| file.name.as_str().cmp(name)) {
+            Ok(_) => Err(ItemError::Twice),
+            Err(place) => {
+                self.files.insert(place, File { name: name.to_owned(), data });
+                Ok(())
+            }
+        }
+    }
+
+    /// Each file's name and size in bytes.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.files.iter().map(|file| (file.name.as_str(), file.data.len()))
+    }
+
+    /// Completes them with what the device tells of itself and of its files.
+    pub(super) fn complete(&mut self) {
+        self.numbered.insert(number::SIGNATURE, b"QEMU".to_vec());
+        self.numbered.insert(number::FEATURES, FEATURE_BITS.to_le_bytes().to_vec());
+        self.numbered.insert(number::DIRECTORY, self.directory());
+    }
+
+    /// The item of that number; empty if there is none.
+    pub(super) fn get(&self, number: u16) -> &[u8] {
+        let numbered = self.numbered.get(&number);
+        let file = || {
+            let index = number.checked_sub(number::FIRST_FILE)?;
+            self.files.get(usize::from(index)).map(|file| &file.data)
+        };
+        numbered.or_else(file).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn directory(&self) -> Vec<u8> {
+        let count = u32::try_from(self.files.len()).unwrap_or(0);
+        let mut directory = count.to_be_bytes().to_vec();
+        for (file, number) in self.files.iter().zip(number::FIRST_FILE..) {
+            let mut name = file.name.as_bytes().to_vec();
+            name.resize(LONGEST_NAME.saturating_add(1), 0);
+            // Their sizes were checked when they were added.
+            let size = u32::try_from(file.data.len()).unwrap_or(0);
+            directory.extend(size.to_be_bytes());
+            directory.extend(number.to_be_bytes());
+            directory.extend([0, 0]);
+            directory.extend(name);
+        }
+        directory
+    }
+}
+
+fn size_of(data: &[u8]) -> Result<u32, ItemError> {
+    u32::try_from(data.len()).map_err(|_| ItemError::TooLarge(data.len() as u64))
+}
+
+/// Whether a file can have that name.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_name(name: &str) -> Result<(), ItemError> {
+    let fits = (1..=LONGEST_NAME).contains(&name.len());
+    if fits && name.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(()) } else { Err(ItemError::Name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_an_item_is_refused() {
+        let mut items = Items::default();
+        for name in ["", "with space", "umlaut-\u{e4}", "nul\0", &"x".repeat(56)] {
+            assert_eq!(items.add(name, vec![]), Err(ItemError::Name), "{name:?}");
+        }
+        items.add(&"x".repeat(55), vec![1]).unwrap();
+        assert_eq!(items.add(&"x".repeat(55), vec![2]), Err(ItemError::Twice));
+        for index in 1..MOST_FILES {
+            items.add(&format!("file{index}"), vec![]).unwrap();
+        }
+        assert_eq!(items.add("one-more", vec![]), Err(ItemError::TooMany));
+    }
+
+    #[test]
+    fn files_are_numbered_by_name_and_listed() {
+        let mut items = Items::default();
+        items.add("opt/b", b"second".to_vec()).unwrap();
+        items.add("opt/a", vec![7; 5000]).unwrap();
+        items.set(number::KERNEL_SIZE, number::KERNEL_DATA, vec![1, 2, 3]).unwrap();
+        items.complete();
+        let listed = items.get(number::DIRECTORY);
+        assert_eq!(listed.len(), 4 + 2 * 64);
+        assert_eq!(listed[..4], [0, 0, 0, 2]);
+        assert_eq!(listed[4..12], [0, 0, 0x13, 0x88, 0, 0x20, 0, 0]);
+        assert_eq!(&listed[12..18], b"opt/a\0");
+        assert_eq!(listed[68..74], [0, 0, 0, 6, 0, 0x21]);
+        assert_eq!(items.get(0x21), b"second");
+        assert_eq!(items.get(number::KERNEL_SIZE), [3, 0, 0, 0]);
+        assert_eq!(items.get(number::KERNEL_DATA), [1, 2, 3]);
+        assert!(items.get(0x22).is_empty() && items.get(u16::MAX).is_empty() && items.get(2).is_empty());
+    }
+}

@@ -1,0 +1,114 @@
+use super::*;
+use machine::memory::GuestRam;
+use std::sync::Arc;
+
+const REQUEST: u64 = 0x1000;
+const BUFFER: u64 = 0x2000;
+
+fn device(registers: Registers) -> FwCfg {
+    let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x4_0000)]).unwrap());
+    let mut items = Items::default();
+    items.add("opt/b", b"second".to_vec()).unwrap();
+    items.add("opt/a", vec![7; 5000]).unwrap();
+    FwCfg::new(registers, memory, items)
+}
+
+crate::conformance!(at_ports, FwCfg::PORTS.size, device(Registers::Ports));
+crate::conformance!(in_memory, FwCfg::WINDOW_SIZE, device(Registers::Memory));
+
+fn read(device: &mut FwCfg, item: u16, count: usize) -> Vec<u8> {
+    device.write(0, &item.to_le_bytes());
+    let mut byte = [0xff];
+    (0..count)
+        .map(|_| {
+            device.read(1, &mut byte);
+            byte[0]
+        })
+        .collect()
+}
+
+fn put_request(device: &FwCfg, control: u32, length: u32, address: u64) {
+    let words = [&control.to_be_bytes()[..], &length.to_be_bytes(), &address.to_be_bytes()].concat();
+    device.memory.write_slice(&words, GuestAddress(REQUEST)).unwrap();
+}
+
+fn outcome(device: &FwCfg) -> u32 {
+    let mut left = [0; 4];
+    device.memory.read_slice(&mut left, GuestAddress(REQUEST)).unwrap();
+    u32::from_be_bytes(left)
+}
+
+/// Makes a request, and returns the control word it leaves.
+fn request(device: &mut FwCfg, control: u32, length: u32, address: u64) -> u32 {
+    put_request(device, control, length, address);
+    device.write(4, &[0; 4]);
+    device.write(8, &(REQUEST as u32).to_be_bytes());
+    outcome(device)
+}
+
+fn found<const N: usize>(device: &FwCfg, address: u64) -> [u8; N] {
+    let mut found = [0xff; N];
+    device.memory.read_slice(&mut found, GuestAddress(address)).unwrap();
+    found
+}
+
+#[test]
+fn items_are_read_byte_by_byte() {
+    let mut device = device(Registers::Ports);
+    assert_eq!(read(&mut device, 0, 6), b"QEMU\0\0");
+    assert_eq!(read(&mut device, 1, 4), [3, 0, 0, 0]);
+    assert_eq!(read(&mut device, 0x19, 4), [0, 0, 0, 2]);
+    assert_eq!(read(&mut device, 0x21, 8), b"second\0\0");
+    assert_eq!(read(&mut device, 0x22, 2), [0, 0]);
+    let mut signature = [0; 4];
+    device.read(8, &mut signature);
+    assert_eq!(&signature, b" CFG");
+}
+
+#[test]
+fn requests_select_skip_and_read() {
+    let mut device = device(Registers::Ports);
+    assert_eq!(request(&mut device, 0x21 << 16 | SELECT | SKIP, 2, 0), 0);
+    assert_eq!(request(&mut device, READ, 6, BUFFER), 0);
+    assert_eq!(&found(&device, BUFFER), b"cond\0\0\0");
+    assert_eq!(request(&mut device, 0x20 << 16 | SELECT | READ, 5000, BUFFER), 0);
+    assert_eq!(found(&device, BUFFER + 4998), [7, 7, 0]);
+}
+
+#[test]
+fn registers_in_memory_are_wider_and_big_endian() {
+    let mut device = device(Registers::Memory);
+    let mut data = [0xff; 8];
+    device.write(8, &[0, 0x21]);
+    device.read(0, &mut data[..4]);
+    device.read(0, &mut data[4..5]);
+    assert_eq!(&data[..5], b"secon");
+    device.read(16, &mut data);
+    assert_eq!(data, DMA_SIGNATURE);
+    put_request(&device, 0x21 << 16 | SELECT | READ, 6, BUFFER);
+    device.write(16, &REQUEST.to_be_bytes());
+    assert_eq!(outcome(&device), 0);
+    assert_eq!(&found(&device, BUFFER), b"second");
+    // What is a register at a port is none here.
+    device.write(4, &[0; 4]);
+    device.write(8, &(REQUEST as u32).to_be_bytes());
+    assert_eq!(device.requests, 1);
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_the_device_goes_on() {
+    let mut device = device(Registers::Ports);
+    for (control, length, address) in [
+        (0x21 << 16 | SELECT | WRITE, 1, BUFFER),
+        (0x21 << 16 | SELECT | READ, 6, 0x3_fffe),
+        (0x21 << 16 | SELECT | READ, 6, u64::MAX - 1),
+        (0x21 << 16 | SELECT | READ, u32::MAX, BUFFER),
+    ] {
+        assert_eq!(request(&mut device, control, length, address), ERROR, "{control:#x} {length}");
+    }
+    // A request that is nowhere.
+    device.write(4, &[0xff; 4]);
+    device.write(8, &[0xff; 4]);
+    assert_eq!(request(&mut device, 0x21 << 16 | SELECT | READ, 6, BUFFER), 0);
+    assert_eq!((device.requests, device.refused), (6, 5));
+}
