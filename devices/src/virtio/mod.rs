@@ -5,6 +5,7 @@ pub mod console;
 pub mod mem;
 pub mod pmem;
 pub mod rng;
+pub mod rtc;
 pub mod vsock;
 
 #[cfg(test)]
