@@ -1,5 +1,6 @@
 //! The host's side of a test: image files, commands, network interfaces.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,6 +60,33 @@ impl Default for Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A file that cannot be opened until this is dropped: whoever tries waits, as on a file system that hangs. (By a lease, which the
+/// kernel takes away after a time, usually 45 seconds.)
+pub struct HangingFile(std::fs::File);
+
+impl HangingFile {
+    /// Takes hold of the file at `path`, which nobody has open.
+    ///
+    /// # Panics
+    /// When the host cannot.
+    pub fn new(path: &Path) -> Self {
+        let file = std::fs::File::options().read(true).write(true).open(path).expect("the file is there");
+        // SAFETY: the holder of a lease is told by this signal when somebody waits, which would end the process.
+        unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+        // SAFETY: the descriptor is open.
+        let held = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+        assert_eq!(held, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+        Self(file)
+    }
+}
+
+impl Drop for HangingFile {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is open.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
 }
 

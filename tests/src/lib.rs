@@ -10,6 +10,7 @@
 //! | `VIVARIUM_BARE_GUEST` | the bare-metal guest |
 //! | `VIVARIUM_SCRATCH` | a folder on a file system with direct I/O and holes, for disk images |
 
+pub mod ctl;
 pub mod guests;
 pub mod host;
 pub mod monitor;

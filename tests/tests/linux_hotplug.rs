@@ -2,21 +2,10 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
+use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Form, Kernel, MonitorBuilder, required};
-
-fn ctl(socket: &Path, words: &[&str]) -> Output {
-    let mut command = Command::new(required("VIVARIUM_BIN"));
-    command.arg("ctl").arg("--api-socket").arg(socket).args(words).output().unwrap()
-}
-
-fn done(socket: &Path, words: &[&str]) -> String {
-    let output = ctl(socket, words);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{words:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
 fn md5(path: &Path, bytes: u64) -> String {
     let mut data = Vec::new();

@@ -6,6 +6,7 @@
 //! without a lock. On reset they are stopped and dropped.
 
 use crate::queue::Queue;
+use crate::stand_in::Refusal;
 use machine::clock::Clock;
 use machine::inspect::Inspect;
 use machine::memory::Memory;
@@ -44,6 +45,12 @@ pub trait VirtioDevice: Send + Inspect + Saved {
     /// each time, with the queues that are enabled, and has to do with whichever they are.
     fn ring_reset(&self) -> bool {
         false
+    }
+
+    /// How requests are answered once the device is gone and its driver has not let go of it. By default they are not, and the
+    /// driver takes them back when it does.
+    fn refusal(&self) -> Refusal {
+        |_| None
     }
 
     /// What the device counted and timed, over all its queues and all the times it was started.

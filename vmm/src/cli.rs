@@ -5,13 +5,13 @@
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
-use crate::config::PciPortConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
     LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig,
     PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig,
     WatchdogConfig, console,
 };
+use crate::config::{PciPlaceConfig, PciPortConfig};
 use crate::log::{Format, Levels, LogOptions};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
@@ -109,6 +109,9 @@ struct Flags {
     /// A PCI Express port, which devices are below that name it with bus=.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pci_port: Vec<String>,
+    /// Where on PCI a device is that is part of the machine, such as the console.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pci_place: Vec<String>,
     /// A rate limit that several disks share.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     rate_limit_group: Vec<String>,
@@ -316,6 +319,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         landlock_enable: flags.landlock,
         landlock_rules: many::<LandlockConfig>("--landlock-rules", &flags.landlock_rules)?,
         pci_ports: many::<PciPortConfig>("--pci-port", &flags.pci_port)?,
+        pci_places: many::<PciPlaceConfig>("--pci-place", &flags.pci_place)?,
     })
 }
 

@@ -2,13 +2,13 @@
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
-use crate::config::PciPortConfig;
 use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
     LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig,
     PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
 };
+use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
 
 struct Entry {
@@ -48,6 +48,7 @@ const ENTRIES: &[Entry] = &[
     entry::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),
     entry::<PciSegmentConfig>("pci-segment", "--pci-segment pci_segment=1,mmio64_aperture_weight=8"),
     entry::<PciPortConfig>("pci-port", "--pci-port id=rp0 --disk path=data.img,bus=rp0"),
+    entry::<PciPlaceConfig>("pci-place", "--pci-port id=rp0 --pci-place id=__rng,bus=rp0"),
     entry::<RateLimitGroupConfig>(
         "rate-limit-group",
         "--rate-limit-group id=slow,bw_size=10485760,bw_refill_time=1000",

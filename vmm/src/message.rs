@@ -4,7 +4,7 @@
 //! carries that machine's number, so that what comes late from one that is gone is not taken for another's.
 
 use crate::api::Call;
-use crate::machine::Machine;
+use crate::machine::{Machine, Opened};
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
 use std::io;
@@ -46,6 +46,13 @@ pub enum Message {
         cpu: u32,
         /// Where and why.
         stop: DebugStop,
+    },
+    /// A device that was to be added is open, or cannot be.
+    Opened {
+        /// Which addition it is for.
+        addition: u64,
+        /// The device.
+        result: anyhow::Result<Opened>,
     },
     /// A core dump is complete, or could not be written.
     Dumped(io::Result<()>),

@@ -9,7 +9,7 @@ use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::landlock;
-use crate::machine::{Ended, Machine, Place, hotplug, resize};
+use crate::machine::{Ended, Machine, Place, addition, resize};
 use crate::memory;
 use crate::message::{Event, Inbox};
 use crate::metrics;
@@ -18,6 +18,7 @@ use anyhow::Result;
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -293,7 +294,7 @@ impl Monitor {
             Request::Create(config) => respond(self.create(config)),
             Request::Delete => return Ok(self.delete(respond)),
             Request::Boot => respond(self.boot_created()),
-            request => return self.call_machine(request, &files, respond),
+            request => return self.call_machine(request, files, respond),
         }
         Ok(None)
     }
@@ -302,7 +303,7 @@ impl Monitor {
     fn call_machine(
         &mut self,
         request: Request,
-        files: &[std::os::fd::OwnedFd],
+        files: Vec<OwnedFd>,
         respond: Respond,
     ) -> Result<Option<Ended>> {
         let machine = match &mut self.vm {
@@ -343,9 +344,7 @@ impl Monitor {
             Request::Coredump(coredump) => machine.dump(&coredump, respond),
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
             Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
-            request @ (Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_)) => {
-                respond(machine.add_device(&with_files(request, files)));
-            }
+            Request::Add(device) => machine.add_device(device, files, respond),
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
             Request::Resize(sizes) => respond(machine.resize(&sizes)),
             Request::ResizeZone(size) => respond(machine.resize_zone(&size)),
@@ -435,9 +434,7 @@ fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
     match request {
         Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
         Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
-        Request::AddDisk(_) | Request::AddNet(_) | Request::AddVsock(_) => {
-            *config = hotplug::with_device(config, request)?
-        }
+        Request::Add(add) => *config = addition::with_device(config, add.device.clone())?,
         Request::RemoveDevice(remove) if config.has_device(&remove.id) => config.forget_device(&remove.id),
         Request::RemoveDevice(remove) => {
             return Err(ApiError::new(
@@ -448,19 +445,6 @@ fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
         _ => return Err(not_booted()),
     }
     Ok(Reply::Done)
-}
-
-/// A network interface whose tap came with the call.
-fn with_files(request: Request, files: &[std::os::fd::OwnedFd]) -> Request {
-    use std::os::fd::AsRawFd;
-    match request {
-        Request::AddNet(mut net) if !files.is_empty() => {
-            // They are duplicated when the tap is opened.
-            net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
-            Request::AddNet(net)
-        }
-        request => request,
-    }
 }
 
 /// The part of the live tree that was asked for.

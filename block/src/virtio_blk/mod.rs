@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use virtio::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
 use virtio::rate_limit::RateLimiter;
+use virtio::stand_in::Refusal;
 
 /// Length of the identification string, `VIRTIO_BLK_ID_BYTES`.
 pub const ID_BYTES: usize = 20;
@@ -272,6 +273,10 @@ impl VirtioDevice for Block {
         *self.shared.config_changed() = Some(config_changed);
         *self.shared.settle() = Some(settle);
         Ok(tasks)
+    }
+
+    fn refusal(&self) -> Refusal {
+        |asked| Some(request::refuse(asked.chain))
     }
 
     fn readings(&self) -> Vec<Reading> {

@@ -55,6 +55,12 @@ pub(super) fn status_offset(chain: &Chain) -> Option<u64> {
     chain.writable_len().checked_sub(1)
 }
 
+/// Answers a request that the disk is gone. Returns how many bytes were written.
+pub(super) fn refuse(chain: &Chain) -> u32 {
+    let status = [Status::IoError as u8];
+    status_offset(chain).map_or(0, |offset| chain.write_at(offset, &status) as u32)
+}
+
 /// Makes sense of a chain that has a status byte, for a disk of `size` bytes.
 pub(super) fn parse(chain: &Chain, size: u64, read_only: bool) -> Result<Parsed, Status> {
     let mut header = [0; HEADER as usize];

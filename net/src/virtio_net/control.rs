@@ -16,7 +16,7 @@ const BUDGET: usize = 16;
 
 /// Answers.
 const OK: u8 = 0;
-const ERROR: u8 = 1;
+pub(super) const ERROR: u8 = 1;
 
 const CLASS_RECEIVE_MODE: u8 = 0;
 /// Promiscuous to "no broadcast": commands 0 to 5; those from 2 on are the extra ones.

@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
 use virtio::queue::Queue;
 use virtio::rate_limit::RateLimiter;
+use virtio::stand_in::Refusal;
 
 /// Device type (virtio 1.2, 5).
 const DEVICE_TYPE: u16 = 1;
@@ -287,6 +288,19 @@ impl VirtioDevice for Net {
         let space = self.config_space();
         let from = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
         data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    /// What is sent is lost, what is asked of the device fails, and nothing is received.
+    fn refusal(&self) -> Refusal {
+        |asked| {
+            let multiple = Features::from_bits_retain(asked.features).contains(Features::MQ);
+            let control = if multiple { asked.queues.saturating_sub(1) } else { 2 };
+            if asked.queue == control {
+                let last = asked.chain.writable_len().saturating_sub(1);
+                return Some(asked.chain.write_at(last, &[control::ERROR]) as u32);
+            }
+            (asked.queue % 2 == 1).then_some(0)
+        }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {

@@ -25,6 +25,7 @@ mod saved;
 use crate::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
 use crate::features::Features;
 use crate::queue::{MAX_SIZE, Queue, QueueCounters, QueueError, QueueState};
+use crate::stand_in::StandIn;
 use absent::Absent;
 use interrupts::{Interrupts, QueueInterrupt};
 use machine::clock::Clock;
@@ -269,6 +270,13 @@ impl VirtioPci {
         self.reset_device();
         self.queues.clear();
         std::mem::replace(&mut self.device, Box::new(Absent))
+    }
+
+    /// Takes the device out, to be dropped with what it holds of the host, while its driver has not let go of it; no handler is
+    /// out. What is left refuses requests until the driver resets it, and is to go on if handlers are to run.
+    pub fn withdraw_device(&mut self) -> Box<dyn VirtioDevice> {
+        let stand_in = StandIn::of(&*self.device);
+        std::mem::replace(&mut self.device, Box::new(stand_in))
     }
 
     /// Tells the driver that the device's configuration space changed.

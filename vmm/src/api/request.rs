@@ -2,7 +2,7 @@
 //!
 //! Names, bodies and the states in which a verb is allowed follow cloud-hypervisor's public API.
 
-use crate::config::{ByteSize, CpuAffinity, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig};
+use crate::config::{ByteSize, CpuAffinity, DeviceConfig, RateLimiterConfig, VmConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -44,12 +44,9 @@ pub enum Request {
     ResizeDisk(ResizeDisk),
     /// `vm.resize-zone`: a memory zone.
     ResizeZone(ResizeZone),
-    /// `vm.add-disk`.
-    AddDisk(Box<DiskConfig>),
-    /// `vm.add-net`. Descriptors passed along are the tap's queues.
-    AddNet(Box<NetConfig>),
-    /// `vm.add-vsock`.
-    AddVsock(Box<VsockConfig>),
+    /// `vm.add-disk` and the others by which a device comes. Descriptors passed along with a network interface are its
+    /// tap's queues.
+    Add(AddDevice),
     /// `vm.remove-device`.
     RemoveDevice(RemoveDevice),
     /// `vm.set-rate-limit`.
@@ -108,6 +105,15 @@ pub struct ResizeZone {
     pub id: String,
     /// Its new size in bytes.
     pub desired_ram: ByteSize,
+}
+
+/// What the verbs take by which a device comes: its configuration, beside which the body may have a `timeout_ms`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddDevice {
+    /// The device.
+    pub device: DeviceConfig,
+    /// How long the host may take to open it, in milliseconds; 30 seconds if not given.
+    pub timeout_ms: Option<u64>,
 }
 
 /// What `vm.remove-device` takes.

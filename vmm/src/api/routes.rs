@@ -3,11 +3,12 @@
 
 use super::compatibility;
 use super::request::{
-    Coredump, Inspect, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
-    SetRateLimit,
+    AddDevice, Coredump, Inspect, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone, SetAffinity,
+    SetLink, SetRateLimit,
 };
-use crate::config::{DiskConfig, NetConfig, Options, VmConfig, VsockConfig};
+use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// What all paths start with, but those that others define.
 pub const PREFIX: &str = "/api/v1/";
@@ -194,25 +195,26 @@ pub const ROUTES: &[Route] = &[
         |body| Ok(Request::ResizeZone(read::<ResizeZone>(body)?)),
         Answer::Nothing,
     ),
-    put_body(
-        "vm.add-disk",
-        "Add a disk",
-        "DiskConfig",
-        |body| Ok(Request::AddDisk(Box::new(options::<DiskConfig>(body, "disks")?))),
-        ADDED,
-    ),
+    put_body("vm.add-disk", "Add a disk", "DiskConfig", |body| addition::<DiskConfig>(body, "disks"), ADDED),
     put_body(
         "vm.add-net",
         "Add a network interface; file descriptors that come with the request are its tap's queues",
         "NetConfig",
-        |body| Ok(Request::AddNet(Box::new(options::<NetConfig>(body, "net")?))),
+        |body| addition::<NetConfig>(body, "net"),
+        ADDED,
+    ),
+    put_body(
+        "vm.add-pmem",
+        "Add persistent memory",
+        "PmemConfig",
+        |body| addition::<PmemConfig>(body, "pmem"),
         ADDED,
     ),
     put_body(
         "vm.add-vsock",
         "Add the socket device",
         "VsockConfig",
-        |body| Ok(Request::AddVsock(Box::new(options::<VsockConfig>(body, "vsock")?))),
+        |body| addition::<VsockConfig>(body, "vsock"),
         ADDED,
     ),
     put_body(
@@ -244,7 +246,6 @@ pub const ROUTES: &[Route] = &[
         Answer::Nothing,
     ),
     unsupported("vm.add-device", "Add a device of the host (VFIO)"),
-    unsupported("vm.add-pmem", "Add a persistent memory device"),
     unsupported("vm.add-fs", "Add a shared file system (virtio-fs)"),
     unsupported("vm.add-vdpa", "Add a vDPA device"),
     unsupported("vm.add-user-device", "Add a device of another process (vfio-user)"),
@@ -367,9 +368,22 @@ fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     Ok(config)
 }
 
+/// A device that is to come. `part` is where its configuration is in a machine's.
+fn addition<T: Options + Into<DeviceConfig>>(body: &[u8], part: &str) -> Result<Request, Refusal> {
+    let mut tree: Value = read(body)?;
+    let timeout = tree.as_object_mut().and_then(|fields| fields.remove(TIMEOUT));
+    let timeout_ms = timeout.map(serde_json::from_value::<Option<u64>>).transpose().map_err(|error| {
+        Refusal { field: Some(TIMEOUT.into()), ..Refusal::bad(format!("{TIMEOUT}: {error}")) }
+    })?;
+    let device = options::<T>(tree, part)?.into();
+    Ok(Request::Add(AddDevice { device, timeout_ms: timeout_ms.flatten() }))
+}
+
+/// What the body of a device that is to come may have beside its configuration: how long the host may take to open it.
+pub const TIMEOUT: &str = "timeout_ms";
+
 /// A device's configuration. `part` is where it is in a machine's.
-fn options<T: Options>(body: &[u8], part: &str) -> Result<T, Refusal> {
-    let mut tree = read(body)?;
+fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
     compatibility::adapt_part(part, &mut tree);
     let options: T = from_tree(tree)?;
     options.check_ranges().map_err(|error| {

@@ -1,8 +1,10 @@
 //! The API as clients see it, with a machine thread that answers as each test wants.
 
+use super::request::AddDevice;
 use super::server::Server;
 use super::socket::{ApiSocketConfig, Listener};
 use super::{ApiError, Call, ErrorKind, Reply, Request};
+use crate::config::DeviceConfig;
 use crate::event::Events;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -48,7 +50,9 @@ impl Fixture {
                     format!("{name} is not supported"),
                 )));
             }
-            Request::AddNet(_) => (call.respond)(Ok(Reply::Json(call.files.len().into()))),
+            Request::Add(AddDevice { device: DeviceConfig::Net(_), .. }) => {
+                (call.respond)(Ok(Reply::Json(call.files.len().into())))
+            }
             Request::Boot => (call.respond)(Err(ApiError::new(ErrorKind::State, "runs already"))),
             _ => (call.respond)(Ok(Reply::Done)),
         };

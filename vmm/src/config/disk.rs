@@ -1,14 +1,14 @@
 //! `--disk`.
 
-use super::PciPlace;
-use super::options::{Setting, options};
+use super::device::device_options;
+use super::options::Setting;
 use super::rate_limit::{RATE_LIMIT_KEYS, RateLimiterConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-options! {
+device_options! {
     /// A disk (virtio-blk).
-    pub struct DiskConfig {
+    pub struct DiskConfig is "disk" told by path {
         /// The image file or block device.
         ["path"] path: Option<PathBuf> = None,
         /// The guest may only read; then the image may be one that this user cannot write.
@@ -21,16 +21,6 @@ options! {
         ["queue_size", 4..=1024] queue_size: u16 = 128,
         /// Host CPUs each queue's worker may run on, such as `[0@[1],1@[2,3]]`.
         ["queue_affinity"] queue_affinity: Vec<QueueAffinity> = Vec::new(),
-        /// Name of the device; made up if not given.
-        ["id"] id: Option<String> = None,
-        /// PCI segment the device is in.
-        ["pci_segment", 0..=63] pci_segment: u16 = 0,
-        /// The --pci-port the device is below, instead of on a root bus.
-        ["bus"] bus: Option<String> = None,
-        /// Device number on a root bus; the first that is free if not given.
-        ["pci_device_id", 0..=31] pci_device_id: Option<u8> = None,
-        /// Function number, for several devices at one device number; one of them must be function 0.
-        ["pci_function", 0..=7] pci_function: u8 = 0,
         /// Serial number the guest sees; at most 20 characters.
         ["serial"] serial: Option<String> = None,
         /// How requests reach the host: by io_uring, by a pool of threads, or whichever works (io_uring first).
@@ -46,18 +36,6 @@ options! {
         [nested RATE_LIMIT_KEYS] rate_limiter_config: Option<RateLimiterConfig> = None,
         /// The --rate-limit-group whose limits the disk shares.
         ["rate_limit_group"] rate_limit_group: Option<String> = None,
-    }
-}
-
-impl DiskConfig {
-    /// Where on PCI it is to be.
-    pub fn place(&self) -> PciPlace {
-        PciPlace {
-            segment: self.pci_segment,
-            bus: self.bus.clone(),
-            device: self.pci_device_id,
-            function: self.pci_function,
-        }
     }
 }
 

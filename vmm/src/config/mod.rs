@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod console;
 pub mod cpus;
+pub mod device;
 pub mod disk;
 pub mod fw_cfg;
 pub mod gdb;
@@ -18,6 +19,7 @@ pub mod net;
 pub mod numa;
 pub mod options;
 pub mod parts;
+pub mod pci_place;
 pub mod pci_port;
 pub mod platform;
 pub mod pmem;
@@ -31,6 +33,7 @@ pub mod watchdog;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CoreScheduling, CpuAffinity, CpuTopology, CpusConfig};
+pub use device::{Device, DeviceConfig};
 pub use disk::DiskConfig;
 pub use fw_cfg::FwCfgConfig;
 pub use gdb::GdbConfig;
@@ -40,6 +43,7 @@ pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
 pub use numa::{NumaConfig, NumaDistance};
 pub use options::{ByteSize, Options};
+pub use pci_place::PciPlaceConfig;
 pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
 pub use pmem::PmemConfig;
@@ -118,6 +122,9 @@ pub struct VmConfig {
     /// The PCI Express ports.
     #[serde(deserialize_with = "null_is_default")]
     pub pci_ports: Vec<PciPortConfig>,
+    /// Where on PCI devices are that are part of the machine.
+    #[serde(deserialize_with = "null_is_default")]
+    pub pci_places: Vec<PciPlaceConfig>,
 }
 
 /// Clients leave out what they do not want, or write `null`.
@@ -129,57 +136,6 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-impl VmConfig {
-    /// Gives each device that has no id one that no other device has.
-    pub fn name_devices(&mut self) {
-        let taken: std::collections::BTreeSet<String> = self.device_ids().map(str::to_owned).collect();
-        let name = |kind: &str, next: &mut usize| loop {
-            let id = format!("_{kind}{next}");
-            *next += 1;
-            if !taken.contains(&id) {
-                return id;
-            }
-        };
-        let mut next = 0;
-        for disk in &mut self.disks {
-            disk.id.get_or_insert_with(|| name("disk", &mut next));
-        }
-        next = 0;
-        for net in &mut self.net {
-            net.id.get_or_insert_with(|| name("net", &mut next));
-        }
-        next = 0;
-        for pmem in &mut self.pmem {
-            pmem.id.get_or_insert_with(|| name("pmem", &mut next));
-        }
-        next = 0;
-        if let Some(vsock) = &mut self.vsock {
-            vsock.id.get_or_insert_with(|| name("vsock", &mut next));
-        }
-    }
-
-    /// The ids of the devices that can be added and removed.
-    fn device_ids(&self) -> impl Iterator<Item = &str> {
-        let disks = self.disks.iter().filter_map(|disk| disk.id.as_deref());
-        let net = self.net.iter().filter_map(|net| net.id.as_deref());
-        let pmem = self.pmem.iter().filter_map(|pmem| pmem.id.as_deref());
-        disks.chain(net).chain(pmem).chain(self.vsock.iter().filter_map(|vsock| vsock.id.as_deref()))
-    }
-
-    /// Whether a device of that id was configured.
-    pub fn has_device(&self, id: &str) -> bool {
-        self.device_ids().any(|other| other == id)
-    }
-
-    /// Forgets the device of that id.
-    pub fn forget_device(&mut self, id: &str) {
-        self.disks.retain(|disk| disk.id.as_deref() != Some(id));
-        self.net.retain(|net| net.id.as_deref() != Some(id));
-        self.pmem.retain(|pmem| pmem.id.as_deref() != Some(id));
-        self.vsock.take_if(|vsock| vsock.id.as_deref() == Some(id));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,19 +145,5 @@ mod tests {
         let config: VmConfig =
             serde_json::from_str(r#"{"disks": null, "cpus": null, "pvpanic": null}"#).unwrap();
         assert_eq!(config, VmConfig::default());
-    }
-
-    #[test]
-    fn devices_without_ids_get_ones_that_nobody_has() {
-        let disk = |id: Option<&str>| DiskConfig { id: id.map(Into::into), ..DiskConfig::default() };
-        let disks = vec![disk(None), disk(Some("_disk1")), disk(None)];
-        let mut config = VmConfig { disks, ..VmConfig::default() };
-        config.name_devices();
-        let ids: Vec<_> = config.disks.iter().map(|disk| disk.id.as_deref().unwrap()).collect();
-        assert_eq!(ids, ["_disk0", "_disk1", "_disk2"]);
-        config.forget_device("_disk0");
-        config.disks.push(disk(None));
-        config.name_devices();
-        assert!(config.has_device("_disk0"), "a name that is free is used again");
     }
 }

@@ -77,6 +77,7 @@ impl VmConfig {
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));
         parts.extend(all("--pci-port", &self.pci_ports));
+        parts.extend(all("--pci-place", &self.pci_places));
         parts.extend(all("--landlock-rules", &self.landlock_rules));
         parts
     }

@@ -95,16 +95,12 @@ impl PciPortConfig {
 
 impl VmConfig {
     /// Where each device and port was told to be, with the option to name in messages.
-    pub fn pci_places(&self) -> impl Iterator<Item = (String, PciPlace)> {
+    pub fn placed(&self) -> impl Iterator<Item = (String, PciPlace)> {
         let ports = self.pci_ports.iter().map(|port| (format!("--pci-port id={}", port.id), port.place()));
-        let id = |id: &Option<String>| id.clone().unwrap_or_default();
-        let disks = self.disks.iter();
-        let disks = disks.map(move |disk| {
-            let path = disk.path.clone().unwrap_or_default();
-            (format!("--disk path={}", path.display()), disk.place())
-        });
-        let nets = self.net.iter().map(move |net| (format!("--net id={}", id(&net.id)), net.place()));
-        ports.chain(disks).chain(nets)
+        let devices = self.devices().map(|device| (device.option(), device.place()));
+        let others =
+            self.pci_places.iter().map(|place| (format!("--pci-place id={}", place.id), place.place()));
+        ports.chain(devices).chain(others)
     }
 
     /// Checks ports, and that no two devices are told to be in one place.
@@ -156,8 +152,19 @@ impl VmConfig {
                 return fail(&option, "is given twice; ports need different names".into());
             }
         }
+        if let Some(place) = self.pci_places.iter().find(|place| !place.id.starts_with("__")) {
+            return fail(
+                &format!("--pci-place id={}", place.id),
+                "is no device that is part of the machine; their names start with \"__\", and others have bus and pci_device_id"
+                    .into(),
+            );
+        }
+        if let Some(id) = super::validate::twice(self.pci_places.iter().map(|place| &place.id)) {
+            return fail(&format!("--pci-place id={id}"), "is given twice".into());
+        }
         let mut taken = BTreeSet::new();
-        for (option, place) in self.pci_places() {
+        for (option, place) in self.placed() {
+            self.check_segment(&option, place.segment)?;
             let downward = match place.bus.as_deref().map(|bus| (bus, kinds.get(bus))) {
                 Some((bus, None)) => {
                     return fail(

@@ -1,20 +1,17 @@
 //! `--pmem`.
 
-use super::options::{ByteSize, options};
+use super::device::device_options;
+use super::options::ByteSize;
 use std::path::PathBuf;
 
-options! {
+device_options! {
     /// Persistent memory (virtio-pmem): a file that the guest has as memory.
-    pub struct PmemConfig {
+    pub struct PmemConfig is "pmem" told by file {
         /// The file.
         ["file"] file: Option<PathBuf> = None,
         /// How much of it the guest has, a multiple of 2M; all of it if not given. A smaller file is enlarged.
         ["size"] size: Option<ByteSize> = None,
         /// Do not keep what the guest writes; then the file may be one that this user cannot write, and several machines can have it.
         ["discard_writes"] discard_writes: bool = false,
-        /// Name of the device; made up if not given.
-        ["id"] id: Option<String> = None,
-        /// PCI segment the device is in.
-        ["pci_segment", 0..=63] pci_segment: u16 = 0,
     }
 }

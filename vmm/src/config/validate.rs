@@ -245,13 +245,9 @@ impl VmConfig {
             check_rate_limit(&option, Some(limits))?;
         }
         let mut ids = BTreeSet::new();
-        let disks = self.disks.iter().map(|disk| ("--disk", &disk.id));
-        let net = self.net.iter().map(|net| ("--net", &net.id));
-        let vsock = self.vsock.iter().map(|vsock| ("--vsock", &vsock.id));
-        let pmem = self.pmem.iter().map(|pmem| ("--pmem", &pmem.id));
-        for (flag, id) in disks.chain(net).chain(pmem).chain(vsock) {
-            let Some(id) = id else { continue };
-            let option = format!("{flag} id={id}");
+        for device in self.devices() {
+            let Some(id) = device.id() else { continue };
+            let option = format!("--{} id={id}", device.kind());
             if id.is_empty() || id.starts_with("__") {
                 return error(option, "a device's name is not empty and does not start with \"__\"");
             }
@@ -265,7 +261,8 @@ impl VmConfig {
                 return error("--disk", "has no path; add path=<image>");
             };
             let option = format!("--disk path={}", path.display());
-            if !paths.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())) && !disk.readonly {
+            // Whether two paths lead to one file is found when it is locked: to look here could wait for a file system.
+            if !paths.insert(path) && !disk.readonly {
                 return error(
                     option,
                     "the same disk is given twice; two disks writing one image would destroy it",
@@ -292,7 +289,6 @@ impl VmConfig {
                 }
             }
             check_rate_limit(&option, disk.rate_limiter_config.as_ref())?;
-            self.check_segment(&option, disk.pci_segment)?;
         }
         for net in &self.net {
             let option = match (&net.tap, &net.mac) {
@@ -340,13 +336,11 @@ impl VmConfig {
                 }
             }
             check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
-            self.check_segment(&option, net.pci_segment)?;
         }
         for pmem in &self.pmem {
-            let Some(path) = pmem.file.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+            if pmem.file.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
                 return error("--pmem", "has no file; add file=<path>");
-            };
-            self.check_segment(&format!("--pmem file={}", path.display()), pmem.pci_segment)?;
+            }
         }
         if let Some(vsock) = &self.vsock {
             let option = format!("--vsock cid={}", vsock.cid);
@@ -362,7 +356,6 @@ impl VmConfig {
                     ),
                 );
             }
-            self.check_segment(&option, vsock.pci_segment)?;
         }
         self.validate_consoles()
     }
@@ -472,7 +465,7 @@ fn check_memory_size(
 }
 
 /// The first item that was there before.
-fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
+pub(super) fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
     let mut seen = BTreeSet::new();
     items.into_iter().find(|item| !seen.insert(*item))
 }

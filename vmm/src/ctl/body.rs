@@ -4,9 +4,12 @@ use crate::api::request::{
     Coredump, DeviceQueueAffinity, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
     SetRateLimit,
 };
+use crate::api::routes::TIMEOUT;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
-use crate::config::{CpusConfig, DiskConfig, NetConfig, Options, RateLimiterConfig, VmConfig, VsockConfig};
+use crate::config::{
+    CpusConfig, DiskConfig, NetConfig, Options, PmemConfig, RateLimiterConfig, VmConfig, VsockConfig,
+};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Deserialize, Serialize};
@@ -46,9 +49,10 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                     .allow_hyphen_values(true)
                     .help("The machine as vivarium's own flags, such as -- --kernel vmlinuz --cpus boot=2."),
             ),
-        "DiskConfig" => command.arg(keys(DiskConfig::FIELDS)),
-        "NetConfig" => command.arg(keys(NetConfig::FIELDS)),
-        "VsockConfig" => command.arg(keys(VsockConfig::FIELDS)),
+        "DiskConfig" => command.arg(keys(DiskConfig::FIELDS)).arg(opening()),
+        "NetConfig" => command.arg(keys(NetConfig::FIELDS)).arg(opening()),
+        "PmemConfig" => command.arg(keys(PmemConfig::FIELDS)).arg(opening()),
+        "VsockConfig" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
         "SetAffinity" => command
             .arg(Arg::new("cpus").long("cpus").value_name("LIST").help("Such as [0@[1,2],1@[3-5]]."))
             .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("A device."))
@@ -119,8 +123,9 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
     let size = |name: &str| matches.get_one::<ByteSize>(name).copied();
     match kind {
         "VmConfig" => create(&text("path"), matches),
-        "DiskConfig" => json(&options::<DiskConfig>("add-disk", &text("keys"))?),
-        "VsockConfig" => json(&options::<VsockConfig>("add-vsock", &text("keys"))?),
+        "DiskConfig" => addition(&options::<DiskConfig>("add-disk", &text("keys"))?, matches),
+        "PmemConfig" => addition(&options::<PmemConfig>("add-pmem", &text("keys"))?, matches),
+        "VsockConfig" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
         "SetAffinity" => {
             let cpus = options::<CpusConfig>("set-affinity", &list("affinity", &text("cpus")))?.affinity;
             let disk = options::<DiskConfig>("set-affinity", &list("queue_affinity", &text("queues")))?;
@@ -136,7 +141,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
             // Their numbers mean nothing to the monitor: the descriptors themselves are sent.
             let files = net.fds.take().unwrap_or_default();
             let files = files.into_iter().map(descriptor).collect::<Result<_>>()?;
-            Ok((json(&net)?.0, files))
+            Ok((addition(&net, matches)?.0, files))
         }
         "Coredump" => {
             let path = text("path");
@@ -208,6 +213,24 @@ fn options<T: Options>(verb: &str, text: &str) -> Result<T> {
 
 fn json<T: Serialize>(value: &T) -> Result<Body> {
     Ok((Some(serde_json::to_string(value)?), Vec::new()))
+}
+
+/// How long the host may take to open a device.
+fn opening() -> Arg {
+    Arg::new("timeout")
+        .long("timeout")
+        .value_name("MILLISECONDS")
+        .value_parser(clap::value_parser!(u64))
+        .help("How long the host may take to open it.")
+}
+
+/// A device that is to come.
+fn addition<T: Serialize>(device: &T, matches: &ArgMatches) -> Result<Body> {
+    let mut device = serde_json::to_value(device)?;
+    if let Some(timeout) = matches.get_one::<u64>("timeout") {
+        device[TIMEOUT] = (*timeout).into();
+    }
+    json(&device)
 }
 
 /// A copy of a descriptor that this process was started with.

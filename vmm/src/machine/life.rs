@@ -76,6 +76,7 @@ impl Machine {
             Message::TasksStopped { function, tasks } => {
                 if self.pci.stopped(function, tasks)? == Completion::Done {
                     self.settled(function);
+                    self.note_stopped(function);
                     for address in std::iter::once(function).chain(self.pci.completed_resets(function)) {
                         self.slot_settled(address)?;
                         for cpu in self.waiting.remove(&address).unwrap_or_default() {
@@ -84,10 +85,19 @@ impl Machine {
                     }
                 }
                 if !self.pci.stopping() {
-                    return self.at_rest();
+                    let ended = self.at_rest()?;
+                    self.seat_opened_if_idle();
+                    return Ok(ended);
                 }
             }
-            Message::Dumped(result) => self.dumped(result),
+            Message::Opened { addition, result } => {
+                self.opened(addition, result);
+                self.seat_opened_if_idle();
+            }
+            Message::Dumped(result) => {
+                self.dumped(result);
+                self.seat_opened_if_idle();
+            }
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
                 if self.is_current(generation) {
@@ -96,6 +106,13 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// Puts devices that were opened meanwhile in their places, if nothing is under way.
+    fn seat_opened_if_idle(&mut self) {
+        if !self.busy() {
+            self.seat_opened();
+        }
     }
 
     /// All workers have come to rest: completes the phase that waited for it.
@@ -232,6 +249,7 @@ impl Machine {
     /// Makes the machine what it was at power-on, and lets it run.
     fn finish_reset(&mut self) -> Result<()> {
         self.resets += 1;
+        self.all_stopped();
         // A guest that starts anew has let go of everything.
         self.complete_removals()?;
         self.settle_cpus()?;
@@ -260,7 +278,8 @@ impl Machine {
         for cpu in &mut self.cpus {
             cpu.end();
         }
-        let refused = || Err(ApiError::new(ErrorKind::Conflict, "the machine ended"));
+        let refusal = || ApiError::new(ErrorKind::Conflict, "the machine ended");
+        let refused = || Err(refusal());
         match std::mem::replace(&mut self.phase, Phase::Paused) {
             Phase::Pausing { respond, .. } | Phase::Resetting { respond: Some(respond) } => {
                 respond(refused())
@@ -270,6 +289,8 @@ impl Machine {
         if let Some(respond) = self.dump.take() {
             respond(refused());
         }
+        self.refuse_additions(refusal);
+        self.refuse_restarts(refusal);
         for removal in std::mem::take(&mut self.removals).into_values() {
             removal.answer(refused());
         }
@@ -293,7 +314,8 @@ impl Machine {
         };
         // While it comes to rest, the watchdog waits.
         let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
-        self.removal_deadline().into_iter().chain(pause).chain(watchdog).min()
+        let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
+        calls.chain(pause).chain(watchdog).min()
     }
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
@@ -302,6 +324,7 @@ impl Machine {
     /// When the host fails the machine.
     pub fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
         self.give_up_removals(now);
+        self.give_up_additions(now);
         if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
             && let Phase::Pausing { respond, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
         {
@@ -314,6 +337,7 @@ impl Machine {
                     PAUSE_LIMIT.as_secs()
                 ),
             )));
+            self.seat_opened_if_idle();
         }
         self.look_at_watchdog()
     }

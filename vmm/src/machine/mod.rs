@@ -5,18 +5,20 @@
 //! `hotplug` for devices that come and go.
 
 mod added_memory;
+pub mod addition;
 mod boot_files;
 mod control;
 mod cpus;
 mod fw_cfg;
-pub mod hotplug;
 mod life;
 mod memory_devices;
 mod observe;
 mod orders;
 mod pci_bus;
+mod persistent_memory;
 mod platform;
 mod registry;
+mod removal;
 pub mod resize;
 mod watchdog;
 mod workers;
@@ -28,28 +30,31 @@ use crate::cpu::Surroundings;
 use crate::event::Events;
 use crate::memory::{self, GuestMemory, ZoneExtent};
 use crate::message::{CpuFailure, Mailbox};
-use crate::pmem;
+use crate::pmem::PmemSpace;
 use added_memory::Modules;
+use addition::Additions;
 use anyhow::{Context, Result};
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
 use cpus::Cpus;
-use hotplug::Removal;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
-use machine::bus::BusHandle;
+use machine::bus::{BusHandle, Range};
 use machine::clock::{Clock, SystemClock};
 use machine::doorbell::Doorbell;
 use machine::effect::{Effect, FunctionAddress};
 use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
 use pci_bus::PciBus;
+use persistent_memory::AfterRestart;
 pub(crate) use platform::calls;
 pub use platform::gdb;
 use platform::{Debugger, Foundation, Platform};
+pub use registry::Opened;
 use registry::Site;
-use std::collections::BTreeMap;
+use removal::Removal;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use watchdog::GuestWatchdog;
 
@@ -86,7 +91,7 @@ pub struct Machine {
     files: BootFiles,
     layout: MemoryLayout,
     model: CpuModel,
-    site: Site,
+    site: Arc<Site>,
     events: Events,
     /// CPUs whose effect waits for a function's workers to stop.
     waiting: BTreeMap<FunctionAddress, Vec<u32>>,
@@ -98,11 +103,17 @@ pub struct Machine {
     /// Takes the answer when the core dump that is being written is complete.
     dump: Option<Respond>,
     mailbox: Mailbox,
+    additions: Additions,
     removals: BTreeMap<String, Removal>,
+    /// CPUs whose eject of a stand-in waits for its workers to stop.
+    leaving: BTreeMap<FunctionAddress, Vec<u32>>,
+    /// What waits for functions to go on with other memory.
+    restarts: Vec<(BTreeSet<FunctionAddress>, AfterRestart)>,
     watchdog: Option<GuestWatchdog>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
     modules: Modules,
+    pmem: PmemSpace,
     vm: Arc<dyn Vm>,
     memory: GuestMemory,
 }
@@ -133,9 +144,8 @@ impl Machine {
         // Their threads are made and confine themselves while the rest is built.
         let mut cpus = Cpus::start(&config, Arc::clone(&vm), vcpus, surroundings, model.clone())?;
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
-        let mut memory = memory::provide(&config.memory, &ranges, layout.hotplug())?;
-        let after = layout.hotplug().map_or(0, |range| range.start) + memory::hotplug_space(&config.memory);
-        let pmem = pmem::add(&config.pmem, after, &mut memory)?;
+        let (hotplug, pmem) = later_memory(&config, &layout);
+        let memory = memory::provide(&config.memory, &ranges, hotplug)?;
         map_memory(&*vm, &memory)?;
         if let Some(items) = fw_cfg::items(&config, &files, &memory.zones, &layout, &model)? {
             platform.add_fw_cfg(items, &memory.ram, &mmio, &port)?;
@@ -158,9 +168,7 @@ impl Machine {
         pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
-        registry::add_pmem(&pmem, &mut pci)?;
         let watchdog = GuestWatchdog::add(&config, &clock, &mut pci)?;
-        pci.place_bars(layout.segments())?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
         if platform::is_linux(&files, entry)? {
@@ -175,7 +183,7 @@ impl Machine {
             files,
             layout,
             model,
-            site,
+            site: Arc::new(site),
             events,
             waiting: BTreeMap::new(),
             held: Vec::new(),
@@ -184,15 +192,25 @@ impl Machine {
             debugger: Debugger::default(),
             dump: None,
             mailbox: own_mailbox,
+            additions: Additions::default(),
             removals: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            restarts: Vec::new(),
             watchdog,
             memory_devices,
             _consoles: consoles.serve(pumps, escape),
             modules: Modules::new(&memory)?,
+            pmem: PmemSpace::new(pmem),
             vm,
             memory,
         };
         machine.add_configured_memory()?;
+        for config in machine.config.pmem.clone() {
+            let opened = registry::open(&machine.site, &config.into())?;
+            machine.seat(opened)?;
+        }
+        machine.pci.check_places()?;
+        machine.pci.place_bars(machine.layout.segments())?;
         Ok(machine)
     }
 
@@ -206,6 +224,14 @@ impl Machine {
         let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
         self.memory_devices.adjust(boot.saturating_add(self.modules.size()))
     }
+}
+
+/// The address space for memory that comes by virtio-mem or in modules, if there is to be any, and that for persistent memory.
+fn later_memory(config: &VmConfig, layout: &MemoryLayout) -> (Option<Range>, Range) {
+    let Range { start, size } = layout.hotplug().unwrap_or(Range { start: 0, size: 0 });
+    let space = memory::hotplug_space(&config.memory);
+    let pmem = Range { start: start + space, size: size.saturating_sub(space) };
+    ((space > 0).then_some(Range { start, size: space }), pmem)
 }
 
 fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {

@@ -29,7 +29,7 @@ use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE};
 use pci::segment::Segment;
 use ports::Ports;
 pub use ports::{Plugged, ReleaseRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio::device::{QueueTask, VirtioDevice};
 use virtio::pci_transport::{self, VirtioPci};
@@ -49,6 +49,18 @@ struct VirtioFunction {
     transport: Arc<Mutex<VirtioPci>>,
     workers: FunctionWorkers,
     control: Option<Control>,
+    presence: Presence,
+}
+
+/// Whether the device of a function is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    /// It is.
+    There,
+    /// It is taken away when the workers have stopped.
+    Going,
+    /// It is gone, and something stands in for it until the guest lets go.
+    Gone,
 }
 
 /// What functions are given of the machine.
@@ -138,7 +150,7 @@ impl PciBus {
         mut transport: pci_transport::Options,
         workers: workers::Options,
     ) -> Result<FunctionAddress> {
-        let address = self.resolve(&place.into()).with_context(|| format!("device {id}"))?;
+        let address = self.place(id, place.into())?;
         if address.bus() != 0 {
             transport.express = ExpressKind::Endpoint;
         }
@@ -158,7 +170,16 @@ impl PciBus {
         let surroundings = &self.surroundings;
         let clock = Arc::clone(&surroundings.clock);
         let workers = FunctionWorkers::new(id, address, workers, clock, surroundings.mailbox.clone());
-        self.virtio.insert(address, VirtioFunction { id: id.to_owned(), transport, workers, control: None });
+        self.virtio.insert(
+            address,
+            VirtioFunction {
+                id: id.to_owned(),
+                transport,
+                workers,
+                control: None,
+                presence: Presence::There,
+            },
+        );
         Ok(address)
     }
 
@@ -172,8 +193,9 @@ impl PciBus {
         place: impl Into<PciPlace>,
         function: FunctionHandle,
     ) -> Result<FunctionAddress> {
-        let address = self.resolve(&place.into()).with_context(|| format!("device {id}"))?;
+        let address = self.place(id, place.into())?;
         self.insert(address, function).with_context(|| format!("adding device {id}"))?;
+        self.plain.insert(address, id.to_owned());
         Ok(address)
     }
 
@@ -271,6 +293,12 @@ impl PciBus {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
         let mut transport = lock(&function.transport);
         let again = transport.stopped(tasks);
+        if function.presence == Presence::Going {
+            function.presence = Presence::Gone;
+            function.control = None;
+            let device = transport.withdraw_device();
+            drop(device);
+        }
         match purpose {
             Purpose::Rest => {
                 drop(transport);
@@ -292,6 +320,30 @@ impl PciBus {
                 self.take_out(address)
             }
         }
+    }
+
+    /// Takes a device away from a guest that has not let go of it, and has something stand in for it until it does. The
+    /// workers first complete what they have begun.
+    ///
+    /// # Errors
+    /// When the host refuses a change of the map.
+    pub fn withdraw(&mut self, address: FunctionAddress) -> Result<Completion> {
+        let Some(function) = self.virtio.get_mut(&address) else { return self.remove(address) };
+        if let Some(Control::Net(net)) = &function.control {
+            net.set_link_up(false);
+        }
+        function.presence = Presence::Going;
+        if function.workers.stop(Purpose::Rest) {
+            return Ok(Completion::Later);
+        }
+        self.at_rest(address, Purpose::Rest, Vec::new())?;
+        Ok(Completion::Done)
+    }
+
+    /// The functions at which something stands in for a device that is gone.
+    pub fn stand_ins(&self) -> Vec<FunctionAddress> {
+        let gone = self.virtio.iter().filter(|(_, function)| function.presence == Presence::Gone);
+        gone.map(|(address, _)| *address).collect()
     }
 
     /// Takes a function out of the machine. Its workers first complete what they have begun.
@@ -321,6 +373,20 @@ impl PciBus {
         self.taken_out(address)
     }
 
+    /// Gives all functions other guest memory. Those whose workers run go on with it when these have stopped; they are
+    /// returned.
+    pub fn change_memory(&mut self, memory: &Memory) -> BTreeSet<FunctionAddress> {
+        self.surroundings.memory = Arc::clone(memory);
+        let mut restarting = BTreeSet::new();
+        for (address, function) in &mut self.virtio {
+            lock(&function.transport).set_memory(Arc::clone(memory));
+            if function.workers.stop(Purpose::Rest) {
+                restarting.insert(*address);
+            }
+        }
+        restarting
+    }
+
     /// Keeps what controls the device at `address` while it works.
     pub fn set_control(&mut self, address: FunctionAddress, control: Control) {
         if let Some(function) = self.virtio.get_mut(&address) {
@@ -340,13 +406,15 @@ impl PciBus {
 
     /// The name of the device at `address`.
     pub fn id_of(&self, address: FunctionAddress) -> Option<&str> {
-        let virtio = self.virtio.get(&address).map(|function| function.id.as_str());
+        let virtio = self.virtio.get(&address).filter(|function| function.presence != Presence::Gone);
+        let virtio = virtio.map(|function| function.id.as_str());
         virtio.or_else(|| self.plain.get(&address).map(String::as_str))
     }
 
     /// The devices that have names, and where they are.
     pub fn ids(&self) -> impl Iterator<Item = (&str, FunctionAddress)> {
-        let virtio = self.virtio.iter().map(|(address, function)| (function.id.as_str(), *address));
+        let there = self.virtio.iter().filter(|(_, function)| function.presence != Presence::Gone);
+        let virtio = there.map(|(address, function)| (function.id.as_str(), *address));
         virtio.chain(self.plain.iter().map(|(address, id)| (id.as_str(), *address)))
     }
 

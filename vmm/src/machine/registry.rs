@@ -1,12 +1,18 @@
 //! The devices of a machine: one line for each kind.
+//!
+//! A device that comes and goes is first opened ([`open`]), which may take as long as the host's files and programs take and
+//! needs nothing of the machine, and then put in its place ([`Seat::take`]), which takes no time.
 
 use super::control::Control;
 use super::pci_bus::PciBus;
 use super::platform::serial_mode;
 use super::workers;
 use crate::config::disk::DiskEngine;
-use crate::config::{DiskConfig, NetConfig, RateLimiterConfig, TokenBucketConfig, VmConfig, VsockConfig};
-use crate::pmem::PmemExtent;
+use crate::config::{
+    Device, DeviceConfig, DiskConfig, NetConfig, PciPlace, RateLimiterConfig, TokenBucketConfig, VmConfig,
+    VsockConfig,
+};
+use crate::pmem::PmemFile;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
 use block::engine::EngineKind;
@@ -14,7 +20,6 @@ use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions};
 use devices::host_console::HostConsole;
 use devices::virtio::console::{Console, Port};
-use devices::virtio::pmem::Pmem;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use machine::clock::Clock;
@@ -29,6 +34,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use virtio::device::VirtioDevice;
 use virtio::pci_transport;
 use virtio::rate_limit::{Limit, RateLimiter};
 
@@ -99,65 +105,127 @@ fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     Ok(())
 }
 
-/// Adds the devices of the persistent memory that is mapped.
+/// A device that was opened, and is in no machine yet.
+pub struct Opened {
+    /// What it is made of.
+    pub backend: Backend,
+    /// Where it goes.
+    pub seat: Seat,
+}
+
+/// What a device that was opened is made of.
+pub enum Backend {
+    /// The device.
+    Device(Box<dyn VirtioDevice>),
+    /// Memory that is to have an address first.
+    Memory(PmemFile),
+}
+
+/// Where a device goes, and how it runs there.
+pub struct Seat {
+    /// Its name.
+    pub id: String,
+    option: String,
+    place: PciPlace,
+    transport: pci_transport::Options,
+    workers: workers::Options,
+    control: Option<Control>,
+}
+
+/// Opens a device, which has an id.
 ///
 /// # Errors
-/// When one cannot be had, naming its option.
-pub fn add_pmem(extents: &[PmemExtent], pci: &mut PciBus) -> Result<()> {
-    for extent in extents {
-        let device = Pmem::new(extent.range, extent.flush.clone(), || seccomp::confine(ThreadKind::Worker));
-        let transport = pci_transport::Options::default();
-        pci.add_virtio(&extent.id, extent.pci_segment, Box::new(device), transport, worker_options())
-            .with_context(|| format!("--pmem id={}", extent.id))?;
+/// When it cannot be had, naming its option.
+pub fn open(site: &Site, device: &DeviceConfig) -> Result<Opened> {
+    let opened = match device {
+        DeviceConfig::Disk(disk) => open_disk(site, disk),
+        DeviceConfig::Net(net) => open_net(site, net),
+        DeviceConfig::Pmem(pmem) => {
+            PmemFile::open(pmem).map(|file| Seat::of(&**pmem).with(Backend::Memory(file)))
+        }
+        DeviceConfig::Vsock(vsock) => open_vsock(vsock),
+    };
+    opened.with_context(|| device.common().option())
+}
+
+impl Seat {
+    /// The usual one for this device.
+    fn of(device: &dyn Device) -> Self {
+        Self {
+            id: device.id().unwrap_or_default().to_owned(),
+            option: device.option(),
+            place: device.place(),
+            transport: pci_transport::Options::default(),
+            workers: worker_options(),
+            control: None,
+        }
+    }
+
+    fn with(self, backend: Backend) -> Opened {
+        Opened { backend, seat: self }
+    }
+
+    /// Puts the device in its place.
+    ///
+    /// # Errors
+    /// When there is no room, naming its option.
+    pub fn take(self, device: Box<dyn VirtioDevice>, pci: &mut PciBus) -> Result<FunctionAddress> {
+        let Self { id, option, place, transport, workers, control } = self;
+        let address = pci.add_virtio(&id, place, device, transport, workers).context(option)?;
+        if let Some(control) = control {
+            pci.set_control(address, control);
+        }
+        Ok(address)
+    }
+}
+
+/// Opens devices and puts them in their places.
+fn add_each<T: Clone + Into<DeviceConfig>>(
+    site: &Site,
+    pci: &mut PciBus,
+    devices: impl IntoIterator<Item = T>,
+) -> Result<()> {
+    for device in devices {
+        let Opened { backend, seat } = open(site, &device.into())?;
+        if let Backend::Device(device) = backend {
+            seat.take(device, pci)?;
+        }
     }
     Ok(())
 }
 
 fn add_sockets(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    config.vsock.iter().try_for_each(|vsock| add_vsock(site, pci, vsock).map(drop))
+    add_each(site, pci, config.vsock.clone())
 }
 
-/// Adds a socket device, which has an id.
-///
-/// # Errors
-/// When it cannot be had, naming its option.
-pub fn add_vsock(_site: &Site, pci: &mut PciBus, vsock: &VsockConfig) -> Result<FunctionAddress> {
-    let id = vsock.id.clone().unwrap_or_default();
+fn open_vsock(vsock: &VsockConfig) -> Result<Opened> {
     let socket = vsock.socket.clone().unwrap_or_default();
-    let option = format!("--vsock socket={}", socket.display());
-    let device = Vsock::open(vsock.cid, &socket).with_context(|| option.clone())?;
-    let transport = pci_transport::Options::default();
-    pci.add_virtio(&id, vsock.pci_segment, Box::new(device), transport, worker_options()).context(option)
+    let device = Vsock::open(vsock.cid, &socket)?;
+    Ok(Seat::of(vsock).with(Backend::Device(Box::new(device))))
 }
 
 fn add_disks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    config.disks.iter().try_for_each(|disk| add_disk(site, pci, disk).map(drop))
+    add_each(site, pci, config.disks.clone())
 }
 
-/// Adds a disk, which has an id.
-///
-/// # Errors
-/// When it cannot be had, naming its option.
-pub fn add_disk(site: &Site, pci: &mut PciBus, disk: &DiskConfig) -> Result<FunctionAddress> {
-    let id = disk.id.clone().unwrap_or_default();
-    let path = disk.path.clone().unwrap_or_default();
-    let option = format!("--disk path={}", path.display());
-    let device = open_disk(site, disk, &id).with_context(|| option.clone())?;
-    let transport = pci_transport::Options { packed: disk.packed, ..pci_transport::Options::default() };
+fn open_disk(site: &Site, disk: &DiskConfig) -> Result<Opened> {
+    let seat = Seat::of(disk);
+    let device = open_image(site, disk, &seat.id)?;
     let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));
-    let workers = workers::Options {
-        poll: Duration::from_micros(disk.poll_us.into()),
-        affinity: affinity.collect(),
-        ..worker_options()
+    let seat = Seat {
+        transport: pci_transport::Options { packed: disk.packed, ..seat.transport },
+        workers: workers::Options {
+            poll: Duration::from_micros(disk.poll_us.into()),
+            affinity: affinity.collect(),
+            ..seat.workers
+        },
+        control: Some(Control::Disk(device.control())),
+        ..seat
     };
-    let control = Control::Disk(device.control());
-    let address =
-        pci.add_virtio(&id, disk.place(), Box::new(device), transport, workers).with_context(|| option)?;
-    pci.set_control(address, control);
-    Ok(address)
+    Ok(seat.with(Backend::Device(Box::new(device))))
 }
 
-fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
+fn open_image(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
     let image = image::open(&OpenOptions {
         path: disk.path.clone().unwrap_or_default(),
         read_only: disk.readonly,
@@ -184,31 +252,22 @@ fn open_disk(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
 }
 
 fn add_networks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    config.net.iter().try_for_each(|net| add_net(site, pci, net).map(drop))
+    add_each(site, pci, config.net.clone())
 }
 
-/// Adds a network interface, which has an id.
-///
-/// # Errors
-/// When it cannot be had, naming its option.
-pub fn add_net(site: &Site, pci: &mut PciBus, net: &NetConfig) -> Result<FunctionAddress> {
-    let id = net.id.clone().unwrap_or_default();
-    let option = match (&net.tap, &net.mac) {
-        (Some(tap), _) => format!("--net tap={tap}"),
-        (None, Some(mac)) => format!("--net mac={mac}"),
-        (None, None) => "--net".to_owned(),
+fn open_net(site: &Site, net: &NetConfig) -> Result<Opened> {
+    let device = open_tap(site, net)?;
+    let seat = Seat::of(net);
+    let seat = Seat {
+        transport: pci_transport::Options { packed: net.packed, ..seat.transport },
+        workers: workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..seat.workers },
+        control: Some(Control::Net(device.handle())),
+        ..seat
     };
-    let device = open_net(site, net).with_context(|| option.clone())?;
-    let transport = pci_transport::Options { packed: net.packed, ..pci_transport::Options::default() };
-    let workers = workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..worker_options() };
-    let control = Control::Net(device.handle());
-    let address =
-        pci.add_virtio(&id, net.place(), Box::new(device), transport, workers).with_context(|| option)?;
-    pci.set_control(address, control);
-    Ok(address)
+    Ok(seat.with(Backend::Device(Box::new(device))))
 }
 
-fn open_net(site: &Site, config: &NetConfig) -> Result<Net> {
+fn open_tap(site: &Site, config: &NetConfig) -> Result<Net> {
     let mac = |text: &Option<String>| text.as_deref().map(str::parse::<MacAddress>).transpose();
     let mask = |mask: Option<IpAddr>| match mask {
         Some(IpAddr::V4(mask)) => Ok(mask),

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use virtio::chain::Chain;
 use virtio::device::{ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice};
 use virtio::queue::{Queue, QueueError};
+use virtio::stand_in::Refusal;
 
 const DEVICE_TYPE: u16 = 27;
 const QUEUE_SIZE: u16 = 64;
@@ -98,6 +99,10 @@ impl VirtioDevice for Pmem {
             failures: 0,
         };
         Ok(vec![QueueTask { name: "flush".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+    }
+
+    fn refusal(&self) -> Refusal {
+        |asked| Some(asked.chain.write_at(0, &FAILED.to_le_bytes()) as u32)
     }
 
     fn reset(&mut self) {}

@@ -5,7 +5,7 @@ use crate::api::request::{
     SetLink, SetRateLimit,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
-use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{DiskConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "VmConfig" => generator.subschema_for::<VmConfig>(),
         "DiskConfig" => generator.subschema_for::<DiskConfig>(),
         "NetConfig" => generator.subschema_for::<NetConfig>(),
+        "PmemConfig" => generator.subschema_for::<PmemConfig>(),
         "VsockConfig" => generator.subschema_for::<VsockConfig>(),
         "SetAffinity" => generator.subschema_for::<SetAffinity>(),
         "Coredump" => generator.subschema_for::<Coredump>(),

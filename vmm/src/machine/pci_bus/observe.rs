@@ -1,6 +1,6 @@
 //! What functions and their workers show of themselves.
 
-use super::{PciBus, VirtioFunction, lock};
+use super::{PciBus, Presence, VirtioFunction, lock};
 use crate::metrics::Sample;
 use machine::effect::FunctionAddress;
 use machine::inspect::{Inspect, Value, json};
@@ -11,7 +11,8 @@ use virtio::worker::Worker;
 impl PciBus {
     /// The figures of devices, their queues and workers.
     pub fn samples(&self) -> Vec<Sample> {
-        self.virtio.values().flat_map(VirtioFunction::samples).collect()
+        let there = self.virtio.values().filter(|function| function.presence != Presence::Gone);
+        there.flat_map(VirtioFunction::samples).collect()
     }
 
     /// The functions by address, without what is in the hands of workers.

@@ -50,6 +50,8 @@ pub(super) struct Ports {
     taken: BTreeSet<(u16, u8)>,
     /// Functions below a bridge whose workers are to stop before the bridge's reset of them is complete.
     resets: BTreeMap<FunctionAddress, BTreeSet<FunctionAddress>>,
+    /// Where devices that are part of the machine were told to be, by their names.
+    places: BTreeMap<String, PciPlace>,
     /// The guest has started: devices come and go by slots.
     started: bool,
 }
@@ -94,8 +96,9 @@ impl PciBus {
     /// # Errors
     /// When one cannot be where it was told to be, naming it.
     pub fn add_ports(&mut self, config: &VmConfig) -> Result<()> {
-        let told = config.pci_places().filter(|(_, place)| place.bus.is_none());
+        let told = config.placed().filter(|(_, place)| place.bus.is_none());
         self.ports.taken = told.filter_map(|(_, place)| Some((place.segment, place.device?))).collect();
+        self.ports.places = config.pci_places.iter().map(|place| (place.id.clone(), place.place())).collect();
         let buses = number_buses(&config.pci_ports)?;
         for (index, (port, buses)) in config.pci_ports.iter().zip(buses).enumerate() {
             self.add_port(port, index, buses).with_context(|| format!("--pci-port id={}", port.id))?;
@@ -133,6 +136,28 @@ impl PciBus {
         self.ports.ports.insert(address, PortEntry { id: config.id.clone(), bus, port });
         self.plain.insert(address, config.id.clone());
         Ok(())
+    }
+
+    /// Where the device named `id` goes: to `place`, if it was not told to be elsewhere.
+    ///
+    /// # Errors
+    /// When there is no such place, or no free one.
+    pub(super) fn place(&self, id: &str, place: PciPlace) -> Result<FunctionAddress> {
+        match self.ports.places.get(id) {
+            Some(told) => self.resolve(told).with_context(|| format!("--pci-place id={id}")),
+            None => self.resolve(&place).with_context(|| format!("device {id}")),
+        }
+    }
+
+    /// Checks that every device that was told where to be is there. All devices are.
+    ///
+    /// # Errors
+    /// When one is not, saying which ones there are.
+    pub fn check_places(&self) -> Result<()> {
+        let absent = self.ports.places.keys().find(|id| self.address_of(id).is_none());
+        let Some(absent) = absent else { return Ok(()) };
+        let names = self.ids().map(|(id, _)| id).filter(|id| id.starts_with("__")).collect::<Vec<_>>();
+        bail!("--pci-place id={absent}: the machine has no device of that name; it has {}", names.join(", "))
     }
 
     fn segment(&self, number: u16) -> Result<&Segment> {

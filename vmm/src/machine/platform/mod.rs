@@ -34,6 +34,7 @@ pub use native::{
 };
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
+use crate::{memory, pmem};
 use anyhow::{Context, Result};
 use arch::layout::SegmentWeights;
 use arch::native::cpu::CpuModel;
@@ -77,6 +78,16 @@ fn segment_weights(config: &VmConfig) -> Vec<SegmentWeights> {
             })
         })
         .collect()
+}
+
+/// Lays out a machine by `lay_out`, which is told how much address space is to be kept for memory that comes later: with
+/// what is kept for persistent memory, if the addresses suffice.
+fn with_pmem_reserve<E: std::error::Error + Send + Sync + 'static>(
+    config: &VmConfig,
+    lay_out: impl Fn(u64) -> Result<MemoryLayout, E>,
+) -> Result<MemoryLayout> {
+    let needed = memory::hotplug_space(&config.memory) + pmem::space(&config.pmem)?;
+    lay_out(needed + pmem::RESERVE).or_else(|_| lay_out(needed)).context("--memory")
 }
 
 fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {

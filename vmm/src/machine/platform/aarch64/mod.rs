@@ -8,10 +8,9 @@ pub use gdb::Debugger;
 
 use super::{
     Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
-    reset_devices, segment_weights, serial_mode,
+    reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
-use crate::memory;
 use anyhow::{Context, Result, bail, ensure};
 use arch::aarch64::boot::EntryPoint;
 use arch::aarch64::cpu::{self, CpuModel};
@@ -218,12 +217,14 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     let caches = Cache::of_host(Path::new("/sys/devices/system/cpu/cpu0"));
     let model = CpuModel::new(&hypervisor.host_features(), cpu_topology(config)?, caches);
     let host_bits = hypervisor.host_features().address_bits;
-    let request = LayoutRequest {
-        segments: config.platform.num_pci_segments,
-        hotplug: memory::hotplug_space(&config.memory),
-        ..LayoutRequest::new(config.memory.boot_size(), host_bits.min(config.cpus.max_phys_bits))
-    };
-    let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
+    let layout = with_pmem_reserve(config, |hotplug| {
+        let request = LayoutRequest {
+            segments: config.platform.num_pci_segments,
+            hotplug,
+            ..LayoutRequest::new(config.memory.boot_size(), host_bits.min(config.cpus.max_phys_bits))
+        };
+        MemoryLayout::weighted(&request, &segment_weights(config))
+    })?;
     let vm = hypervisor.create_vm_of(layout.address_bits())?;
     let vcpus = (0..cpus).map(|index| create_vcpu(&*vm, &model, index)).collect::<Result<_>>()?;
     Ok(Foundation { vm, vcpus, model, layout })

@@ -6,7 +6,7 @@ use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
-use crate::memory::ZoneExtent;
+use crate::memory::{self, ZoneExtent};
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
     self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers, loader,
@@ -162,7 +162,7 @@ fn acpi_config(
 /// Which memory belongs to which node. Also without nodes, if memory can be added: Linux learns from this up to where there
 /// may be memory.
 fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -> Vec<NodeMemory> {
-    if config.numa.is_empty() && layout.hotplug().is_none() {
+    if config.numa.is_empty() && memory::hotplug_space(&config.memory) == 0 {
         return Vec::new();
     }
     let node = |zone: &ZoneExtent| node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
@@ -174,7 +174,8 @@ fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -
         .iter()
         .filter_map(|zone| Some(NodeMemory { node: node(zone), range: zone.hotplug?.range, hotplug: true }));
     // Memory modules are those of the first node: there are others only where memory is in zones.
-    let modules = layout.hotplug().filter(|_| config.memory.modules_size() > 0);
+    let size = config.memory.modules_size();
+    let modules = layout.hotplug().filter(|_| size > 0).map(|space| Range { size, ..space });
     let modules = modules.map(|range| NodeMemory { node: 0, range, hotplug: true });
     boot.chain(added).chain(modules).collect()
 }

@@ -12,11 +12,9 @@ pub use firmware::{describe, is_linux, load, setup_part};
 
 use super::{
     Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
-    reset_devices, segment_weights, serial_mode,
+    reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
-use crate::memory;
-use crate::pmem;
 use anyhow::{Context, Result, anyhow};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -285,13 +283,15 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         ..CpuOptions::default()
     };
     let model = CpuModel::new(&cpuid, topology, &options);
-    let request = LayoutRequest {
-        segments: config.platform.num_pci_segments,
-        amd: model.vendor() == Vendor::Amd,
-        hotplug: memory::hotplug_space(&config.memory) + pmem::space(&config.pmem)?,
-        ..LayoutRequest::new(config.memory.boot_size(), model.phys_bits())
-    };
-    let layout = MemoryLayout::weighted(&request, &segment_weights(config)).context("--memory")?;
+    let layout = with_pmem_reserve(config, |hotplug| {
+        let request = LayoutRequest {
+            segments: config.platform.num_pci_segments,
+            amd: model.vendor() == Vendor::Amd,
+            hotplug,
+            ..LayoutRequest::new(config.memory.boot_size(), model.phys_bits())
+        };
+        MemoryLayout::weighted(&request, &segment_weights(config))
+    })?;
     Ok(Foundation { vm, vcpus, model, layout })
 }
 

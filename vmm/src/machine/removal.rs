@@ -1,15 +1,17 @@
-//! Devices that come and go while the machine runs.
+//! Devices that go while the machine runs.
 //!
-//! A device that is added is told to the guest's hotplug controller, or to the port it is plugged in at. One that is to be removed is asked back from the guest, and
-//! goes when the guest has released it (it writes the controller's eject register); until then it works. What the guest does
-//! not release in time stays, and the request to it stands.
+//! One that is to be removed is asked back from the guest, and goes when the guest has released it (it writes the hotplug
+//! controller's eject register, or turns off the slot of the port); until then it works. What the guest does not release in
+//! time stays, and the request to it stands.
+//!
+//! One that is removed with force is taken away at once: its files are closed, and its name is free. What the guest still has
+//! of it is a function that refuses all that is asked of it, until the guest lets go, which it is asked to.
 
 use super::Machine;
-use super::pci_bus::{Completion, PciBus, Plugged, ReleaseRequest};
-use super::registry::{self, Site};
-use crate::api::request::{AddedReply, DeviceNode, RemoveDevice};
-use crate::api::{Answer, ApiError, ErrorKind, Reply, Request, Respond};
-use crate::config::{ConfigError, VmConfig};
+use super::pci_bus::{Completion, ReleaseRequest};
+use super::persistent_memory::AfterRestart;
+use crate::api::request::{DeviceNode, RemoveDevice};
+use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use anyhow::Result;
 use machine::effect::FunctionAddress;
 use std::collections::BTreeMap;
@@ -23,6 +25,8 @@ pub struct Removal {
     address: FunctionAddress,
     /// CPUs whose eject waits for the workers to stop.
     ejecting: Vec<u32>,
+    /// The guest is not asked.
+    forced: bool,
     /// Who waits, and how long. Nobody, if the call was given up and the request stands.
     caller: Option<(Respond, Instant, Duration)>,
 }
@@ -36,79 +40,7 @@ impl Removal {
     }
 }
 
-impl From<ConfigError> for ApiError {
-    fn from(error: ConfigError) -> Self {
-        Self::bad(error.to_string())
-    }
-}
-
-/// Adds a device to a configuration that nothing runs for yet, or to the one of a machine.
-///
-/// # Errors
-/// When `request` adds no device, or the device cannot be among the others.
-pub fn with_device(config: &VmConfig, request: &Request) -> Result<VmConfig, ApiError> {
-    let mut config = config.clone();
-    match request {
-        Request::AddDisk(disk) => config.disks.push((**disk).clone()),
-        Request::AddNet(net) => config.net.push((**net).clone()),
-        Request::AddVsock(_) if config.vsock.is_some() => {
-            return Err(ApiError::new(ErrorKind::State, "the machine has a socket device already"));
-        }
-        Request::AddVsock(vsock) => config.vsock = Some((**vsock).clone()),
-        _ => return Err(ApiError::internal("this request adds no device")),
-    }
-    config.name_devices();
-    config.validate()?;
-    Ok(config)
-}
-
-/// Makes the device that was added last to `config` by `request`.
-fn make(
-    request: &Request,
-    config: &VmConfig,
-    site: &Site,
-    pci: &mut PciBus,
-) -> Option<Result<(String, FunctionAddress)>> {
-    let made = |id: &Option<String>, address: Result<FunctionAddress>| {
-        address.map(|address| (id.clone().unwrap_or_default(), address))
-    };
-    match request {
-        Request::AddDisk(_) => {
-            config.disks.last().map(|disk| made(&disk.id, registry::add_disk(site, pci, disk)))
-        }
-        Request::AddNet(_) => config.net.last().map(|net| made(&net.id, registry::add_net(site, pci, net))),
-        Request::AddVsock(_) => {
-            config.vsock.as_ref().map(|vsock| made(&vsock.id, registry::add_vsock(site, pci, vsock)))
-        }
-        _ => None,
-    }
-}
-
 impl Machine {
-    /// Adds a device and tells the guest.
-    ///
-    /// # Errors
-    /// When the device cannot be had, or not among the others. Nothing is changed then.
-    pub fn add_device(&mut self, request: &Request) -> Answer {
-        let config = with_device(&self.config, request)?;
-        let made = make(request, &config, &self.site, &mut self.pci)
-            .ok_or_else(|| ApiError::internal("this request adds no device"))?;
-        let (id, address) = made.map_err(|error| {
-            ApiError::bad(format!("{}{}", crate::cli::failure(&error), crate::landlock::hint(&error)))
-        })?;
-        self.config = config;
-        let plugged = self.pci.plug(address).map_err(|error| ApiError::internal(format!("{error:#}")))?;
-        if plugged == Plugged::OnRootBus {
-            self.platform.pci_device_came(address.segment, address.device());
-        }
-        self.events.emit_with(
-            "vm",
-            "device-added",
-            [("id", id.clone().into()), ("bdf", address.to_string().into())],
-        );
-        Reply::json(&AddedReply { id, bdf: address.to_string() })
-    }
-
     /// Begins to remove a device.
     ///
     /// # Errors
@@ -131,6 +63,10 @@ impl Machine {
             )));
             return Ok(());
         }
+        if self.is_coming(&id) {
+            respond(Err(refuse(ErrorKind::Conflict, "is still being added")));
+            return Ok(());
+        }
         if self.removals.get(&id).is_some_and(|removal| removal.caller.is_some()) {
             respond(Err(refuse(ErrorKind::Conflict, "is being removed already")));
             return Ok(());
@@ -138,9 +74,12 @@ impl Machine {
         let limit = timeout_ms.map_or(RELEASE_LIMIT, Duration::from_millis);
         let caller = Some((respond, Instant::now() + limit, limit));
         let ejecting = self.removals.remove(&id).map(|removal| removal.ejecting).unwrap_or_default();
-        self.removals.insert(id.clone(), Removal { address, ejecting, caller });
+        self.removals.insert(id.clone(), Removal { address, ejecting, forced: force, caller });
         if force {
-            return self.take_out(address);
+            if self.pci.withdraw(address)? == Completion::Done {
+                self.settled(address);
+            }
+            return Ok(());
         }
         self.events.emit_with("vm", "device-removing", [("id", id.into())]);
         match self.pci.ask_to_release(address) {
@@ -159,11 +98,15 @@ impl Machine {
         for device in (0..32u8).filter(|device| devices >> device & 1 == 1) {
             let address = FunctionAddress::new(segment, 0, device, 0);
             // A guest may eject what nobody asked back; what was not added by an option is part of the machine.
-            let id = self.pci.id_of(address).map(str::to_owned);
-            let Some(id) = id.filter(|id| self.config.has_device(id)) else { continue };
-            let removal =
-                self.removals.entry(id).or_insert(Removal { address, ejecting: Vec::new(), caller: None });
-            removal.ejecting.push(cpu);
+            let ejecting = match self.pci.id_of(address).map(str::to_owned) {
+                Some(id) if self.config.has_device(&id) => {
+                    let removal = Removal { address, ejecting: Vec::new(), forced: false, caller: None };
+                    &mut self.removals.entry(id).or_insert(removal).ejecting
+                }
+                None if self.pci.has(address) => self.leaving.entry(address).or_default(),
+                _ => continue,
+            };
+            ejecting.push(cpu);
             self.take_out(address)?;
             if self.pci.has(address) {
                 completion = Completion::Later;
@@ -177,7 +120,7 @@ impl Machine {
     pub(super) fn slot_settled(&mut self, bridge: FunctionAddress) -> Result<()> {
         for address in self.pci.released(bridge) {
             if let Some(id) = self.pci.id_of(address).map(str::to_owned) {
-                let removal = Removal { address, ejecting: Vec::new(), caller: None };
+                let removal = Removal { address, ejecting: Vec::new(), forced: false, caller: None };
                 self.removals.entry(id).or_insert(removal);
             }
             self.take_out(address)?;
@@ -194,36 +137,77 @@ impl Machine {
 
     /// The workers of a function have come to rest: if it was removed, tells so.
     pub(super) fn settled(&mut self, address: FunctionAddress) {
-        if self.pci.has(address) {
+        if !self.pci.has(address)
+            && let Some(cpus) = self.leaving.remove(&address)
+        {
+            self.gone(address, &cpus);
+        }
+        if self.pci.id_of(address).is_some() {
             return;
         }
         let ids: Vec<_> = self.removals.iter().filter(|(_, removal)| removal.address == address).collect();
         let Some(id) = ids.first().map(|(id, _)| (*id).clone()) else { return };
-        let Some(mut removal) = self.removals.remove(&id) else { return };
+        let restarting = self.unmap_pmem(&id);
+        self.after_restart(restarting, AfterRestart::Removed { id });
+    }
+
+    /// Nothing of a device is in use any more.
+    pub(super) fn removed(&mut self, id: String) {
+        let Some(removal) = self.removals.remove(&id) else { return };
+        let address = removal.address;
         self.config.forget_device(&id);
-        if address.bus() == 0 {
-            self.platform.pci_device_gone(address.segment, address.device());
-        }
-        for cpu in &self.cpus {
-            cpu.refresh_maps();
+        if self.pci.has(address) {
+            self.ask_to_let_go(address);
+        } else {
+            self.gone(address, &removal.ejecting);
         }
         self.events.emit_with(
             "vm",
             "device-removed",
             [("id", id.into()), ("bdf", address.to_string().into())],
         );
-        for cpu in std::mem::take(&mut removal.ejecting) {
-            // A CPU whose eject took out several devices goes on with the last of them.
-            if !self.removals.values().any(|other| other.ejecting.contains(&cpu)) {
-                self.effect_done(cpu);
+        removal.answer(Ok(Reply::Done));
+    }
+
+    /// Asks the guest to let go of what stands in for a device, so that its place can be had again.
+    fn ask_to_let_go(&mut self, address: FunctionAddress) {
+        match self.pci.ask_to_release(address) {
+            ReleaseRequest::OnRootBus => {
+                self.platform.ask_to_release_pci_device(address.segment, address.device());
+            }
+            ReleaseRequest::Asked => {}
+            ReleaseRequest::Released => {
+                if let Err(error) = self.take_out(address) {
+                    tracing::error!("PCI function {address}: cannot be taken out: {error:#}");
+                }
             }
         }
-        removal.answer(Ok(Reply::Done));
+    }
+
+    /// A function is out of the machine. CPUs whose accesses took it out go on.
+    fn gone(&mut self, address: FunctionAddress, cpus: &[u32]) {
+        if address.bus() == 0 {
+            self.platform.pci_device_gone(address.segment, address.device());
+        }
+        for cpu in &self.cpus {
+            cpu.refresh_maps();
+        }
+        for cpu in cpus {
+            // A CPU whose eject took out several devices goes on with the last of them.
+            let waits = |ejecting: &Vec<u32>| ejecting.contains(cpu);
+            if !self.removals.values().any(|other| waits(&other.ejecting))
+                && !self.leaving.values().any(waits)
+            {
+                self.effect_done(*cpu);
+            }
+        }
     }
 
     /// Takes out what the guest was asked to release. No worker runs.
     pub(super) fn complete_removals(&mut self) -> Result<()> {
-        let addresses: Vec<_> = self.removals.values().map(|removal| removal.address).collect();
+        self.leaving.clear();
+        let mut addresses: Vec<_> = self.removals.values().map(|removal| removal.address).collect();
+        addresses.extend(self.pci.stand_ins());
         for address in addresses {
             self.take_out(address)?;
         }
@@ -242,14 +226,18 @@ impl Machine {
                 && let Some((respond, _, limit)) = removal.caller.take()
             {
                 self.events.emit_with("vm", "device-removal-overdue", [("id", id.clone().into())]);
-                respond(Err(ApiError::new(
-                    ErrorKind::Timeout,
+                let limit = limit.as_millis();
+                let reason = if removal.forced {
                     format!(
-                        "device {id}: the guest did not release it within {} ms; it stays until it does, or until it is \
-                         removed with force",
-                        limit.as_millis()
-                    ),
-                )));
+                        "device {id}: has requests in flight that the host did not complete within {limit} ms; it goes when it has"
+                    )
+                } else {
+                    format!(
+                        "device {id}: the guest did not release it within {limit} ms; it stays until it does, or until it is \
+                         removed with force"
+                    )
+                };
+                respond(Err(ApiError::new(ErrorKind::Timeout, reason)));
             }
         }
     }

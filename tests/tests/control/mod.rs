@@ -1,0 +1,173 @@
+//! A machine thread on the simulated backend, to be called by tests.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use hypervisor::sim::{Sim, SimCpu};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vivarium_tests::host::Folder;
+use vivarium_tests::tiny_kernel;
+use vmm::api::request::{AddDevice, Inspect, RemoveDevice, VmState};
+use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
+use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
+use vmm::machine::Ended;
+use vmm::message::{Event, Inbox};
+use vmm::monitor::Monitor;
+
+/// A call that takes longer has been forgotten, or waits for itself.
+pub const STUCK: Duration = Duration::from_secs(60);
+
+/// A machine thread, and a way to call it.
+pub struct Control {
+    inbox: Inbox,
+    events: Receiver<String>,
+    pub thread: JoinHandle<Ended>,
+}
+
+impl Control {
+    /// Without a machine.
+    pub fn start(sim: &Arc<Sim>) -> Self {
+        let (sender, receiver) = channel();
+        let (told, events) = channel();
+        let sim = Arc::clone(sim);
+        let thread = std::thread::spawn(move || {
+            let monitor = Monitor::new(sim as _).unwrap();
+            monitor.events().listen(None, Box::new(move |event| told.send(event.event.to_owned()).is_ok()));
+            sender.send(monitor.inbox()).unwrap();
+            monitor.run().unwrap()
+        });
+        Self { inbox: receiver.recv().unwrap(), events, thread }
+    }
+
+    /// A machine of `config`, running.
+    pub fn boot(sim: &Arc<Sim>, config: Box<VmConfig>) -> Self {
+        let control = Self::start(sim);
+        control.done(Request::Create(config));
+        control.done(Request::Boot);
+        control
+    }
+
+    /// The part of the live tree at `path`.
+    pub fn inspect(&self, path: &str) -> serde_json::Value {
+        match self.call(Request::Inspect(Inspect { path: path.into() })) {
+            Ok(Reply::Json(tree)) => tree,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    pub fn begin(&self, request: Request) -> Receiver<Answer> {
+        let (sender, receiver) = channel();
+        let respond = Box::new(move |answer| drop(sender.send(answer)));
+        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        receiver
+    }
+
+    pub fn call(&self, request: Request) -> Answer {
+        let name = format!("{request:?}");
+        self.begin(request).recv_timeout(STUCK).unwrap_or_else(|_| panic!("{name} was never answered"))
+    }
+
+    pub fn done(&self, request: Request) {
+        let name = format!("{request:?}");
+        let answer = self.call(request);
+        assert!(answer.is_ok(), "{name}: {answer:?}");
+    }
+
+    pub fn info(&self) -> serde_json::Value {
+        match self.call(Request::Info) {
+            Ok(Reply::Json(info)) => info,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn state(&self) -> VmState {
+        serde_json::from_value(self.info()["state"].clone()).unwrap()
+    }
+
+    pub fn disks(&self) -> BTreeSet<String> {
+        let info = self.info();
+        info["config"]["disks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|disk| disk["id"].as_str().unwrap().into())
+            .collect()
+    }
+
+    /// Waits until an event of that name is told.
+    pub fn wait_for(&self, event: &str) {
+        while self.events.recv_timeout(STUCK).unwrap_or_else(|_| panic!("{event} never came")) != event {}
+    }
+
+    pub fn end(self) -> Ended {
+        self.done(Request::VmmShutdown);
+        self.thread.join().unwrap()
+    }
+}
+
+pub fn kind(answer: Answer) -> ErrorKind {
+    answer.unwrap_err().kind
+}
+
+pub fn config(folder: &Folder) -> Box<VmConfig> {
+    let kernel = folder.join("kernel");
+    // Once: a machine that restarts may be reading it.
+    if !kernel.exists() {
+        std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
+    }
+    let mut config = VmConfig::default();
+    config.payload.kernel = Some(kernel);
+    config.memory.size = ByteSize(64 << 20);
+    config.console.mode = ConsoleMode::Off;
+    Box::new(config)
+}
+
+pub fn disk(path: PathBuf, id: &str) -> Request {
+    let id = Some(id.to_owned());
+    add(DiskConfig { path: Some(path), id, ..DiskConfig::default() })
+}
+
+/// Adds a device.
+pub fn add(device: impl Into<DeviceConfig>) -> Request {
+    Request::Add(AddDevice { device: device.into(), timeout_ms: None })
+}
+
+pub fn remove(id: &str, force: bool, timeout_ms: u64) -> Request {
+    Request::RemoveDevice(RemoveDevice { id: id.into(), force, timeout_ms: Some(timeout_ms) })
+}
+
+// The PCI hotplug controller's registers.
+
+pub const DOWN: u16 = 0x628;
+pub const EJECT: u16 = 0x62c;
+
+/// Releases what it is asked for, for ever.
+pub fn obey(cpu: &mut SimCpu<'_>) {
+    loop {
+        let down = cpu.port_read32(DOWN);
+        if down != 0 {
+            cpu.port_write32(EJECT, down);
+        }
+    }
+}
+
+pub fn ignore(cpu: &mut SimCpu<'_>) {
+    loop {
+        cpu.port_read8(0x80);
+    }
+}
+
+/// Random numbers that a seed decides.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}

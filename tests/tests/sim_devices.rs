@@ -1,0 +1,195 @@
+//! Devices that come and go, on the simulated backend.
+
+mod control;
+
+use control::{Control, DOWN, EJECT, STUCK, add, config, disk, ignore, kind, obey, remove};
+use hypervisor::sim::Sim;
+use std::collections::BTreeSet;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use vivarium_tests::host::{Folder, HangingFile};
+use vmm::api::request::{AddDevice, ResizeDisk};
+use vmm::api::{ErrorKind, Reply, Request};
+use vmm::config::{ByteSize, DiskConfig, PmemConfig};
+
+#[test]
+fn a_disk_comes_and_goes_and_its_image_is_free_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, obey);
+    let control = Control::boot(&sim, config(&folder));
+    for _ in 0..3 {
+        let added = control.call(disk(path.clone(), "data")).unwrap();
+        let Reply::Json(added) = added else { panic!("{added:?}") };
+        assert_eq!(added["id"], "data");
+        assert_eq!(control.info()["device_tree"]["data"]["pci_bdf"], added["bdf"]);
+        assert_eq!(
+            kind(control.call(disk(path.clone(), "again"))),
+            ErrorKind::BadRequest,
+            "it is used already"
+        );
+        assert_eq!(kind(control.call(disk(folder.join("none"), "none"))), ErrorKind::BadRequest);
+        assert_eq!(control.disks(), BTreeSet::from(["data".to_owned()]), "what failed changed nothing");
+        control.done(remove("data", false, 30_000));
+        control.wait_for("device-removed");
+        assert!(control.info()["device_tree"].get("data").is_none());
+    }
+    assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::NotFound);
+    assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
+    control.end();
+}
+
+#[test]
+fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (first, second) = (folder.sparse("first", 1 << 20), folder.sparse("second", 1 << 20));
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, config(&folder));
+    control.done(disk(first, "first"));
+    control.done(disk(second, "second"));
+    assert_eq!(kind(control.call(remove("first", false, 1))), ErrorKind::Timeout);
+    assert_eq!(kind(control.call(remove("second", false, 1))), ErrorKind::Timeout);
+    assert_eq!(control.disks().len(), 2);
+    control.done(remove("first", true, 1));
+    assert_eq!(control.disks(), BTreeSet::from(["second".to_owned()]));
+    control.done(Request::Reboot);
+    assert!(control.disks().is_empty(), "a guest that starts anew has let go");
+    control.end();
+}
+
+#[test]
+fn a_disk_grows_while_the_guest_runs_and_never_shrinks() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, config(&folder));
+    control.done(disk(path.clone(), "data"));
+    let resize = |size| Request::ResizeDisk(ResizeDisk { id: "data".into(), desired_size: ByteSize(size) });
+    control.done(resize(3 << 20));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    for bad in [1 << 20, (4 << 20) + 1] {
+        assert_eq!(kind(control.call(resize(bad))), ErrorKind::BadRequest);
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    control.end();
+}
+
+#[test]
+fn a_removal_that_waits_is_answered_when_the_machine_ends() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let path = folder.sparse("disk", 1 << 20);
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, config(&folder));
+    control.done(disk(path, "data"));
+    let removal = control.begin(remove("data", false, 600_000));
+    assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::Conflict);
+    control.done(Request::Shutdown);
+    assert_eq!(kind(removal.recv_timeout(STUCK).unwrap()), ErrorKind::Conflict);
+    control.done(Request::Boot);
+    assert_eq!(control.disks().len(), 1, "it was not removed");
+    control.end();
+}
+
+#[test]
+fn an_image_that_cannot_be_opened_in_time_keeps_nothing_else_waiting() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let image = |name: &str| (folder.sparse(name, 1 << 20), HangingFile::new(&folder.join(name)));
+    let ((slow, slow_hangs), (stuck, stuck_hangs), (last, last_hangs)) =
+        (image("slow"), image("stuck"), image("last"));
+    let disk_of = |path: &std::path::Path, id: &str, timeout_ms| {
+        let (path, id) = (Some(path.to_owned()), Some(id.to_owned()));
+        let device = DiskConfig { path, id, ..DiskConfig::default() }.into();
+        Request::Add(AddDevice { device, timeout_ms: Some(timeout_ms) })
+    };
+    sim.program(0, obey);
+    let control = Control::boot(&sim, config(&folder));
+    let first = control.begin(disk_of(&slow, "slow", 600_000));
+    // Queries and changes are done meanwhile, but not by the same name.
+    assert_eq!(kind(control.call(disk_of(&stuck, "slow", 600_000))), ErrorKind::BadRequest);
+    control.done(disk(folder.sparse("other", 1 << 20), "other"));
+    control.done(Request::Pause);
+    control.done(Request::Resume);
+    control.done(Request::Reboot);
+    assert_eq!(control.disks(), BTreeSet::from(["other".to_owned()]));
+    let late = control.call(disk_of(&stuck, "stuck", 1)).unwrap_err();
+    assert_eq!(late.kind, ErrorKind::Timeout);
+    assert!(
+        late.message.starts_with(&format!("--disk path={}: the host did not", stuck.display())),
+        "{late}"
+    );
+    // What was given up is forgotten: the name is free, and the image, when it comes, is dropped.
+    control.done(disk(folder.sparse("another", 1 << 20), "stuck"));
+    drop(stuck_hangs);
+    drop(slow_hangs);
+    assert!(first.recv_timeout(STUCK).unwrap().is_ok());
+    assert_eq!(control.disks(), BTreeSet::from(["other", "slow", "stuck"].map(str::to_owned)));
+    let waiting = control.begin(disk_of(&last, "last", 600_000));
+    control.done(Request::Shutdown);
+    assert_eq!(kind(waiting.recv_timeout(STUCK).unwrap()), ErrorKind::Conflict);
+    drop(last_hangs);
+    control.end();
+}
+
+#[test]
+fn persistent_memory_comes_is_written_goes_and_comes_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let files = [folder.sparse("a", 4 << 20), folder.sparse("b", 2 << 20)];
+    let (sender, addresses) = channel::<u64>();
+    let addresses = Mutex::new(addresses);
+    let (written, heard) = channel();
+    let written = Mutex::new(written);
+    sim.program(0, move |cpu| {
+        loop {
+            if let Ok(address) = addresses.lock().unwrap().try_recv() {
+                let before = cpu.read64(address);
+                cpu.write64(address, address | 1);
+                written.lock().unwrap().send(before).unwrap();
+            }
+            let down = cpu.port_read32(DOWN);
+            if down != 0 {
+                cpu.port_write32(EJECT, down);
+            }
+        }
+    });
+    let mut machine = config(&folder);
+    let pmem = |index: usize, id: &str| PmemConfig {
+        file: Some(files[index].clone()),
+        id: Some(id.into()),
+        ..PmemConfig::default()
+    };
+    machine.pmem = vec![pmem(0, "boot")];
+    machine.disks = vec![DiskConfig { path: Some(folder.sparse("disk", 1 << 20)), ..DiskConfig::default() }];
+    let control = Control::boot(&sim, machine);
+    let place = |id: &str| {
+        let tree = control.inspect("pci");
+        let device =
+            tree.as_object().unwrap().values().find(|function| function["id"] == id).unwrap().clone();
+        let start = device["device"]["start"].as_str().unwrap().to_owned();
+        u64::from_str_radix(start.trim_start_matches("0x"), 16).unwrap()
+    };
+    let use_it = |id: &str| {
+        let address = place(id);
+        sender.send(address).unwrap();
+        (address, heard.recv_timeout(STUCK).unwrap())
+    };
+    let content =
+        |index: usize| u64::from_le_bytes(std::fs::read(&files[index]).unwrap()[..8].try_into().unwrap());
+    let (first, before) = use_it("boot");
+    assert_eq!((before, content(0)), (0, first | 1));
+    for _ in 0..3 {
+        control.done(add(pmem(1, "later")));
+        let (second, _) = use_it("later");
+        assert_eq!(content(1), second | 1);
+        assert_eq!(kind(control.call(add(pmem(1, "again")))), ErrorKind::BadRequest, "it is locked");
+        control.done(remove("later", false, 30_000));
+    }
+    // What was there from the start goes too, and its file and place can be had again.
+    control.done(remove("boot", false, 30_000));
+    control.done(add(pmem(0, "boot")));
+    assert_eq!(use_it("boot"), (first, first | 1));
+    let huge = PmemConfig { size: Some(ByteSize(1 << 40)), ..pmem(1, "huge") };
+    assert_eq!(kind(control.call(add(huge))), ErrorKind::BadRequest);
+    control.done(Request::Reboot);
+    control.done(add(pmem(1, "later")));
+    control.end();
+}

@@ -1,0 +1,250 @@
+//! Memory and CPUs that come and go, on the simulated backend.
+
+mod control;
+
+use control::{Control, STUCK, config, ignore, kind};
+use hypervisor::sim::{Sim, SimCpu};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use vivarium_tests::host::Folder;
+use vmm::api::request::{Resize, ResizeZone};
+use vmm::api::{Answer, ErrorKind, Reply, Request};
+use vmm::config::{BalloonConfig, ByteSize, HotplugMethod, MemoryZoneConfig};
+
+fn resize(ram: Option<u64>, balloon: Option<u64>) -> Request {
+    Request::Resize(Resize {
+        desired_ram: ram.map(|mib| ByteSize(mib << 20)),
+        desired_balloon: balloon.map(|mib| ByteSize(mib << 20)),
+        ..Resize::default()
+    })
+}
+
+fn resize_zone(id: &str, mib: u64) -> Request {
+    Request::ResizeZone(ResizeZone { id: id.into(), desired_ram: ByteSize(mib << 20) })
+}
+
+/// What a refused call says is at fault.
+fn field(answer: Answer) -> String {
+    answer.unwrap_err().field.unwrap_or_default()
+}
+
+#[test]
+fn memory_and_balloon_get_the_sizes_they_can_have() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::start(&sim);
+    let mut config = config(&folder);
+    config.memory.hotplug_method = HotplugMethod::VirtioMem;
+    config.memory.hotplug_size = Some(ByteSize(256 << 20));
+    config.balloon = Some(BalloonConfig::default());
+    control.done(Request::Create(config));
+    control.done(resize(Some(128), Some(32)));
+    control.done(Request::Boot);
+    let sizes = || {
+        let config = &control.info()["config"];
+        let mib = |value: &serde_json::Value| value.as_u64().unwrap_or(0) >> 20;
+        let memory = &config["memory"];
+        (mib(&memory["size"]), mib(&memory["hotplugged_size"]), mib(&config["balloon"]["size"]))
+    };
+    assert_eq!(sizes(), (128, 0, 32));
+    control.done(resize(Some(384), None));
+    control.done(resize(Some(192), Some(100)));
+    assert_eq!(sizes(), (128, 64, 100));
+    for (request, at_fault) in [
+        (resize(Some(127), None), "desired_ram"),
+        (resize(Some(385), None), "desired_ram"),
+        (resize(Some(386), Some(0)), "desired_ram"),
+        (resize(Some(193), None), "desired_ram"),
+        (resize(Some(130), Some(385)), "desired_balloon"),
+        (resize_zone("a", 128), "id"),
+    ] {
+        assert_eq!(field(control.call(request)), at_fault);
+    }
+    assert_eq!(sizes(), (128, 64, 100), "what is refused changes nothing");
+    // No guest follows, so that none of it is in use.
+    assert_eq!(control.info()["memory_actual_size"], 128 << 20);
+    control.done(Request::Reboot);
+    control.done(Request::Shutdown);
+    control.done(Request::Boot);
+    assert_eq!(sizes(), (128, 64, 100), "sizes outlive the machine");
+    control.end();
+}
+
+#[test]
+fn zones_grow_one_by_one() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut config = config(&folder);
+    let zone = |id: &str, most: Option<u64>| MemoryZoneConfig {
+        id: id.into(),
+        size: ByteSize(64 << 20),
+        hotplug_size: most.map(|mib| ByteSize(mib << 20)),
+        ..MemoryZoneConfig::default()
+    };
+    config.memory.size = ByteSize(0);
+    config.memory.hotplug_method = HotplugMethod::VirtioMem;
+    config.memory.zones = Some(vec![zone("a", Some(64)), zone("b", None), zone("c", Some(1024))]);
+    let control = Control::boot(&sim, config);
+    control.done(resize_zone("c", 1064));
+    control.done(resize_zone("a", 128));
+    let zones = &control.info()["config"]["memory"]["zones"];
+    let sizes: Vec<_> = (0..3).map(|n| zones[n]["hotplugged_size"].as_u64().unwrap_or(0) >> 20).collect();
+    assert_eq!(sizes, [64, 0, 1000]);
+    assert_eq!(field(control.call(resize_zone("a", 130))), "desired_ram");
+    assert_eq!(field(control.call(resize_zone("b", 128))), "id");
+    assert_eq!(kind(control.call(resize_zone("d", 128))), ErrorKind::NotFound);
+    assert_eq!(field(control.call(resize(Some(256), None))), "desired_ram");
+    assert_eq!(field(control.call(resize(None, Some(0)))), "desired_balloon");
+    control.end();
+}
+
+fn resize_to(cpus: Option<u32>, ram_mib: Option<u64>) -> Request {
+    let desired_ram = ram_mib.map(|mib| ByteSize(mib << 20));
+    Request::Resize(Resize { desired_vcpus: cpus, desired_ram, desired_balloon: None })
+}
+
+/// Registers of the controllers of CPUs and of memory, relative to the first.
+const CPU_HOTPLUG: u16 = 0x640;
+const MEMORY_HOTPLUG: u16 = 0x660;
+const STATUS: u16 = 4;
+const NEXT: u16 = 8;
+const ADDRESS: u16 = 20;
+const SIZE: u16 = 28;
+const CAME: u32 = 2;
+const GOING: u32 = 4;
+const LET_GO: u32 = 8;
+
+/// Hears what a controller has to tell: the number and the status of one slot.
+fn hear(cpu: &mut SimCpu<'_>, controller: u16) -> Option<(u32, u32)> {
+    let number = cpu.port_read32(controller + NEXT);
+    if number == u32::MAX {
+        return None;
+    }
+    cpu.port_write32(controller, number);
+    let status = cpu.port_read32(controller + STATUS);
+    cpu.port_write32(controller + STATUS, status & (CAME | GOING));
+    Some((number, status))
+}
+
+#[test]
+fn cpus_come_and_go_and_come_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (sender, started) = channel();
+    sim.program(0, |cpu| {
+        loop {
+            match hear(cpu, CPU_HOTPLUG) {
+                Some((number, status)) if status & CAME != 0 => cpu.start_cpu(number),
+                Some((_, status)) if status & GOING != 0 => cpu.port_write32(CPU_HOTPLUG + STATUS, LET_GO),
+                _ => {}
+            }
+        }
+    });
+    for number in 1..4 {
+        let sender = std::sync::Mutex::new(sender.clone());
+        sim.program(number, move |cpu| {
+            sender.lock().unwrap().send(cpu.id()).unwrap();
+            // It is let go of in the midst of its accesses.
+            ignore(cpu);
+        });
+    }
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(4);
+    let control = Control::boot(&sim, machine);
+    let next = || started.recv_timeout(STUCK).unwrap();
+    for _ in 0..20 {
+        control.done(resize_to(Some(3), None));
+        assert_eq!(BTreeSet::from([next(), next()]), BTreeSet::from([1, 2]));
+        assert_eq!(control.info()["config"]["cpus"]["boot_vcpus"], 3);
+        control.done(resize_to(Some(1), None));
+        control.wait_for("cpu-removed");
+        control.wait_for("cpu-removed");
+        assert_eq!(control.info()["config"]["cpus"]["boot_vcpus"], 1);
+    }
+    for count in [0, 5] {
+        assert_eq!(kind(control.call(resize_to(Some(count), None))), ErrorKind::BadRequest);
+    }
+    control.end();
+}
+
+#[test]
+fn a_restart_completes_what_the_guest_did_not_do() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    for number in 0..3 {
+        sim.program(number, ignore);
+    }
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(3);
+    machine.memory.hotplug_size = Some(ByteSize(512 << 20));
+    machine.memory.hotplugged_size = Some(ByteSize(128 << 20));
+    let control = Control::boot(&sim, machine);
+    let count = |name: &str| match control.call(Request::Inspect(Default::default())) {
+        Ok(Reply::Json(tree)) => tree[name].as_object().unwrap().len(),
+        other => panic!("{other:?}"),
+    };
+    control.done(resize_to(Some(3), Some(64 + 128 + 256)));
+    assert_eq!((count("cpu"), count("memory_modules")), (3, 2));
+    control.done(resize_to(Some(2), Some(64 + 128)));
+    assert_eq!((count("cpu"), count("memory_modules")), (3, 2), "the guest has not let go");
+    control.done(Request::Reboot);
+    control.wait_for("rebooted");
+    assert_eq!((count("cpu"), count("memory_modules")), (2, 1));
+    assert_eq!(control.info()["memory_actual_size"], (64 + 128) << 20);
+    control.done(resize_to(Some(3), None));
+    assert_eq!(count("cpu"), 3);
+    control.end();
+}
+
+#[test]
+fn memory_modules_come_hold_what_is_written_and_go() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (sender, found) = channel();
+    let sender = std::sync::Mutex::new(sender);
+    sim.program(0, move |cpu| {
+        loop {
+            match hear(cpu, MEMORY_HOTPLUG) {
+                Some((_, status)) if status & CAME != 0 => {
+                    let mut wide = |register: u16| {
+                        let mut word = |at| u64::from(cpu.port_read32(MEMORY_HOTPLUG + at));
+                        word(register) | word(register + 4) << 32
+                    };
+                    let (address, size) = (wide(ADDRESS), wide(SIZE));
+                    let last = address + size - 8;
+                    // What was given back to the host has nothing of before.
+                    assert_eq!((cpu.read64(address), cpu.read64(last)), (0, 0));
+                    cpu.write64(address, 0x1111);
+                    cpu.write64(last, 0x2222);
+                    assert_eq!((cpu.read64(address), cpu.read64(last)), (0x1111, 0x2222));
+                    sender.lock().unwrap().send(size >> 20).unwrap();
+                }
+                Some((_, status)) if status & GOING != 0 => {
+                    cpu.port_write32(MEMORY_HOTPLUG + STATUS, LET_GO);
+                }
+                _ => {}
+            }
+        }
+    });
+    let mut machine = config(&folder);
+    machine.memory.hotplug_size = Some(ByteSize(512 << 20));
+    let control = Control::boot(&sim, machine);
+    let memory = || control.info()["memory_actual_size"].as_u64().unwrap() >> 20;
+    for _ in 0..5 {
+        control.done(resize_to(None, Some(64 + 256)));
+        assert_eq!(found.recv_timeout(STUCK).unwrap(), 256);
+        control.done(resize_to(None, Some(64 + 256 + 128)));
+        assert_eq!(found.recv_timeout(STUCK).unwrap(), 128);
+        assert_eq!(memory(), 64 + 256 + 128);
+        control.done(resize_to(None, Some(64 + 256)));
+        control.wait_for("memory-removed");
+        assert_eq!(memory(), 64 + 256);
+        // Only 128M or all of it, from the 256M that are there; not more than there is room for; not below what is
+        // there from the start.
+        for size in [64 + 128, 64 + 250, 64 + 640, 32] {
+            assert_eq!(kind(control.call(resize_to(None, Some(size)))), ErrorKind::BadRequest, "{size}");
+        }
+        control.done(resize_to(None, Some(64)));
+        control.wait_for("memory-removed");
+        assert_eq!(memory(), 64);
+    }
+    control.end();
+}

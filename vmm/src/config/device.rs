@@ -1,0 +1,256 @@
+//! Devices that come and go: what all their kinds have in common, and one line for each kind.
+//!
+//! A kind is declared with `device_options!`, which adds to its own settings a name and a place on PCI, and listed below. The
+//! rest of the machine then knows it: it is named, placed, added, found and forgotten like the others. How it is opened is
+//! told in the registry of the machine (`machine::registry`).
+
+use super::{ConfigError, DiskConfig, NetConfig, PciPlace, PmemConfig, VmConfig, VsockConfig};
+use std::collections::BTreeSet;
+
+/// A device's configuration, whatever its kind.
+pub trait Device {
+    /// What made-up names begin with, such as `disk`.
+    fn kind(&self) -> &'static str;
+
+    /// Its option with what tells it from others, for messages.
+    fn option(&self) -> String;
+
+    /// Its name.
+    fn id(&self) -> Option<&str>;
+
+    /// Its name, to be given.
+    fn id_mut(&mut self) -> &mut Option<String>;
+
+    /// Where on PCI it is to be.
+    fn place(&self) -> PciPlace;
+}
+
+/// Declares the configuration of a kind of device: as `options!`, with the kind's name and the settings that tell one device
+/// from another in messages. A name and a place on PCI are added.
+macro_rules! device_options {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $name:ident is $kind:literal told by $($label:ident),+ {
+            $($fields:tt)*
+        }
+    ) => {
+        $crate::config::options::options! {
+            $(#[doc = $doc])*
+            pub struct $name {
+                $($fields)*
+                /// Name of the device; made up if not given.
+                ["id"] id: Option<String> = None,
+                /// PCI segment the device is in.
+                ["pci_segment", 0..=63] pci_segment: u16 = 0,
+                /// The --pci-port the device is below, instead of on a root bus.
+                ["bus"] bus: Option<String> = None,
+                /// Device number on a root bus; the first that is free if not given.
+                ["pci_device_id", 0..=31] pci_device_id: Option<u8> = None,
+                /// Function number, for several devices at one device number; one of them must be function 0.
+                ["pci_function", 0..=7] pci_function: u8 = 0,
+            }
+        }
+
+        impl $crate::config::device::Device for $name {
+            fn kind(&self) -> &'static str {
+                $kind
+            }
+
+            fn option(&self) -> String {
+                let labels = [$((stringify!($label), $crate::config::options::Setting::show(&self.$label))),+];
+                match labels.into_iter().find(|(_, value)| !value.is_empty()) {
+                    Some((key, value)) => format!("--{} {key}={value}", $kind),
+                    None => format!("--{}", $kind),
+                }
+            }
+
+            fn id(&self) -> Option<&str> {
+                self.id.as_deref()
+            }
+
+            fn id_mut(&mut self) -> &mut Option<String> {
+                &mut self.id
+            }
+
+            fn place(&self) -> $crate::config::PciPlace {
+                $crate::config::PciPlace {
+                    segment: self.pci_segment,
+                    bus: self.bus.clone(),
+                    device: self.pci_device_id,
+                    function: self.pci_function,
+                }
+            }
+        }
+    };
+}
+pub(crate) use device_options;
+
+/// Where a configuration keeps the devices of a kind.
+trait Room<T> {
+    /// Puts a device there, if there is room.
+    fn put(&mut self, device: T) -> bool;
+    /// Forgets those that are not to be kept.
+    fn keep(&mut self, wanted: impl Fn(&T) -> bool);
+}
+
+impl<T> Room<T> for Vec<T> {
+    fn put(&mut self, device: T) -> bool {
+        self.push(device);
+        true
+    }
+    fn keep(&mut self, wanted: impl Fn(&T) -> bool) {
+        self.retain(wanted);
+    }
+}
+
+/// A machine has at most one of this kind.
+impl<T> Room<T> for Option<T> {
+    fn put(&mut self, device: T) -> bool {
+        let free = self.is_none();
+        if free {
+            *self = Some(device);
+        }
+        free
+    }
+    fn keep(&mut self, wanted: impl Fn(&T) -> bool) {
+        self.take_if(|device| !wanted(device));
+    }
+}
+
+macro_rules! device_kinds {
+    ($($(#[doc = $doc:literal])* $kind:ident($config:ty) in $field:ident,)+) => {
+        /// A device that comes or goes.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum DeviceConfig {
+            $($(#[doc = $doc])* $kind(Box<$config>),)+
+        }
+
+        $(impl From<$config> for DeviceConfig {
+            fn from(config: $config) -> Self {
+                Self::$kind(Box::new(config))
+            }
+        })+
+
+        impl DeviceConfig {
+            /// What all kinds have in common.
+            pub fn common(&self) -> &dyn Device {
+                match self {
+                    $(Self::$kind(config) => &**config,)+
+                }
+            }
+        }
+
+        impl VmConfig {
+            /// The devices that can be added and removed.
+            pub fn devices(&self) -> impl Iterator<Item = &dyn Device> {
+                let devices: Vec<&dyn Device> = Vec::new().into_iter()
+                    $(.chain(self.$field.iter().map(|device| device as &dyn Device)))+
+                    .collect();
+                devices.into_iter()
+            }
+
+            fn devices_mut(&mut self) -> Vec<&mut dyn Device> {
+                Vec::new().into_iter()
+                    $(.chain(self.$field.iter_mut().map(|device| device as &mut dyn Device)))+
+                    .collect()
+            }
+
+            /// Puts a device in.
+            ///
+            /// # Errors
+            /// When there can be only one of its kind, and there is one.
+            pub fn put_device(&mut self, device: DeviceConfig) -> Result<(), ConfigError> {
+                let option = device.common().option();
+                let put = match device {
+                    $(DeviceConfig::$kind(config) => self.$field.put(*config),)+
+                };
+                if put {
+                    return Ok(());
+                }
+                Err(ConfigError { option, reason: "the machine has one already, and there is only one".into() })
+            }
+
+            /// The device that was put in last of the kind of `like`.
+            pub fn last_like(&self, like: &DeviceConfig) -> Option<DeviceConfig> {
+                match like {
+                    $(DeviceConfig::$kind(_) => self.$field.iter().last().cloned().map(DeviceConfig::from),)+
+                }
+            }
+
+            /// Forgets the device of that id.
+            pub fn forget_device(&mut self, id: &str) {
+                $(self.$field.keep(|device| device.id.as_deref() != Some(id));)+
+            }
+        }
+    };
+}
+
+device_kinds! {
+    /// A disk.
+    Disk(DiskConfig) in disks,
+    /// A network interface.
+    Net(NetConfig) in net,
+    /// Persistent memory.
+    Pmem(PmemConfig) in pmem,
+    /// Sockets between guest and host.
+    Vsock(VsockConfig) in vsock,
+}
+
+impl VmConfig {
+    /// Gives each device that has no id one that no other device has.
+    pub fn name_devices(&mut self) {
+        let taken: BTreeSet<String> =
+            self.devices().filter_map(|device| device.id().map(str::to_owned)).collect();
+        let mut next = (0, "");
+        for device in self.devices_mut() {
+            if next.1 != device.kind() {
+                next = (0, device.kind());
+            }
+            while device.id().is_none() {
+                let id = format!("_{}{}", next.1, next.0);
+                next.0 += 1;
+                if !taken.contains(&id) {
+                    *device.id_mut() = Some(id);
+                }
+            }
+        }
+    }
+
+    /// Whether a device of that id was configured.
+    pub fn has_device(&self, id: &str) -> bool {
+        self.devices().any(|device| device.id() == Some(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_without_ids_get_ones_that_nobody_has() {
+        let disk = |id: Option<&str>| DiskConfig { id: id.map(Into::into), ..DiskConfig::default() };
+        let disks = vec![disk(None), disk(Some("_disk1")), disk(None)];
+        let mut config = VmConfig { disks, vsock: Some(VsockConfig::default()), ..VmConfig::default() };
+        config.name_devices();
+        let ids: Vec<_> = config.devices().map(|device| device.id().unwrap().to_owned()).collect();
+        assert_eq!(ids, ["_disk0", "_disk1", "_disk2", "_vsock0"]);
+        config.forget_device("_disk0");
+        assert!(!config.has_device("_disk0") && config.has_device("_disk2"));
+        let vsock = DeviceConfig::from(VsockConfig::default());
+        assert!(config.put_device(vsock.clone()).unwrap_err().to_string().starts_with("--vsock"));
+        config.forget_device("_vsock0");
+        config.put_device(vsock).unwrap();
+    }
+
+    #[test]
+    fn messages_name_a_device_by_what_was_said_of_it() {
+        let option = |net: NetConfig| DeviceConfig::from(net).common().option();
+        let mac = Some("12:34:56:78:9a:bc".to_owned());
+        assert_eq!(option(NetConfig::default()), "--net");
+        assert_eq!(
+            option(NetConfig { mac: mac.clone(), ..NetConfig::default() }),
+            "--net mac=12:34:56:78:9a:bc"
+        );
+        assert_eq!(option(NetConfig { mac, tap: Some("t".into()), ..NetConfig::default() }), "--net tap=t");
+    }
+}
