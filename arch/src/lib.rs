@@ -4,6 +4,7 @@
 //! guest memory, writes tables, and gives each CPU its state.
 
 pub mod aarch64;
+pub mod acpi;
 pub mod boot;
 pub mod caches;
 pub mod layout;

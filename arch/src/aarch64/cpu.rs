@@ -9,6 +9,15 @@ use hypervisor::aarch64::{HostFeatures, RegisterId, VcpuFeatures, VcpuState};
 /// The private interrupt of the performance monitor, as Arm's Base System Architecture has it.
 pub const PMU_INTERRUPT: u32 = 23;
 
+/// Private interrupts of the architecture's timers (Arm Base System Architecture, 3.6): the secure one,
+pub(super) const TIMER_SECURE: u32 = 29;
+/// the one of an operating system,
+pub(super) const TIMER_PHYSICAL: u32 = 30;
+/// the one of an operating system that a hypervisor may stop,
+pub(super) const TIMER_VIRTUAL: u32 = 27;
+/// and the hypervisor's.
+pub(super) const TIMER_HYPERVISOR: u32 = 26;
+
 /// What the CPUs of a machine have, and how they are grouped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuModel {

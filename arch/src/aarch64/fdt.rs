@@ -1,7 +1,7 @@
 //! The flattened device tree: what a guest that is not booted by firmware learns of the machine (Devicetree Specification
 //! 0.4, and the bindings in Linux, `Documentation/devicetree/bindings`).
 
-use super::cpu::{PMU_INTERRUPT, affinity};
+use super::cpu::{PMU_INTERRUPT, TIMER_HYPERVISOR, TIMER_PHYSICAL, TIMER_SECURE, TIMER_VIRTUAL, affinity};
 use super::layout::{self, FDT_SIZE};
 use crate::caches::{Cache, CacheKind, CacheScope};
 use crate::layout::SegmentWindows;
@@ -80,11 +80,7 @@ const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
 
-// Private interrupts of the architectural timer (Arm Base System Architecture), without the 16 of software.
-const TIMER_SECURE: u32 = 13;
-const TIMER_PHYSICAL: u32 = 14;
-const TIMER_VIRTUAL: u32 = 11;
-const TIMER_HYPERVISOR: u32 = 10;
+/// Interrupts below are those of software.
 const FIRST_PRIVATE: u32 = 16;
 
 /// Linux's key code of a power button.
@@ -323,7 +319,7 @@ fn timer(tree: &mut Tree) -> Result<()> {
         tree.0.property_null("always-on")?;
         let interrupts = [TIMER_SECURE, TIMER_PHYSICAL, TIMER_VIRTUAL, TIMER_HYPERVISOR];
         let cells: Vec<u32> =
-            interrupts.into_iter().flat_map(|number| [PRIVATE, number, LEVEL_HIGH]).collect();
+            interrupts.into_iter().flat_map(|number| [PRIVATE, number - FIRST_PRIVATE, LEVEL_HIGH]).collect();
         Ok(tree.0.property_array_u32("interrupts", &cells)?)
     })
 }

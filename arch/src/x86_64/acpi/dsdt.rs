@@ -1,30 +1,26 @@
 //! The DSDT: devices that cannot be discovered, and methods.
 
-use super::fixed::last_bus;
 use super::hotplug::{self, Encoded};
-use super::table::TableWriter;
+
 use super::{
     AcpiConfig, EVENT_CPU, EVENT_GENERATION, EVENT_MEMORY, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice,
     IsaDevice, SLEEP_TYPE_S5,
 };
+use crate::acpi::pci::{
+    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, root_name,
+};
+use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
-use crate::wiring::InterruptPins;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
-    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, MethodCall, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path,
-    ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall, Name,
+    Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return, Scope, Store, ZERO,
 };
 use machine::bus::Range;
 
 /// `_STA`: present, enabled, shown, working.
 const STATUS_WORKING: u8 = 0xf;
-
-/// What an operating system may control natively when it asks in `_OSC` (PCI Firmware 3.3, 4.5.1): hotplug, power
-/// management events, error reporting, the PCIe capability, latency tolerance. Not granted: the older hotplug
-/// controller's registers, which do not exist.
-const PCIE_CONTROL: u32 = 0b11_1101;
 
 /// Ports of the firmware configuration device: selector, data, and the address of a DMA request.
 const FW_CFG_PORTS: u8 = 12;
@@ -119,19 +115,6 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
-/// `PRTS`: which interrupt each pin of each device on a root bus is wired to. All segments share it.
-fn pin_routes(pins: InterruptPins, out: &mut Vec<u8>) {
-    let mut routes = PackageBuilder::new();
-    for device in 1..32u8 {
-        for pin in 1..=4u8 {
-            let address = u32::from(device) << 16 | 0xffff;
-            let gsi = pins.gsi(device, pin);
-            routes.add_element(&Package::new(vec![&address, &(pin - 1), &ZERO, &gsi]));
-        }
-    }
-    Name::new("PRTS".into(), &routes).to_aml_bytes(out);
-}
-
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
 fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
@@ -167,52 +150,6 @@ fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>)
         ],
     )
     .to_aml_bytes(out);
-}
-
-/// The name of a segment's root bridge.
-pub(super) fn root_name(segment: u16) -> String {
-    format!("PC{:02X}", segment & 0xff)
-}
-
-/// `_OSC` of a root bridge: grants [`PCIE_CONTROL`].
-struct OperatingSystemCapabilities;
-
-impl Aml for OperatingSystemCapabilities {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        let (uuid, revision, buffer) = (Arg(0), Arg(1), Arg(3));
-        let (first, control) = (Path::new("CDW1"), Path::new("CDW3"));
-        let masked = Local(0);
-        let set_error = |bit: u32| (bit, Path::new("CDW1"));
-        let (masked_bit, revision_bit, uuid_bit) = (set_error(0x10), set_error(0x08), set_error(0x04));
-        Method::new(
-            "_OSC".into(),
-            4,
-            // It makes named objects, so only one call at a time.
-            true,
-            vec![
-                &CreateDWordField::new(&Path::new("CDW1"), &buffer, &ZERO),
-                &If::new(
-                    &Equal::new(&uuid, &Uuid::new("33db4d5b-1ff7-401c-9657-7441c03dd766")),
-                    vec![
-                        &CreateDWordField::new(&Path::new("CDW3"), &buffer, &8u8),
-                        &And::new(&masked, &control, &PCIE_CONTROL),
-                        &If::new(
-                            &NotEqual::new(&masked, &control),
-                            vec![&Or::new(&masked_bit.1, &first, &masked_bit.0)],
-                        ),
-                        &If::new(
-                            &NotEqual::new(&revision, &1u8),
-                            vec![&Or::new(&revision_bit.1, &first, &revision_bit.0)],
-                        ),
-                        &Store::new(&control, &masked),
-                    ],
-                ),
-                &Else::new(vec![&Or::new(&uuid_bit.1, &first, &uuid_bit.0)]),
-                &Return::new(&buffer),
-            ],
-        )
-        .to_aml_bytes(sink);
-    }
 }
 
 /// The power button, as a device (ACPI 6.5, 4.8.3.2).
@@ -347,19 +284,4 @@ fn fw_cfg(port: u16, out: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(out);
-}
-
-/// A window of memory in 64-bit form.
-fn memory_window(range: Range) -> AddressSpace<u64> {
-    let cacheable = AddressSpaceCacheable::NotCacheable;
-    AddressSpace::new_memory(cacheable, true, range.start, range.last(), None)
-}
-
-/// First and last address; `None` for an empty range.
-fn ends(range: Range) -> Option<(u64, u64)> {
-    (range.size > 0).then(|| (range.start, range.last()))
-}
-
-fn narrow((first, last): (u64, u64)) -> Option<(u32, u32)> {
-    Some((u32::try_from(first).ok()?, u32::try_from(last).ok()?))
 }

@@ -1,7 +1,7 @@
-//! The tables of fixed structure: FADT (ACPI 6.5, 5.2.9), MADT (5.2.12), MCFG (PCI Firmware 3.3, 4.1.2).
+//! The tables of fixed structure: FADT (ACPI 6.5, 5.2.9), MADT (5.2.12).
 
-use super::table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, TableWriter};
 use super::{AcpiConfig, Cpu};
+use crate::acpi::table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, TableWriter};
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -98,21 +98,4 @@ pub(super) fn local_apic(cpu: &Cpu, uid: u32) -> Vec<u8> {
         structure.extend(uid.to_le_bytes());
     }
     structure
-}
-
-/// Makes the MCFG: each segment's ECAM.
-pub(super) fn mcfg(config: &AcpiConfig) -> Vec<u8> {
-    let mut mcfg = TableWriter::new(*b"MCFG", 1);
-    mcfg.u64(0);
-    for (segment, number) in config.segments.iter().zip(0u16..) {
-        mcfg.u64(segment.ecam.start);
-        mcfg.u16(number);
-        mcfg.bytes(&[0, last_bus(segment.ecam.size), 0, 0, 0, 0]);
-    }
-    mcfg.finish()
-}
-
-/// The last bus that an ECAM of `size` bytes reaches.
-pub(super) fn last_bus(size: u64) -> u8 {
-    ((size >> 20).clamp(1, 256) - 1) as u8
 }

@@ -10,14 +10,14 @@ mod fixed;
 mod hotplug;
 pub mod loader;
 mod numa;
-mod table;
 
+use crate::acpi::{numa as shared_numa, pci};
 use crate::layout::SegmentWindows;
 use crate::wiring::InterruptPins;
 use machine::bus::Range;
-use machine::memory::{Bytes, GuestAddress, Memory};
-use table::{TableWriter, aligned};
-use thiserror::Error;
+use machine::memory::GuestAddress;
+
+pub use crate::acpi::{AcpiError, NodeMemory, Tables};
 
 /// What the tables describe.
 #[derive(Clone, Debug, Default)]
@@ -81,17 +81,6 @@ pub struct IoApic {
     pub first_gsi: u32,
 }
 
-/// Memory of a NUMA node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeMemory {
-    /// NUMA node.
-    pub node: u32,
-    /// Where it is.
-    pub range: Range,
-    /// It may be added while the machine runs.
-    pub hotplug: bool,
-}
-
 /// The memory hotplug controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySlots {
@@ -148,101 +137,23 @@ pub const EVENT_PCI: u32 = 1 << 3;
 /// Bit of the event device's register: the machine has a new generation id.
 pub const EVENT_GENERATION: u32 = 1 << 4;
 
-/// Why tables could not be put into memory.
-#[derive(Debug, Error)]
-pub enum AcpiError {
-    /// They are larger than the space kept for them.
-    #[error(
-        "the ACPI tables take {needed} bytes, and {available} are kept for them: use fewer CPUs or PCI segments"
-    )]
-    TooLarge {
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes available.
-        available: u64,
-    },
-    /// The place is not RAM.
-    #[error("writing ACPI tables to guest memory at {address:#x}: {source}")]
-    Memory {
-        /// Where they were to go.
-        address: u64,
-        /// What guest memory answered.
-        source: vm_memory::GuestMemoryError,
-    },
-}
-
-/// The tables, made for certain addresses.
-#[derive(Clone, Debug)]
-pub struct Tables {
-    place: Range,
-    bytes: Vec<u8>,
-    rsdp_address: GuestAddress,
-    rsdp: Vec<u8>,
-    index: Vec<([u8; 4], std::ops::Range<usize>)>,
-}
-
 /// Makes the tables, all but the RSDP to lie in `place`, which begins at a multiple of 16.
 ///
 /// # Errors
 /// When they do not fit.
 pub fn build(config: &AcpiConfig, place: Range, rsdp: GuestAddress) -> Result<Tables, AcpiError> {
-    let mut tables =
-        Tables { place, bytes: Vec::new(), rsdp_address: rsdp, rsdp: Vec::new(), index: Vec::new() };
+    let mut tables = Tables::new(place, rsdp);
     let dsdt = tables.add(dsdt::dsdt(config));
-    let mut entries = vec![
-        tables.add(fixed::fadt(config, dsdt)),
-        tables.add(fixed::madt(config)),
-        tables.add(fixed::mcfg(config)),
-    ];
+    tables.list(fixed::fadt(config, dsdt));
+    tables.list(fixed::madt(config));
+    tables.list(pci::mcfg(&config.segments));
     if !config.memory.is_empty() {
-        entries.push(tables.add(numa::srat(config)));
+        tables.list(numa::srat(config));
     }
     if !config.distances.is_empty() {
-        entries.push(tables.add(numa::slit(config)));
+        tables.list(shared_numa::slit(&config.distances));
     }
-    let mut xsdt = TableWriter::new(*b"XSDT", 1);
-    for entry in entries {
-        xsdt.u64(entry);
-    }
-    let xsdt = tables.add(xsdt.finish());
-    tables.rsdp = table::rsdp(xsdt);
-    let needed = tables.bytes.len() as u64;
-    if needed > place.size {
-        return Err(AcpiError::TooLarge { needed, available: place.size });
-    }
-    Ok(tables)
-}
-
-impl Tables {
-    /// Puts them where they were made for.
-    ///
-    /// # Errors
-    /// When that is not RAM.
-    pub fn write(&self, memory: &Memory) -> Result<(), AcpiError> {
-        let pieces = [(GuestAddress(self.place.start), &self.bytes), (self.rsdp_address, &self.rsdp)];
-        for (address, bytes) in pieces {
-            memory
-                .write_slice(bytes, address)
-                .map_err(|source| AcpiError::Memory { address: address.0, source })?;
-        }
-        Ok(())
-    }
-
-    /// The tables but the RSDP, by signature.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
-        self.index.iter().map(|(signature, range)| (signature, &self.bytes[range.clone()]))
-    }
-
-    /// Adds a table and returns the address it will have.
-    fn add(&mut self, table: Vec<u8>) -> u64 {
-        self.bytes.resize(aligned(self.bytes.len()), 0);
-        let start = self.bytes.len();
-        let mut signature = [0; 4];
-        signature.copy_from_slice(&table[..4]);
-        self.bytes.extend(table);
-        self.index.push((signature, start..self.bytes.len()));
-        self.place.start + start as u64
-    }
+    tables.finish()
 }
 
 #[cfg(test)]

@@ -1,13 +1,9 @@
-//! The NUMA tables: SRAT (ACPI 6.5, 5.2.16) and SLIT (5.2.17).
+//! The SRAT (ACPI 6.5, 5.2.16).
 
 use super::AcpiConfig;
 use super::fixed::is_x2apic;
-use super::table::TableWriter;
-
-/// Flag of all affinity structures: this one counts.
-const ENABLED: u32 = 1;
-/// Flag of memory: it may be added while the machine runs.
-const HOT_PLUGGABLE: u32 = 2;
+use crate::acpi::numa::ENABLED;
+use crate::acpi::table::TableWriter;
 
 /// Makes the SRAT: which CPU and which memory belongs to which node.
 pub(super) fn srat(config: &AcpiConfig) -> Vec<u8> {
@@ -31,24 +27,7 @@ pub(super) fn srat(config: &AcpiConfig) -> Vec<u8> {
         }
     }
     for memory in &config.memory {
-        srat.bytes(&[1, 40]);
-        srat.u32(memory.node);
-        srat.u16(0);
-        srat.u64(memory.range.start);
-        srat.u64(memory.range.size);
-        srat.u32(0);
-        srat.u32(if memory.hotplug { ENABLED | HOT_PLUGGABLE } else { ENABLED });
-        srat.u64(0);
+        memory.write(&mut srat);
     }
     srat.finish()
-}
-
-/// Makes the SLIT: distances between nodes.
-pub(super) fn slit(config: &AcpiConfig) -> Vec<u8> {
-    let mut slit = TableWriter::new(*b"SLIT", 1);
-    slit.u64(config.distances.len() as u64);
-    for row in &config.distances {
-        slit.bytes(row);
-    }
-    slit.finish()
 }

@@ -2,7 +2,8 @@
 //! the RSDP in guest memory as an operating system does.
 
 use super::*;
-use machine::memory::GuestRam;
+use crate::acpi::testing;
+use machine::memory::{Bytes, GuestRam, Memory};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -130,40 +131,8 @@ fn interrupt_pins_are_spread() {
     assert_eq!([pins.gsi(0, 1), pins.gsi(1, 1), pins.gsi(7, 2), pins.gsi(31, 4)], [16, 17, 16, 18]);
 }
 
-/// Runs iasl in `directory`; its output, and whether it succeeded. `None` when it is not installed.
-fn iasl(directory: &std::path::Path, arguments: &[&str]) -> Option<(String, bool)> {
-    let output = Command::new("iasl").args(arguments).current_dir(directory).output().ok()?;
-    let text = [output.stdout, output.stderr].concat();
-    Some((String::from_utf8_lossy(&text).into_owned(), output.status.success()))
-}
-
-/// Disassembles every table and compiles the outcome again. Returns each table's source.
 fn through_iasl(name: &str, config: &AcpiConfig) -> Option<Vec<(String, String)>> {
-    let directory = std::env::temp_dir().join(format!("vivarium-acpi-{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let tables = build(config, PLACE, RSDP).unwrap();
-    let mut sources = Vec::new();
-    for (signature, bytes) in tables.iter() {
-        let name = String::from_utf8(signature.to_vec()).unwrap().to_lowercase();
-        let (aml, source) = (format!("{name}.aml"), format!("{name}.dsl"));
-        std::fs::write(directory.join(&aml), bytes).unwrap();
-        let (said, ok) = iasl(&directory, &["-d", &aml])?;
-        let lowered = said.to_lowercase();
-        assert!(
-            ok && !lowered.contains("error") && !lowered.contains("warning"),
-            "disassembling {name}: {said}"
-        );
-        let text = std::fs::read_to_string(directory.join(&source)).unwrap();
-        assert!(!text.contains("Invalid") && !text.contains("**** "), "{name}: {text}");
-        let (said, ok) = iasl(&directory, &["-p", "again", &source])?;
-        assert!(
-            ok && said.contains(" 0 Errors") && said.contains(" 0 Warnings"),
-            "compiling {name}: {said}\n{text}"
-        );
-        sources.push((name, text));
-    }
-    std::fs::remove_dir_all(&directory).unwrap();
-    Some(sources)
+    testing::through_iasl(name, &build(config, PLACE, RSDP).unwrap())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The slots of root buses, and their controller.
 
 use super::{DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, registers};
-use crate::x86_64::acpi::dsdt::root_name;
+use crate::acpi::pci::root_name;
 use acpi_tables::aml::{
     Acquire, And, Arg, Device, EISAName, If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, Path,
     Release, ShiftLeft, Store, ZERO,

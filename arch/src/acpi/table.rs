@@ -1,11 +1,11 @@
 //! What all tables share: the header (ACPI 6.5, 5.2.6), the checksum and their makers' names.
 
 /// Who made the tables.
-pub(super) const OEM_ID: [u8; 6] = *b"VIVARM";
+pub(crate) const OEM_ID: [u8; 6] = *b"VIVARM";
 /// Which machine they are of.
-pub(super) const OEM_TABLE_ID: [u8; 8] = *b"VIVARIUM";
+pub(crate) const OEM_TABLE_ID: [u8; 8] = *b"VIVARIUM";
 /// Version of the tables.
-pub(super) const OEM_REVISION: u32 = 1;
+pub(crate) const OEM_REVISION: u32 = 1;
 const CREATOR_ID: [u8; 4] = *b"VIVM";
 const CREATOR_REVISION: u32 = 1;
 
@@ -16,11 +16,11 @@ const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 
 /// Appends a table's fields after its header.
-pub(super) struct TableWriter(Vec<u8>);
+pub(crate) struct TableWriter(Vec<u8>);
 
 impl TableWriter {
     /// A table that is its header so far.
-    pub(super) fn new(signature: [u8; 4], revision: u8) -> Self {
+    pub(crate) fn new(signature: [u8; 4], revision: u8) -> Self {
         let mut table = Self(Vec::with_capacity(256));
         table.bytes(&signature);
         table.u32(0);
@@ -33,24 +33,24 @@ impl TableWriter {
         table
     }
 
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    pub(super) fn u16(&mut self, value: u16) {
+    pub(crate) fn u16(&mut self, value: u16) {
         self.bytes(&value.to_le_bytes());
     }
 
-    pub(super) fn u32(&mut self, value: u32) {
+    pub(crate) fn u32(&mut self, value: u32) {
         self.bytes(&value.to_le_bytes());
     }
 
-    pub(super) fn u64(&mut self, value: u64) {
+    pub(crate) fn u64(&mut self, value: u64) {
         self.bytes(&value.to_le_bytes());
     }
 
     /// The table, its length and checksum filled in.
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         let mut table = self.0;
         let length = (table.len() as u32).to_le_bytes();
         table[LENGTH..LENGTH + 4].copy_from_slice(&length);
@@ -60,7 +60,7 @@ impl TableWriter {
 }
 
 /// The root pointer to the XSDT at `xsdt` (ACPI 6.5, 5.2.5.3). The first checksum covers what ACPI 1.0 defined.
-pub(super) fn rsdp(xsdt: u64) -> Vec<u8> {
+pub(crate) fn rsdp(xsdt: u64) -> Vec<u8> {
     let mut rsdp = b"RSD PTR ".to_vec();
     rsdp.push(0);
     rsdp.extend(OEM_ID);
@@ -81,6 +81,6 @@ fn checksum(bytes: &[u8]) -> u8 {
 }
 
 /// Tables begin at multiples of 16.
-pub(super) fn aligned(length: usize) -> usize {
+pub(crate) fn aligned(length: usize) -> usize {
     length.next_multiple_of(16)
 }
