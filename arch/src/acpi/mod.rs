@@ -1,5 +1,6 @@
 //! What the ACPI tables (ACPI 6.5) of all architectures have in common.
 
+pub mod loader;
 pub(crate) mod numa;
 pub(crate) mod pci;
 pub(crate) mod pptt;

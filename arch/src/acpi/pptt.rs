@@ -1,6 +1,6 @@
 //! The PPTT (ACPI 6.5, 5.2.30): how CPUs are grouped, and which caches they share.
 
-use super::table::TableWriter;
+use super::table::{HEADER_SIZE, TableWriter};
 use crate::caches::{Cache, CacheKind, CacheScope};
 use crate::topology::Topology;
 
@@ -8,9 +8,6 @@ const PROCESSOR: u8 = 0;
 const CACHE: u8 = 1;
 /// Bytes of a cache's structure.
 const CACHE_SIZE: u8 = 28;
-/// Bytes of the header of a table, after which its structures begin.
-const HEADER_SIZE: usize = 36;
-
 // Flags of a processor hierarchy node.
 const PHYSICAL_PACKAGE: u32 = 1 << 0;
 const UID_VALID: u32 = 1 << 1;

@@ -16,7 +16,7 @@ use hypervisor::aarch64::{FIRST_SPI, GicConfig};
 use machine::bus::Range;
 use machine::memory::GuestAddress;
 
-pub use crate::acpi::{AcpiError, NodeMemory, Tables};
+pub use crate::acpi::{AcpiError, NodeMemory, Tables, loader};
 
 /// What the tables describe.
 #[derive(Clone, Debug)]
@@ -81,4 +81,4 @@ fn gsi(shared: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use crate::caches::{CacheKind, CacheScope, CacheShape};
 const PLACE: Range = Range { start: 0x4010_0000, size: 0xf_0000 };
 const RSDP: GuestAddress = GuestAddress(0x401f_0000);
 
-fn config(topology: Topology, segments: u16) -> AcpiConfig {
+pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
     let request = LayoutRequest { segments, ..LayoutRequest::new(1 << 30, 44) };
     let layout = MemoryLayout::new(&request).unwrap();
     let shape = |size| Some(CacheShape { size, line: 64, sets: size / 64 / 4, ways: 4 });

@@ -8,7 +8,6 @@
 mod dsdt;
 mod fixed;
 mod hotplug;
-pub mod loader;
 mod numa;
 
 use crate::acpi::{numa as shared_numa, pci};
@@ -17,7 +16,7 @@ use crate::wiring::InterruptPins;
 use machine::bus::Range;
 use machine::memory::GuestAddress;
 
-pub use crate::acpi::{AcpiError, NodeMemory, Tables};
+pub use crate::acpi::{AcpiError, NodeMemory, Tables, loader};
 
 /// What the tables describe.
 #[derive(Clone, Debug, Default)]

@@ -121,14 +121,15 @@ fn add_checksum(script: &mut Vec<u8>, file: &str, at: usize, range: std::ops::Ra
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::config;
-    use super::super::{Tables, build};
     use super::*;
+    use crate::aarch64::acpi::build;
+    use crate::aarch64::acpi::tests::config;
+    use crate::topology::Topology;
     use machine::bus::Range;
     use machine::memory::GuestAddress;
 
     fn made(start: u64) -> Tables {
-        build(&config(), Range { start, size: 1 << 20 }, GuestAddress(0xe_0000)).unwrap()
+        build(&config(Topology::flat(3), 2), Range { start, size: 1 << 20 }, GuestAddress(0xe_0000)).unwrap()
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> usize {
