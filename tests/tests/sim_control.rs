@@ -7,7 +7,7 @@ use hypervisor::sim::Sim;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vivarium_tests::host::Folder;
-use vmm::api::request::VmState;
+use vmm::api::request::{SetThrottle, VmState};
 use vmm::api::{ErrorKind, Request};
 use vmm::config::landlock::LandlockAccess;
 use vmm::config::{DiskConfig, LandlockConfig};
@@ -110,4 +110,71 @@ fn the_guests_own_power_off_ends_the_process() {
     go.store(true, Ordering::SeqCst);
     control.wait_for("shutdown");
     assert!(matches!(control.thread.join().unwrap(), Ended::PoweredOff));
+}
+
+#[test]
+fn a_throttled_cpu_is_held_and_still_paused_and_ended_at_once() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let steps = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&steps);
+    sim.program(0, move |cpu| {
+        loop {
+            cpu.port_read8(0x80);
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let control = Control::boot(&sim, config(&folder));
+    let throttle = |percent| Request::SetThrottle(SetThrottle { percent });
+    let holds = || control.inspect("throttle")["holds"].as_u64().unwrap();
+    let goes_on = || {
+        let before = steps.load(Ordering::SeqCst);
+        while steps.load(Ordering::SeqCst) < before + 10 {
+            std::thread::yield_now();
+        }
+    };
+    for percent in [50, 99] {
+        control.done(throttle(percent));
+        assert_eq!(control.info()["throttle_percent"], percent);
+        let before = holds();
+        while holds() < before + 3 {
+            std::thread::yield_now();
+        }
+        goes_on();
+        control.done(Request::Pause);
+        control.done(Request::Counters);
+        control.done(Request::Resume);
+    }
+    assert_eq!(kind(control.call(throttle(100))), ErrorKind::BadRequest);
+    control.done(Request::Reboot);
+    assert_eq!(control.info()["throttle_percent"], 99, "a guest that restarts is held as before");
+    goes_on();
+    control.done(throttle(0));
+    let before = holds();
+    goes_on();
+    assert_eq!(holds(), before);
+    assert_eq!(control.inspect("throttle")["held"], false);
+    control.done(throttle(99));
+    control.done(Request::Shutdown);
+    assert_eq!(kind(control.call(throttle(1))), ErrorKind::State);
+    control.end();
+}
+
+#[test]
+fn a_machine_restarts_from_its_files_as_they_are_also_without_their_names() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, config(&folder));
+    let path = folder.join("kernel");
+    control.done(Request::Reboot);
+    let kernel = std::fs::File::options().write(true).open(&path).unwrap();
+    kernel.set_len(kernel.metadata().unwrap().len() + 1).unwrap();
+    control.done(Request::Reboot);
+    control.wait_for("boot-file-changed");
+    std::fs::remove_file(&path).unwrap();
+    control.done(Request::Reboot);
+    kernel.set_len(0).unwrap();
+    let refusal = control.call(Request::Reboot).unwrap_err();
+    assert!(refusal.message.starts_with("the machine cannot restart: --kernel "), "{refusal}");
+    control.wait_for("restart-failed");
+    assert!(control.thread.join().is_err(), "the machine thread ends with the error");
 }

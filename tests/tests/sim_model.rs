@@ -1,13 +1,20 @@
 //! Calls in any order against a model of the machine thread, on the simulated backend.
+//!
+//! A seed decides which calls are made, which of them are under way at the same time, and what the guest does. The model knows the
+//! states; what is under way together may end in several ways, but each call is answered, and what the machine then says
+//! of itself fits together.
 
 mod control;
 
-use control::{Control, DOWN, EJECT, Random, STUCK, config, disk, remove};
-use hypervisor::sim::Sim;
+use control::{Control, DOWN, EJECT, Random, STUCK, add, config, disk, remove};
+use hypervisor::sim::{Resources, Sim};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 use vivarium_tests::host::Folder;
-use vmm::api::request::VmState;
+use vmm::api::request::{SetThrottle, VmState};
 use vmm::api::{Answer, Request};
+use vmm::config::PmemConfig;
 
 /// What the machine thread should be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,112 +24,174 @@ enum Model {
     Running,
     Paused,
 }
+use Model::{Absent, Created, Paused, Running};
+
+impl Model {
+    fn of(control: &Control) -> Self {
+        match control.state() {
+            VmState::Created => Created,
+            VmState::Running => Running,
+            VmState::Paused => Paused,
+            VmState::Shutdown => panic!("it is neither running nor created"),
+        }
+    }
+}
 
 fn count(folder: &str) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// Calls in random order, several at once, against what the states allow. The guest obeys, and restarts the machine now and then.
+/// A guest that lets go of what it is asked for, and restarts the machine now and then.
+fn guest(sim: &Sim, seed: u64) {
+    sim.program(0, move |cpu| {
+        let mut random = Random(seed);
+        loop {
+            let down = cpu.port_read32(DOWN);
+            if down != 0 {
+                cpu.port_write32(EJECT, down);
+            }
+            if random.below(2_000) == 0 {
+                cpu.port_write8(0x602, 1);
+            }
+        }
+    });
+}
+
+/// The images of the devices that come and go.
+struct Images {
+    disks: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+}
+
+impl Images {
+    fn new(folder: &Folder) -> Self {
+        let images = |name: &str, size| (0..3).map(|n| folder.sparse(&format!("{name}{n}"), size)).collect();
+        Self { disks: images("disk", 1 << 20), files: images("pmem", 2 << 20) }
+    }
+
+    /// A call that adds or removes a device, holds CPUs, or asks something.
+    fn any(&self, random: &mut Random, running: bool) -> Request {
+        let number = random.below(3) as usize;
+        let (disk_id, file_id) = (format!("disk{number}"), format!("pmem{number}"));
+        // A guest that does not run lets go of nothing.
+        let patience = if running { 60_000 } else { 1 };
+        match random.below(8) {
+            0 | 1 => disk(self.disks[number].clone(), &disk_id),
+            2 | 3 => {
+                let file = Some(self.files[number].clone());
+                add(PmemConfig { file, id: Some(file_id), ..PmemConfig::default() })
+            }
+            4 => remove(&disk_id, random.below(2) == 0, patience),
+            5 => remove(&file_id, random.below(2) == 0, patience),
+            6 => Request::SetThrottle(SetThrottle { percent: random.below(100) as u8 }),
+            _ => Request::Info,
+        }
+    }
+
+    /// Has a machine give back all that came.
+    fn remove_all(&self, control: &Control) {
+        for id in control.info()["device_tree"].as_object().unwrap().keys().filter(|id| !id.starts_with("__"))
+        {
+            control.done(remove(id, true, 60_000));
+        }
+        // What stands in for them goes with the guest's restart.
+        control.done(Request::Reboot);
+        assert_eq!(control.state(), VmState::Running);
+        assert!(control.disks().is_empty());
+    }
+}
+
+/// What a machine has taken that nothing was added to.
+fn untouched(folder: &Folder) -> Resources {
+    let sim = Arc::new(Sim::new());
+    guest(&sim, 1);
+    let control = Control::boot(&sim, config(folder));
+    control.done(Request::Reboot);
+    let resources = sim.resources();
+    control.end();
+    assert_eq!(sim.resources(), Resources::default(), "a machine that ended has nothing");
+    resources
+}
+
 #[test]
 fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() {
     let folder = Folder::new();
-    let images: Vec<_> = (0..4).map(|n| folder.sparse(&format!("disk{n}"), 1 << 20)).collect();
-    let mut before = None;
+    let images = Images::new(&folder);
+    let untouched = untouched(&folder);
+    let before = (count("/proc/self/fd"), count("/proc/self/task"));
     for seed in 1..=12u64 {
         let sim = Arc::new(Sim::new());
-        sim.program(0, move |cpu| {
-            let mut random = Random(seed);
-            loop {
-                let down = cpu.port_read32(DOWN);
-                if down != 0 {
-                    cpu.port_write32(EJECT, down);
-                }
-                if random.below(2_000) == 0 {
-                    cpu.port_write8(0x602, 1);
-                }
-            }
-        });
+        guest(&sim, seed);
         let control = Control::start(&sim);
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut model = Model::Absent;
+        let mut model = Absent;
         for step in 0..150 {
-            use Model::{Absent, Created, Paused, Running};
             let at = |answer: &Answer, good: bool| {
                 assert_eq!(answer.is_ok(), good, "seed {seed}, step {step}, {model:?}: {answer:?}");
             };
-            let number = random.below(4) as usize;
-            let id = format!("disk{number}");
-            match random.below(10) {
-                0 => {
-                    let answer = control.call(Request::Create(config(&folder)));
-                    at(&answer, model == Absent);
-                    model = if answer.is_ok() { Created } else { model };
-                }
-                1 | 2 => {
-                    let answer = control.call(Request::Boot);
-                    at(&answer, model == Created);
-                    model = if answer.is_ok() { Running } else { model };
-                }
-                3 => {
-                    let answer = control.call(Request::Pause);
-                    at(&answer, model == Running);
-                    model = if answer.is_ok() { Paused } else { model };
-                }
-                4 => {
-                    let answer = control.call(Request::Resume);
-                    at(&answer, model == Paused);
-                    model = if answer.is_ok() { Running } else { model };
-                }
-                5 => {
-                    let answer = control.call(Request::Reboot);
-                    at(&answer, matches!(model, Running | Paused));
-                    model = if answer.is_ok() { Running } else { model };
-                }
-                6 => {
-                    let request = if random.below(4) == 0 { Request::Delete } else { Request::Shutdown };
-                    let deleting = matches!(request, Request::Delete);
-                    let answer = control.call(request);
-                    at(&answer, matches!(model, Running | Paused) || deleting && model == Created);
-                    model = match (answer.is_ok(), deleting) {
-                        (true, true) => Absent,
-                        (true, false) => Created,
-                        (false, _) => model,
-                    };
-                }
-                7 | 8 => {
-                    let there = model != Absent && control.disks().contains(&id);
-                    let answer = control.call(disk(images[number].clone(), &id));
-                    if model == Absent || !there {
-                        at(&answer, model != Absent);
-                    }
-                }
+            let (request, allowed, then) = match random.below(10) {
+                0 => (Request::Create(config(&folder)), model == Absent, Created),
+                1 | 2 => (Request::Boot, model == Created, Running),
+                3 => (Request::Pause, model == Running, Paused),
+                4 => (Request::Resume, model == Paused, Running),
+                5 => (Request::Reboot, matches!(model, Running | Paused), Running),
+                6 if random.below(4) == 0 => (Request::Delete, model != Absent, Absent),
+                6 => (Request::Shutdown, matches!(model, Running | Paused), Created),
                 _ => {
-                    let force = random.below(2) == 0;
-                    let waiting =
-                        control.begin(remove(&id, force, if model == Running { 60_000 } else { 1 }));
-                    // Queries are answered meanwhile.
-                    control.done(Request::Ping);
-                    let answer = waiting.recv_timeout(STUCK).expect("the removal is answered");
-                    if model == Absent {
-                        at(&answer, false);
-                    } else if answer.is_ok() {
-                        assert!(!control.disks().contains(&id));
+                    // Several at once, in the midst of a pause perhaps.
+                    let mut calls = Vec::new();
+                    for _ in 0..=random.below(4) {
+                        calls.push(control.begin(images.any(&mut random, model == Running)));
                     }
+                    if random.below(4) == 0 {
+                        calls.push(control.begin(Request::Pause));
+                        calls.push(control.begin(images.any(&mut random, false)));
+                        calls.push(control.begin(Request::Resume));
+                    }
+                    control.done(Request::Ping);
+                    for (index, call) in calls.into_iter().enumerate() {
+                        let answer = call.recv_timeout(STUCK);
+                        let answer = answer.unwrap_or_else(|_| {
+                            panic!("seed {seed}, step {step}: call {index} was forgotten")
+                        });
+                        if model == Absent {
+                            at(&answer, false);
+                        }
+                    }
+                    if model != Absent {
+                        model = Model::of(&control);
+                    }
+                    continue;
                 }
-            }
+            };
+            let answer = control.call(request);
+            at(&answer, allowed);
+            model = if allowed { then } else { model };
             if model != Absent {
-                let state = control.state();
-                let expected = match model {
-                    Running => VmState::Running,
-                    Paused => VmState::Paused,
-                    _ => VmState::Created,
-                };
-                assert_eq!(state, expected, "seed {seed}, step {step}");
+                assert_eq!(Model::of(&control), model, "seed {seed}, step {step}");
             }
         }
+        if model == Absent {
+            control.done(Request::Create(config(&folder)));
+            model = Created;
+        }
+        if model == Created {
+            control.done(Request::Boot);
+        }
+        images.remove_all(&control);
+        assert_eq!(sim.resources(), untouched, "seed {seed}: memory slots, doorbells, interrupts");
         control.end();
-        let after = (count("/proc/self/fd"), count("/proc/self/task"));
-        let first = *before.get_or_insert(after);
-        assert_eq!(after, first, "seed {seed}: descriptors and threads");
+        assert_eq!(sim.resources(), Resources::default(), "seed {seed}");
+        // A thread is counted until the kernel has done with it.
+        let begun = Instant::now();
+        let left = || (count("/proc/self/fd"), count("/proc/self/task"));
+        while left() != before {
+            assert!(
+                begun.elapsed() < STUCK,
+                "seed {seed}: descriptors and threads: {:?}, not {before:?}",
+                left()
+            );
+            std::thread::yield_now();
+        }
     }
 }

@@ -39,6 +39,8 @@ struct State {
     paused: bool,
     /// A debugger holds the CPU.
     held: bool,
+    /// Held for its share of the time.
+    throttled: bool,
     ending: bool,
     /// Effects that are not complete. An instruction that makes several accesses may have several.
     effects: u32,
@@ -91,7 +93,7 @@ impl Control {
             if state.ending {
                 return false;
             }
-            if !state.paused && !state.held && state.effects == 0 {
+            if !state.paused && !state.held && !state.throttled && state.effects == 0 {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
                 return true;
@@ -164,6 +166,11 @@ impl CpuThread {
     /// Undoes [`CpuThread::hold`].
     pub fn release(&self) {
         self.control.direct(|state| state.held = false);
+    }
+
+    /// Has the CPU leave the guest and wait, for its share of the time, or undoes that.
+    pub fn throttle(&self, hold: bool) {
+        self.control.direct(|state| state.throttled = hold);
     }
 
     /// The maps changed: the CPU lets go of the old ones.
@@ -241,6 +248,7 @@ impl CpuThread {
             "parked": state.parked,
             "paused": state.paused,
             "held": state.held,
+            "throttled": state.throttled,
             "effects": state.effects,
             "exits": self.control.exits.inspect(),
         })

@@ -340,6 +340,7 @@ impl Monitor {
             }
             Request::Inspect(inspect) => machine.inspect_all(move |tree| respond(part(&tree, &inspect.path))),
             Request::Nmi => respond(machine.nmi()),
+            Request::SetThrottle(throttle) => respond(machine.set_throttle(&throttle)),
             Request::SetAffinity(affinity) => respond(machine.set_affinity(&affinity)),
             Request::Coredump(coredump) => machine.dump(&coredump, respond),
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
@@ -403,6 +404,7 @@ impl Monitor {
                 config: VmConfig::clone(config),
                 state: VmState::Created,
                 memory_actual_size: 0,
+                throttle_percent: 0,
                 device_tree: Default::default(),
             },
             Vm::Booted(machine) => InfoReply {
@@ -413,6 +415,7 @@ impl Monitor {
                     false => VmState::Running,
                 },
                 memory_actual_size: machine.memory_size(),
+                throttle_percent: machine.throttle_percent(),
                 device_tree: machine.device_tree(),
             },
         };

@@ -101,7 +101,14 @@ impl Core {
 impl SimMsi {
     /// A source without a route.
     pub(super) fn new(board: Arc<Board>) -> Self {
+        board.sources.fetch_add(1, Ordering::SeqCst);
         Self { core: Arc::new(Core { board, route: Mutex::new(None) }), listener: OnceLock::new() }
+    }
+}
+
+impl Drop for SimMsi {
+    fn drop(&mut self) {
+        self.core.board.sources.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -38,6 +38,11 @@ impl Slots {
         Ok(())
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.0).len()
+    }
+
     /// Removes a slot; `false` if there is none.
     pub(super) fn unmap(&self, slot: u32) -> bool {
         let mut slots = lock(&self.0);

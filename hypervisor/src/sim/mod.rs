@@ -37,11 +37,13 @@ mod interrupts;
 mod lane;
 mod memory;
 mod program;
+mod resources;
 mod vcpu;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use program::SimCpu;
+pub use resources::Resources;
 
 use crate::{AddressSpace, Error, Hypervisor, MemorySlot, Result, Vcpu, Vm};
 use interrupts::{Apics, SimMsi};
@@ -53,7 +55,8 @@ use std::collections::BTreeMap;
 use std::io;
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The most CPUs a simulated machine has.
 const MAX_VCPUS: u32 = 1024;
@@ -69,6 +72,8 @@ type Program = Arc<dyn Fn(&mut SimCpu<'_>) + Send + Sync>;
 pub struct Sim {
     programs: Mutex<BTreeMap<u32, Program>>,
     clock: Arc<ManualClock>,
+    /// The machine that was made last.
+    last: Mutex<Weak<Board>>,
     #[cfg(target_arch = "x86_64")]
     cpuid: Vec<crate::x86_64::CpuidEntry>,
 }
@@ -97,16 +102,19 @@ impl Sim {
 
 impl Hypervisor for Sim {
     fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+        let board = Arc::new(Board {
+            slots: Slots::default(),
+            doorbells: Mutex::default(),
+            apics: Apics::default(),
+            sources: AtomicUsize::new(0),
+            clock: self.clock(),
+        });
+        *lock(&self.last) = Arc::downgrade(&board);
         Ok(Arc::new(SimVm {
             programs: lock(&self.programs).clone(),
             #[cfg(target_arch = "x86_64")]
             pins: (0..PINS).map(|_| OnceLock::new()).collect(),
-            board: Arc::new(Board {
-                slots: Slots::default(),
-                doorbells: Mutex::default(),
-                apics: Apics::default(),
-                clock: self.clock(),
-            }),
+            board,
         }))
     }
 
@@ -148,6 +156,8 @@ struct Board {
     slots: Slots,
     doorbells: Mutex<Vec<Attached>>,
     apics: Apics,
+    /// How many sources of message-signalled interrupts there are.
+    sources: AtomicUsize,
     clock: Arc<ManualClock>,
 }
 

@@ -53,6 +53,8 @@ pub enum Request {
     SetRateLimit(Box<SetRateLimit>),
     /// `vm.set-link`.
     SetLink(SetLink),
+    /// `vm.set-throttle`.
+    SetThrottle(SetThrottle),
     /// `vm.set-affinity`.
     SetAffinity(SetAffinity),
     /// `vm.inspect`: the live tree, or the part of it at a path.
@@ -154,6 +156,15 @@ pub struct SetLink {
     pub up: bool,
 }
 
+/// What `vm.set-throttle` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SetThrottle {
+    /// The share of the time in which CPUs are held, 0 to 99; 0 lets them run.
+    pub percent: u8,
+}
+
 /// What `vm.set-affinity` takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -245,6 +256,8 @@ pub struct InfoReply {
     pub state: VmState,
     /// Memory that the guest can use, in bytes.
     pub memory_actual_size: u64,
+    /// The share of the time in which CPUs are held, in percent.
+    pub throttle_percent: u8,
     /// The devices that can be named, by id.
     pub device_tree: BTreeMap<String, DeviceNode>,
 }

@@ -4,7 +4,7 @@
 use super::compatibility;
 use super::request::{
     AddDevice, Coredump, Inspect, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone, SetAffinity,
-    SetLink, SetRateLimit,
+    SetLink, SetRateLimit, SetThrottle,
 };
 use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
 use serde::de::DeserializeOwned;
@@ -236,6 +236,13 @@ pub const ROUTES: &[Route] = &[
         "Plug the cable of a network interface in or out",
         "SetLink",
         |body| Ok(Request::SetLink(read::<SetLink>(body)?)),
+        Answer::Nothing,
+    ),
+    put_body(
+        "vm.set-throttle",
+        "Hold the CPUs for a share of the time",
+        "SetThrottle",
+        |body| Ok(Request::SetThrottle(read::<SetThrottle>(body)?)),
         Answer::Nothing,
     ),
     put_body(

@@ -2,7 +2,7 @@
 
 use crate::api::request::{
     Coredump, DeviceQueueAffinity, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
-    SetRateLimit,
+    SetRateLimit, SetThrottle,
 };
 use crate::api::routes::TIMEOUT;
 use crate::config::options::{ByteSize, Field};
@@ -10,6 +10,7 @@ use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
     CpusConfig, DiskConfig, NetConfig, Options, PmemConfig, RateLimiterConfig, VmConfig, VsockConfig,
 };
+use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,13 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                     .help("Its queues, such as [0@[1],1@[2,3]]."),
             )
             .arg_required_else_help(true),
+        "SetThrottle" => command.arg(
+            Arg::new("percent")
+                .value_name("PERCENT")
+                .required(true)
+                .value_parser(clap::value_parser!(u8).range(0..=i64::from(MOST)))
+                .help("The share of the time in which CPUs are held; 0 lets them run."),
+        ),
         "Coredump" => command.arg(
             Arg::new("path")
                 .value_name("PATH")
@@ -135,6 +143,9 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
                 host_cpus: queue.host_cpus,
             });
             json(&SetAffinity { cpus, queues: queues.collect() })
+        }
+        "SetThrottle" => {
+            json(&SetThrottle { percent: matches.get_one("percent").copied().unwrap_or_default() })
         }
         "NetConfig" => {
             let mut net: NetConfig = options("add-net", &text("keys"))?;

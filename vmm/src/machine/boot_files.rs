@@ -1,9 +1,11 @@
-//! The files a guest is booted from.
+//! The files a guest is booted from. They stay open, so that a machine restarts when they are no longer there by their names.
 
 use crate::config::VmConfig;
 use anyhow::{Context, Result, anyhow};
 use arch::native::boot::BootError;
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// The files a guest is booted from, open.
 pub struct BootFiles {
@@ -11,6 +13,22 @@ pub struct BootFiles {
     pub kernel: File,
     /// `--initramfs`.
     pub initramfs: Option<File>,
+    /// What they were when they were read last.
+    seen: Vec<Version>,
+}
+
+/// What tells that a file is not what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { size: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
 }
 
 impl BootFiles {
@@ -33,7 +51,26 @@ impl BootFiles {
             Ok(file)
         };
         let initramfs = payload.initramfs.as_ref().map(|path| open("--initramfs", path)).transpose()?;
-        Ok(Self { kernel: open("--kernel", kernel)?, initramfs })
+        let mut files = Self { kernel: open("--kernel", kernel)?, initramfs, seen: Vec::new() };
+        files.changed()?;
+        Ok(files)
+    }
+
+    /// The options whose files were changed since this was asked last. A file that was replaced by another of its name was not:
+    /// the guest restarts from the one it began with.
+    ///
+    /// # Errors
+    /// When the host cannot look at one, naming its option.
+    pub fn changed(&mut self) -> Result<Vec<&'static str>> {
+        let files = [("--kernel", Some(&self.kernel)), ("--initramfs", self.initramfs.as_ref())];
+        let files = files.into_iter().filter_map(|(option, file)| Some((option, file?)));
+        let now = files
+            .map(|(option, file)| Version::of(file).map(|version| (option, version)).context(option))
+            .collect::<Result<Vec<_>>>()?;
+        let changed = now.iter().zip(&self.seen).filter(|((_, now), before)| now != *before);
+        let changed = changed.map(|((option, _), _)| *option).collect();
+        self.seen = now.into_iter().map(|(_, version)| version).collect();
+        Ok(changed)
     }
 }
 

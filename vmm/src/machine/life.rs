@@ -123,10 +123,16 @@ impl Machine {
                 respond(Ok(Reply::Done));
             }
             Phase::Resetting { respond } => {
-                self.finish_reset()?;
+                let finished = self.finish_reset();
                 if let Some(respond) = respond {
-                    respond(Ok(Reply::Done));
+                    let failed = |error: &anyhow::Error| {
+                        ApiError::internal(format!("the machine cannot restart: {error:#}"))
+                    };
+                    respond(finished.as_ref().map(|()| Reply::Done).map_err(failed));
                 }
+                finished.inspect_err(|error| {
+                    self.events.emit_with("vm", "restart-failed", [("reason", format!("{error:#}").into())]);
+                })?;
             }
             Phase::Ending(ended) => return Ok(Some(ended)),
             other => self.phase = other,
@@ -259,6 +265,12 @@ impl Machine {
         self.platform.reset();
         self.memory_devices.reset();
         self.debugger.memory_is_lost();
+        for option in self.files.changed()? {
+            tracing::warn!(
+                "{option}: the file was changed since the machine was made; the guest restarts from what it is now"
+            );
+            self.events.emit_with("vm", "boot-file-changed", [("option", option.into())]);
+        }
         let (ram, zones) = (&self.memory.ram, &self.memory.zones);
         let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
         self.cpus.reset(entry)?;
@@ -315,7 +327,7 @@ impl Machine {
         // While it comes to rest, the watchdog waits.
         let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
-        calls.chain(pause).chain(watchdog).min()
+        calls.chain(pause).chain(watchdog).chain(self.throttle.deadline()).min()
     }
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
@@ -323,6 +335,7 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine.
     pub fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
+        self.turn_throttle(now);
         self.give_up_removals(now);
         self.give_up_additions(now);
         if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)

@@ -20,6 +20,7 @@ mod platform;
 mod registry;
 mod removal;
 pub mod resize;
+pub mod throttle;
 mod watchdog;
 mod workers;
 
@@ -56,6 +57,7 @@ use registry::Site;
 use removal::Removal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use throttle::Throttle;
 use watchdog::GuestWatchdog;
 
 /// How a machine came to its end.
@@ -98,6 +100,7 @@ pub struct Machine {
     /// What CPUs asked for before they were stopped by a pause, and was heard after.
     held: Vec<(u32, Effect)>,
     phase: Phase,
+    throttle: Throttle,
     resets: u64,
     debugger: Debugger,
     /// Takes the answer when the core dump that is being written is complete.
@@ -188,6 +191,7 @@ impl Machine {
             waiting: BTreeMap::new(),
             held: Vec::new(),
             phase: Phase::Paused,
+            throttle: Throttle::default(),
             resets: 0,
             debugger: Debugger::default(),
             dump: None,

@@ -16,7 +16,13 @@ impl Machine {
             labels: vec![("cpu", index.to_string())],
             readings: cpu.exits().readings(),
         });
-        cpus.chain(self.pci.samples()).chain([crate::log::sample()]).collect()
+        let throttle = Sample {
+            key: "_throttle".into(),
+            kind: "throttle",
+            labels: Vec::new(),
+            readings: self.throttle.readings(),
+        };
+        cpus.chain([throttle]).chain(self.pci.samples()).chain([crate::log::sample()]).collect()
     }
 
     /// Gives `done` the tree of the machine's live state. What handlers of queues have to say comes from their workers, each
@@ -57,6 +63,7 @@ impl Inspect for Machine {
             "memory_modules": self.modules.inspect(),
             "memory_devices": self.memory_devices.inspect(),
             "resets": self.resets,
+            "throttle": self.throttle.inspect(),
         })
     }
 }

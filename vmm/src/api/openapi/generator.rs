@@ -2,7 +2,7 @@
 
 use crate::api::request::{
     AddedReply, Coredump, InfoReply, PingReply, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity,
-    SetLink, SetRateLimit,
+    SetLink, SetRateLimit, SetThrottle,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{DiskConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
@@ -19,6 +19,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "NetConfig" => generator.subschema_for::<NetConfig>(),
         "PmemConfig" => generator.subschema_for::<PmemConfig>(),
         "VsockConfig" => generator.subschema_for::<VsockConfig>(),
+        "SetThrottle" => generator.subschema_for::<SetThrottle>(),
         "SetAffinity" => generator.subschema_for::<SetAffinity>(),
         "Coredump" => generator.subschema_for::<Coredump>(),
         "Resize" => generator.subschema_for::<Resize>(),
