@@ -10,7 +10,7 @@ from report import Failure, run, step
 DATA_MIB = 256
 ROOT_GIB = 2
 
-ROOT_PACKAGES = ["systemd-sysv", "udev", "dbus", "iproute2", "iputils-ping", "procps", "less", "vim-tiny", "ca-certificates"]
+ROOT_PACKAGES = ["apt", "systemd-sysv", "udev", "dbus", "iproute2", "iputils-ping", "procps", "less", "vim-tiny", "ca-certificates"]
 
 # In the new root: a login without password, and a name. An empty machine-id is filled at each boot.
 ROOT_SETUP = """set -e

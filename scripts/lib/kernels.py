@@ -5,6 +5,7 @@ Nothing is installed: a package is downloaded and unpacked into the cache. A ker
 
 import gzip
 import lzma
+import re
 import shutil
 import struct
 import subprocess
@@ -55,16 +56,14 @@ def guest_series():
 def guest(series):
     """The newest cloud kernel of a series."""
     if packages.is_ubuntu():
-        # Ubuntu has no cloud flavour in its main archive; `kvm` and `virtual` install this image.
-        return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic", "linux-modules")
+        return _ubuntu(series)
     return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9][0-9.+~a-z-]*-cloud-amd64")
 
 
 def nested_host():
     """The kernel of the nested host: one with KVM, vhost, IOMMU and VFIO drivers."""
     if packages.is_ubuntu():
-        series = _ubuntu_series()
-        return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic", "linux-modules")
+        return _ubuntu(_ubuntu_series())
     return _unpack("6.12", r"linux-image-6\.12(\.[0-9]+)+[0-9+~.deb]*-amd64")
 
 
@@ -170,15 +169,25 @@ def _quoted(series):
     return series.replace(".", r"\.")
 
 
+# Ubuntu's own kernel for virtual machines depends on the image meant. Newer ones, for new hardware, are in the archive too.
+UBUNTU_CHOICE = "linux-image-virtual"
+
+
 def _ubuntu_series():
-    found = packages.names(r"linux-image-[0-9]+\.[0-9.]+-[0-9]+-generic")
-    if not found:
-        raise Failure("apt lists no linux-image-*-generic package: is the suite's component main enabled?")
-    return ".".join(found[-1].split("-")[2].split(".")[:2])
+    image = re.search(r"linux-image-(\d+\.\d+)\.[0-9.]+-\d+-generic", packages.depends(UBUNTU_CHOICE))
+    if not image:
+        raise Failure(f"apt does not know what {UBUNTU_CHOICE} depends on: is the suite's component main enabled?")
+    return image[1]
 
 
-def _unpack(series, pattern, companion=None):
-    """Downloads and unpacks the newest package that matches, and its `companion` package of modules. One already
+def _ubuntu(series):
+    """Ubuntu has no cloud flavour in its main archive. Its modules are in packages of their own."""
+    pattern = rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic"
+    return _unpack(series, pattern, ["linux-modules", "linux-modules-extra"])
+
+
+def _unpack(series, pattern, companions=()):
+    """Downloads and unpacks the newest package that matches, and its `companions` with more modules. One already
     in the cache is used as long as it is there, so that a mirror's update does not rebuild everything."""
     packages.ensure(["kmod", "zstd", "lz4", "binutils"])
     flavour = "cloud" if "cloud" in pattern else "generic"
@@ -194,13 +203,13 @@ def _unpack(series, pattern, companion=None):
                 raise Failure(
                     f"apt has no package like {pattern}: kernel {series} is not offered by this distribution's release"
                 )
-            _unpack_into(folder, found[-1], companion)
+            _unpack_into(folder, found[-1], companions)
         return Kernel(folder, done.read_text().strip())
 
 
-def _unpack_into(folder, name, companion):
+def _unpack_into(folder, name, companions):
     version = name.removeprefix("linux-image-")
-    wanted = [name, f"{companion}-{version}"] if companion else [name]
+    wanted = [name, *(f"{companion}-{version}" for companion in companions)]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with step("fetching " + " ".join(wanted)):

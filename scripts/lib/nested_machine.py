@@ -23,7 +23,7 @@ CPU = ["-M", "q35,memory-backend=ram", "-cpu", "EPYC", "-smp", "2", "-m", MEMORY
 ACCELERATOR = ["-accel", "tcg,thread=multi,tb-size=1024"]
 COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check nokaslr panic=-1 oops=panic "
-    "random.trust_cpu=on audit=0 nowatchdog"
+    "random.trust_cpu=on nowatchdog"
 )
 SLOTS = 4
 PORTS = ("control", "stdin", "stdout", "stderr", "terminal")

@@ -108,6 +108,17 @@ def names(pattern):
     return sorted(filter(re.compile(pattern + r"\Z").match, known), key=version_order)
 
 
+def depends(name):
+    """What the package's newest version depends on, in one line; empty when apt does not know the package."""
+    if not _package_names(name):
+        with step("refreshing package lists"):
+            update()
+    if name not in _package_names(name):
+        return ""
+    shown = run(["apt-cache", "show", "--no-all-versions", name], f"asking what {name} depends on")
+    return " ".join(line for line in shown.splitlines() if line.startswith("Depends:"))
+
+
 def version_order(name):
     """Sorts `6.1.0-9` before `6.1.0-10`."""
     return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name)]

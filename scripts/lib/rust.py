@@ -10,7 +10,7 @@ from pathlib import Path
 
 import packages
 from places import PROJECT
-from report import Failure, note, run, step
+from report import Failure, run, step
 
 # Versions of what is built from source when missing. Any version already installed will do.
 TOOLS = {"cargo-nextest": "0.9.143", "cargo-deny": "0.20.2", "cargo-fuzz": "0.13.2"}
@@ -34,8 +34,7 @@ def ensure():
     _extend_path()
     if _new_enough():
         return
-    with step(f"installing Rust {_wanted()} or newer"):
-        _install()
+    _install()
     _extend_path()
     if not _new_enough():
         raise Failure(f"Rust {_wanted()} or newer is needed, found {_version() or 'none'}: install it with rustup")
@@ -98,6 +97,6 @@ def _install():
         return
     # Debian 13, Ubuntu 24.04: the distribution packages rustup itself.
     packages.ensure(["rustup"])
-    run(["rustup", "toolchain", "install", "stable", "--profile", "default"], "installing the stable toolchain")
-    run(["rustup", "default", "stable"], "choosing the stable toolchain")
-    note(f"Rust {_version()} is installed for this user")
+    with step("installing Rust's stable toolchain for this user"):
+        run(["rustup", "toolchain", "install", "stable", "--profile", "default"], "installing the stable toolchain")
+        run(["rustup", "default", "stable"], "choosing the stable toolchain")

@@ -4,7 +4,7 @@ use crate::host::{Folder, shell};
 use crate::required;
 use std::path::PathBuf;
 
-/// A stock distribution kernel.
+/// A stock distribution kernel. Debian has both; another distribution's only series stands for either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// Debian's 6.1.
@@ -30,23 +30,44 @@ impl Kernel {
         }
     }
 
+    /// A file of the kernel's series; of the only series, where the distribution has another one.
+    fn file(self, before: &str, after: &str) -> PathBuf {
+        let guests = required("VIVARIUM_GUESTS");
+        let named = guests.join(format!("{before}{}{after}", self.version()));
+        if named.exists() {
+            return named;
+        }
+        let is_series = |name: &str| name.starts_with(|first: char| first.is_ascii_digit());
+        let entries = std::fs::read_dir(&guests).into_iter().flatten().flatten();
+        let other = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| {
+            name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)).is_some_and(is_series)
+        });
+        other.map_or(named, |name| guests.join(name))
+    }
+
     /// The kernel's file.
     pub fn path(self, form: Form) -> PathBuf {
-        let name = match form {
-            Form::BzImage => "vmlinuz",
-            Form::Elf => "vmlinux",
-        };
-        required("VIVARIUM_GUESTS").join(format!("{name}-{}", self.version()))
+        match form {
+            Form::BzImage => self.file("vmlinuz-", ""),
+            Form::Elf => self.file("vmlinux-", ""),
+        }
+    }
+
+    /// The kernel's series, as the start of what `uname -r` prints.
+    pub fn series(self) -> String {
+        let path = self.path(Form::BzImage);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.trim_start_matches("vmlinuz-").to_owned()
     }
 
     /// An initial RAM file system whose init runs a script from the kernel's command line.
     pub fn initramfs(self) -> PathBuf {
-        required("VIVARIUM_GUESTS").join(format!("initramfs-{}.cpio", self.version()))
+        self.file("initramfs-", ".cpio")
     }
 
     /// The same with file system, network and PCI tools.
     pub fn tools(self) -> PathBuf {
-        required("VIVARIUM_GUESTS").join(format!("initramfs-tools-{}.cpio", self.version()))
+        self.file("initramfs-tools-", ".cpio")
     }
 }
 

@@ -38,6 +38,20 @@ fn refused(socket: &Path, words: &str) -> String {
 }
 
 #[test]
+fn a_confined_machine_takes_its_socket_away() {
+    let folder = Folder::new();
+    let socket = folder.join("api.sock");
+    let mut monitor =
+        MonitorBuilder::bare("hello; end=spin").arg("--landlock").arg("--api-socket").arg(&socket).start();
+    monitor.wait_for("@@ hello");
+    assert!(socket.exists());
+    ctl(&socket, "shutdown-vmm");
+    let exit = monitor.wait();
+    assert_eq!((exit.status, exit.errors.as_str()), (Some(0), ""));
+    assert!(!socket.exists());
+}
+
+#[test]
 fn a_machine_is_created_driven_and_deleted_over_the_api() {
     let folder = Folder::new();
     let (socket, events) = (folder.join("api.sock"), folder.join("events"));

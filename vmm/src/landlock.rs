@@ -10,7 +10,7 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetStatus,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The newest rules this knows. A kernel that knows fewer enforces those.
@@ -58,11 +58,12 @@ pub fn hint(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// Confines the calling thread, and those it starts from now on, to the files that `config` names.
+/// Confines the calling thread, and those it starts from now on, to the files that `config` names. `own_sockets` are there
+/// already, and are taken away at the end.
 ///
 /// # Errors
 /// When a file cannot be had, or the kernel has no Landlock.
-pub fn restrict(config: &VmConfig) -> Result<()> {
+pub fn restrict(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<()> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(RULES))
@@ -75,8 +76,11 @@ pub fn restrict(config: &VmConfig) -> Result<()> {
             rules = allow(rules, "--landlock", Path::new(path), if written { both } else { read })?;
         }
     }
+    for socket in own_sockets {
+        rules = allow(rules, "--landlock", folder_of(socket), AccessFs::RemoveFile.into())?;
+    }
     for file in config.named_files() {
-        let parent = file.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = folder_of(&file.path);
         if file.socket {
             rules = allow(rules, &file.option, parent, AccessFs::MakeSock | AccessFs::RemoveFile)?;
         } else if file.read_only || file.path.exists() {
@@ -102,6 +106,11 @@ pub fn restrict(config: &VmConfig) -> Result<()> {
     }
     ENFORCED.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Reading and writing what is there.

@@ -52,6 +52,9 @@ pub fn run(run: cli::Run) -> Result<()> {
         }
     }
     let listener = run.api_socket.as_ref().map(api::socket::Listener::open).transpose()?;
+    if let Some(path) = run.api_socket.as_ref().and_then(|socket| socket.path.as_deref()) {
+        monitor.keep_removable(path);
+    }
     if let Some(config) = run.config {
         let new_files = absent_output_files(&config);
         monitor.boot(config).inspect_err(|_| {

@@ -19,6 +19,7 @@ use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub struct Monitor {
     quitting: Option<Instant>,
     /// Machines wait for a debugger before their first instruction.
     held: bool,
+    /// Sockets of the process itself, which it takes away at its end.
+    own_sockets: Vec<PathBuf>,
 }
 
 /// Being told to end twice in this time is being told once: programs such as timeout(1) tell a process, and then its group.
@@ -93,6 +96,7 @@ impl Monitor {
             after_end: None,
             quitting: None,
             held: false,
+            own_sockets: Vec::new(),
         })
     }
 
@@ -111,6 +115,11 @@ impl Monitor {
         self.held = true;
     }
 
+    /// Keeps the right to take away a socket of the process itself, whatever confines the machine.
+    pub fn keep_removable(&mut self, socket: &Path) {
+        self.own_sockets.push(socket.to_owned());
+    }
+
     /// Builds the machine of `config` and lets it run.
     ///
     /// # Errors
@@ -118,7 +127,7 @@ impl Monitor {
     pub fn boot(&mut self, config: VmConfig) -> Result<()> {
         self.events.emit("vm", "booting");
         if config.landlock_enable && !landlock::enforced() {
-            landlock::restrict(&config)?;
+            landlock::restrict(&config, &self.own_sockets)?;
         }
         self.machines += 1;
         let place = Place {

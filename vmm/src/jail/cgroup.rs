@@ -36,7 +36,11 @@ impl Group {
                 bail!("{file}: is no file of a control group; they are named like memory.max");
             }
             let controller = file.split('.').next().unwrap_or_default();
-            for folder in [hierarchy, &parent] {
+            // Each group hands a controller on to those below it, from the top on.
+            let mut above: Vec<_> =
+                parent.ancestors().take_while(|folder| folder.starts_with(hierarchy)).collect();
+            above.reverse();
+            for folder in above {
                 // It may be on already, or not be one that can be switched.
                 let _ = std::fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
             }
