@@ -32,6 +32,9 @@ until disk_{name}=$(grep -lx {name} /sys/block/vd*/serial 2>/dev/null); do
 done
 disk_{name}=/dev/$(echo "$disk_{name}" | cut -d/ -f4)"""
 
+# Of earlier snapshots: another checkout that shares the cache may be at work with one.
+KEPT = 1
+
 LIBRARY = PROJECT / "scripts" / "lib"
 
 
@@ -60,12 +63,15 @@ def snapshot():
         if (folder / "snapshot.json").exists():
             found = Snapshot(folder)
             if found.ram.exists():
+                os.utime(folder)
                 return found
         with step("building the nested host"):
             _remove_old()
             kernel, initramfs = nested_image.build()
             folder.mkdir()
-            _build(folder, kernel, initramfs)
+            # The one that this snapshot was made with, whatever becomes of the other.
+            os.link(initramfs, folder / initramfs.name)
+            _build(folder, kernel, folder / initramfs.name)
         return Snapshot(folder)
 
 
@@ -148,15 +154,26 @@ def _remove_old():
         if not (_owner(ram).is_file() and Path(_owner(ram).read_text()).is_dir()):
             ram.unlink(missing_ok=True)
             _owner(ram).unlink(missing_ok=True)
-    for folder in cache("nested").iterdir():
-        if folder.is_dir():
-            try:
-                ram = Path(json.loads((folder / "snapshot.json").read_text())["ram"])
-                ram.unlink(missing_ok=True)
-                _owner(ram).unlink(missing_ok=True)
-            except (OSError, ValueError):
-                pass
-            shutil.rmtree(folder)
+    folders = [folder for folder in cache("nested").iterdir() if folder.is_dir()]
+    folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    kept = 0
+    for folder in folders:
+        ram = _saved_ram(folder)
+        if ram and ram.exists() and kept < KEPT:
+            kept += 1
+            continue
+        if ram:
+            ram.unlink(missing_ok=True)
+            _owner(ram).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _saved_ram(folder):
+    """The RAM file of the snapshot in a folder; None where it was not completed."""
+    try:
+        return Path(json.loads((folder / "snapshot.json").read_text())["ram"])
+    except (OSError, ValueError):
+        return None
 
 
 def _build(folder, kernel, initramfs):

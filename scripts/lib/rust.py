@@ -24,6 +24,9 @@ COMPILER = ["gcc", "libc6-dev", "binutils", "ca-certificates"]
 # Where the distribution keeps a Rust as new as its browsers need.
 DISTRIBUTION_RUST = {"bookworm": ["rustc-web", "cargo-web", "rust-web-clippy", "rustfmt-web"]}
 
+# What rustup installs. The code is kept free of this one's lints; those of later ones are not known yet.
+TOOLCHAIN = "1.95.0"
+
 # These are run a few times and never delivered: building them fast counts more than their speed.
 QUICK_BUILD = {"CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
 
@@ -97,6 +100,13 @@ def _install():
         return
     # Debian 13, Ubuntu 24.04: the distribution packages rustup itself.
     packages.ensure(["rustup"])
-    with step("installing Rust's stable toolchain for this user"):
-        run(["rustup", "toolchain", "install", "stable", "--profile", "default"], "installing the stable toolchain")
-        run(["rustup", "default", "stable"], "choosing the stable toolchain")
+    with step(f"installing Rust {TOOLCHAIN} for this user"):
+        run(["rustup", "toolchain", "install", TOOLCHAIN, "--profile", "default"], "installing the toolchain")
+    # Whoever has chosen another one keeps it.
+    os.environ["RUSTUP_TOOLCHAIN"] = TOOLCHAIN
+    if subprocess.run(["rustup", "default"], capture_output=True, check=False, env=_without_choice()).returncode != 0:
+        run(["rustup", "default", TOOLCHAIN], "choosing the toolchain")
+
+
+def _without_choice():
+    return {name: value for name, value in os.environ.items() if name != "RUSTUP_TOOLCHAIN"}
