@@ -25,7 +25,9 @@ from places import CACHE, PROJECT, cache, fingerprint, lock, replace
 from report import Failure, command_line, note, run, step
 
 INIT = PROJECT / "scripts" / "lib" / "guest-init"
-VSOCK = PROJECT / "scripts" / "lib" / "guest-vsock.rs"
+
+# Programs of the project's own in the larger variant, which no distribution has without a megabyte of libraries.
+PROGRAMS = {"vsock": "guest-vsock.rs", "echo-back": "guest-echo.rs"}
 
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
@@ -119,7 +121,8 @@ def _add_tools(archive):
     # At the path the program was linked against, links followed: the loader looks for exactly that name.
     for library in sorted(libraries):
         archive.program(library.lstrip("/"), Path(library).read_bytes())
-    archive.program("usr/bin/vsock", _vsock())
+    for name, source in PROGRAMS.items():
+        archive.program(f"usr/bin/{name}", _program(name, PROJECT / "scripts" / "lib" / source))
     archive.link("usr/bin/mkfs.ext4", "mke2fs")
     archive.link("sbin/ip", "/usr/bin/ip")
     names = Path("/usr/share/misc/pci.ids")
@@ -128,17 +131,14 @@ def _add_tools(archive):
         archive.file("usr/share/misc/pci.ids", _vendors(names.read_text(errors="replace"), ("1af4", "1b36", "8086")))
 
 
-def _vsock():
-    """A program that opens vsock connections, which no distribution has without a megabyte of libraries."""
-    program = cache("work") / f"vsock-{fingerprint(VSOCK)}"
+def _program(name, source):
+    """One of the project's own programs, built static."""
+    program = cache("work") / f"{name}-{fingerprint(source)}"
     if not program.exists():
         rust.ensure()
         made = program.with_suffix(".new")
         static = ["-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols"]
-        run(
-            ["rustc", "--edition", "2024", "-O", *static, "-o", made, VSOCK],
-            "building the guests' vsock program",
-        )
+        run(["rustc", "--edition", "2024", "-O", *static, "-o", made, source], f"building the guests' program {name}")
         made.rename(program)
     return program.read_bytes()
 

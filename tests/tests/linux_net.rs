@@ -1,7 +1,7 @@
 //! Networks over a tap, as stock kernels use them.
 
 use vivarium_tests::host::Tap;
-use vivarium_tests::transfer::{PIECE, receive, send};
+use vivarium_tests::transfer::{PIECE, exchange, receive, send};
 use vivarium_tests::{Form, Kernel, MonitorBuilder, rate};
 
 /// 100 MiB.
@@ -9,21 +9,20 @@ const PIECES: u64 = (100 << 20) / PIECE as u64;
 
 const GUEST: &str = "192.0.2.2";
 
-/// Ping, then 100 MiB in, and the same out again.
+/// Ping, then 100 MiB in, and the same out again at the same time.
 fn carries(pairs: u32, keys: &str, features: &str) {
     let tap = Tap::new("viv0", pairs, "192.0.2.1/24");
-    let sender = send("192.0.2.1:5001".parse().unwrap(), PIECES);
-    let receiver = receive("192.0.2.1:5002".parse().unwrap(), PIECES);
+    let exchange = exchange("192.0.2.1:5001".parse().unwrap(), PIECES);
     let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
         .initramfs(Kernel::V6_12.tools().as_os_str())
         .args(["--cpus", &format!("boot={}", pairs.min(2)), "--memory", "size=384M"])
         .args(["--net", &format!("tap={},num_queues={},mac=02:00:00:00:00:07{keys}", tap.name, pairs * 2)])
         .cmdline(&format!("viv.net={GUEST}/24"))
         .script(&format!(
-            "set -e; ping -c 3 -W 20 192.0.2.1; cat /sys/class/net/eth0/address; \
+            "set -e; ping -c 3 -i 0.2 -W 20 192.0.2.1; cat /sys/class/net/eth0/address; \
              /usr/bin/ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*/channels /p'; \
              /usr/bin/ethtool -k eth0 | grep -E '^(tx-checksumming|tcp-segmentation-offload|rx-checksumming):'; \
-             nc 192.0.2.1 5001 </dev/null >/tmp/data; nc 192.0.2.1 5002 </tmp/data; \
+             /usr/bin/echo-back 192.0.2.1:5001; \
              {features}; dmesg | grep -i 'eth0.*\\(error\\|timed out\\)' && exit 1; true"
         ))
         .start()
@@ -31,8 +30,8 @@ fn carries(pairs: u32, keys: &str, features: &str) {
     assert!(output.contains("3 packets received, 0% packet loss"), "{output}");
     assert!(output.contains("02:00:00:00:00:07"), "{output}");
     assert!(output.contains(&format!("channels {pairs}")), "{output}");
-    sender.join().expect("all was sent");
-    receiver.join().expect("what came back is what was sent");
+    assert!(output.contains(&format!("echoed {}", PIECES * PIECE as u64)), "{output}");
+    exchange.join().expect("what came back is what was sent");
 }
 
 #[test]
