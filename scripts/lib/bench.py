@@ -9,7 +9,9 @@ from pathlib import Path
 import bench_api
 import bench_figures
 import bench_host
+import bench_hotplug
 import bench_linux
+import bench_many
 import bench_monitors
 import bench_network
 import bench_plot
@@ -178,7 +180,8 @@ def _experiments(options, folder, session):
     seconds = 1 if options.quick else 2
     why_no_tap = bench_network.why_not()
     tap = bench_network.Tap(f"vivbench{os.getpid() % 10000}")
-    found = [bench_figures.boot(), bench_api.experiment(), bench_figures.exits()]
+    found = [bench_figures.boot(), *bench_many.experiments(), bench_api.experiment(), bench_hotplug.experiment()]
+    found.append(bench_figures.exits())
     found += bench_figures.blocks(bench_host.test_file(folder), seconds)
     found += bench_figures.networks(tap, seconds)
     # Where it takes a nested host it takes minutes, too: there only when it is asked for.

@@ -52,19 +52,22 @@ def latencies(path):
         for _ in range(REQUESTS):
             began = time.perf_counter()
             client.sendall(REQUEST)
-            _answer(client)
+            answer(client)
             times.append(time.perf_counter() - began)
     return times
 
 
-def _answer(client):
+def answer(client):
+    """Status and body of a response."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += _more(client)
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: "))
+    lengths = (int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: "))
+    length = next(lengths, 0)
     while len(body) < length:
         body += _more(client)
+    return int(head.split()[1]), body
 
 
 def _more(client):

@@ -32,7 +32,7 @@ class Running:
         self._errors = tempfile.TemporaryFile()
         self._buffer = b""
         self._seen = b""
-        self.pid, self._output, self._began = _spawn(command, self._errors.fileno())
+        self.pid, self._output, self.began = _spawn(command, self._errors.fileno())
         os.set_blocking(self._output, False)
 
     def __enter__(self):
@@ -52,7 +52,7 @@ class Running:
             if left <= 0 or not select.select([self._output], [], [], left)[0]:
                 raise Failure(f"no answer within {seconds:g} s", self.said())
             data = os.read(self._output, 65536)
-            now = time.monotonic_ns() - self._began
+            now = time.monotonic_ns() - self.began
             if not data:
                 raise Failure("the monitor ended too early", self.said())
             self._seen += data

@@ -1,11 +1,16 @@
 """Tests of scripts/bench that start no monitor; run with those of `selftest.py`."""
 
+import socket
 import tempfile
+import types
 import unittest
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+import bench_api
 import bench_guest
+import bench_hotplug
+import bench_many
 import bench_memory
 import bench_monitors
 import bench_plot
@@ -65,6 +70,35 @@ class Memory(unittest.TestCase):
         text = mapping(1 << 40, 2 * MIB, MIB, MIB) + mapping((1 << 40) + 2 * MIB, 126 * MIB, 3 * MIB, 3 * MIB)
         text += mapping(1 << 41, 4 * MIB, MIB, MIB)
         self.assertEqual(bench_memory.measure(text, 128 * MIB), (MIB, 0))
+
+
+class Clients(unittest.TestCase):
+    """What is measured through the API."""
+
+    def test_an_answer_in_pieces_and_one_without_a_body(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for piece in (b"HTTP/1.1 200 OK\r\ncontent-", b"length: 5\r\n\r\nhe", b"llo"):
+                theirs.sendall(piece)
+            self.assertEqual(bench_api.answer(ours), (200, b"hello"))
+            theirs.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            self.assertEqual(bench_api.answer(ours), (204, b""))
+
+    def test_hotplug_counts_from_the_call_to_the_guests_line(self):
+        ours, theirs = socket.socketpair()
+        lines = iter([("@@ pci-watch state=gone", 1), ("noise", 2), ("@@ pci-watch state=came", 10**18)])
+        running = types.SimpleNamespace(began=0)
+        with ours, theirs:
+            theirs.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            took = bench_hotplug._until(running, ours, lines, "vm.add-disk", {"id": "d"}, "came")
+            self.assertTrue(0 < took < 10**18)
+            self.assertTrue(theirs.recv(4096).endswith(b'{"id": "d"}'))
+            theirs.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}")
+            with self.assertRaises(Failure):
+                bench_hotplug._until(running, ours, lines, "vm.add-disk", {}, "came")
+
+    def test_the_start_of_many_is_shared_out(self):
+        self.assertEqual(bench_many.per_machine([700, 400, 1000, 600], 200), 200)
 
 
 class Reports(unittest.TestCase):

@@ -1,6 +1,6 @@
 //! `pci` and `virtio`: what the machine has.
 
-use super::{Context, Outcome};
+use super::{Context, Failure, Outcome};
 use crate::command_line::Task;
 use crate::pci::Function;
 use crate::{pci, report, virtio};
@@ -23,6 +23,22 @@ pub fn pci(_context: &Context, _task: &Task) -> Outcome {
         );
     });
     report!("pci functions={count} ecam={:#x}", pci::ecam());
+    Ok(())
+}
+
+/// `pci-watch n=1`: waits until a function comes at the first free device number of bus 0, and until it goes again; so many
+/// times, with a line for each.
+pub fn watch(_context: &Context, task: &Task) -> Outcome {
+    let absent = |function: &Function| function.id().0 == 0xffff;
+    let mut places = (1..32).map(|device| Function { bus: 0, device, function: 0 });
+    let place = places.find(absent).ok_or(Failure::Unsupported("free device number"))?;
+    report!("pci-watch state=ready device={}", place.device);
+    for _ in 0..task.number("n", 1)? {
+        while absent(&place) {}
+        report!("pci-watch state=came");
+        while !absent(&place) {}
+        report!("pci-watch state=gone");
+    }
     Ok(())
 }
 

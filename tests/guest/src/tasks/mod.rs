@@ -76,6 +76,7 @@ const TASKS: &[(&str, Run)] = &[
     ("memory", basic::memory_task),
     ("pci", list::pci),
     ("virtio", list::virtio),
+    ("pci-watch", list::watch),
     ("irq", irq::run),
     ("smp", smp::run),
     ("blk-randread", block::run),
