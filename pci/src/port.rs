@@ -3,7 +3,7 @@
 //! A root or downstream port may have a slot, into which devices are plugged while the guest runs (PCIe 6.0, 6.7).
 //! Its controls are those that Linux's pciehp and others expect: power controller, indicators, attention button.
 //!
-//! - In: the owner inserts the functions, then calls [`Port::plug`]. The guest is told, powers the slot and finds them.
+//! - In: the owner inserts the functions, then calls [`Port::plug`], which presses the attention button. The guest is told, powers the slot and finds them.
 //! - Out: [`Port::request_unplug`] presses the attention button. The guest stops using the device and powers the slot
 //!   off, which the owner hears as [`DeviceChange::ResetBelow`]. When that is done, [`Port::released`] says
 //!   whether the device may go; the owner removes the functions and calls [`Port::unplug`].
@@ -153,7 +153,11 @@ impl Port {
         }
         self.occupied = true;
         self.unplug_requested = false;
-        self.set_status(slot::PRESENT | slot::PRESENCE_CHANGED, slot::PRESENT | slot::PRESENCE_CHANGED);
+        // Whoever puts a card in a slot with a button presses it too: Linux listens for nothing else there while the slot is off.
+        let pressed = if self.slot_powered() { 0 } else { slot::ATTENTION_BUTTON };
+        self.presses = self.presses.saturating_add(u64::from(pressed));
+        let status = slot::PRESENT | slot::PRESENCE_CHANGED | pressed;
+        self.set_status(status, status);
         self.follow_link();
         self.interrupt();
     }

@@ -66,8 +66,9 @@ impl Rig {
     }
 }
 
-/// What pciehp writes when it starts (pcie_enable_notification): all events, with command completed.
-const NOTIFY: u16 = 0x1039;
+/// What pciehp writes when it starts (pcie_enable_notification): button and link, with command completed. Where there is a button, it
+/// does not listen to presence.
+const NOTIFY: u16 = 0x1031;
 
 #[test]
 fn the_capabilities_are_those_pciehp_looks_for() {
@@ -109,9 +110,9 @@ fn a_device_comes_and_goes_as_pciehp_has_it() {
 
     rig.port.plug();
     assert_eq!(rig.sources.fired(), 2);
-    assert_eq!(rig.port.slot_status(), PRESENT | PRESENCE_CHANGED);
+    assert_eq!(rig.port.slot_status(), PRESENT | PRESENCE_CHANGED | ATTENTION_BUTTON);
     assert!(!rig.link(), "not before there is power");
-    assert_eq!(rig.events(), PRESENCE_CHANGED);
+    assert_eq!(rig.events(), PRESENCE_CHANGED | ATTENTION_BUTTON);
     // Power on, indicator blinking, then on.
     let on = NOTIFY | ATTENTION_INDICATOR_OFF;
     assert_eq!(rig.control(on | POWER_INDICATOR_BLINKS), Some(DeviceChange::Remap));

@@ -214,3 +214,29 @@ fn completions_and_manual_pages_are_made() {
     std::fs::write(&file, script).unwrap();
     shell(&format!("bash -n {}", file.display()));
 }
+
+#[test]
+fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the_same() {
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    let holds = || {
+        let counters: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json counters")).unwrap();
+        counters["_throttle"]["throttle_holds"].as_u64().unwrap()
+    };
+    assert_eq!(holds(), 0);
+    for percent in [10, 99] {
+        ctl(&socket, &format!("set-throttle {percent}"));
+        let before = holds();
+        while holds() < before + 3 {
+            assert!(monitor.elapsed().as_secs() < 120, "it is not held");
+        }
+        ctl(&socket, "pause");
+        ctl(&socket, "resume");
+    }
+    let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+    assert_eq!(info["throttle_percent"], 99);
+    ctl(&socket, "reboot");
+    ctl(&socket, "set-throttle 0");
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}

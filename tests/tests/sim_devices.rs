@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::{AddDevice, ResizeDisk};
 use vmm::api::{ErrorKind, Reply, Request};
-use vmm::config::{ByteSize, DiskConfig, PmemConfig};
+use vmm::config::{BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig};
 
 #[test]
 fn a_disk_comes_and_goes_and_its_image_is_free_again() {
@@ -191,5 +191,53 @@ fn persistent_memory_comes_is_written_goes_and_comes_again() {
     assert_eq!(kind(control.call(add(huge))), ErrorKind::BadRequest);
     control.done(Request::Reboot);
     control.done(add(pmem(1, "later")));
+    control.end();
+}
+
+#[test]
+fn every_device_is_where_it_was_told_to_be() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let place = |id: &str, bus: Option<&str>, device| PciPlaceConfig {
+        id: id.into(),
+        bus: bus.map(str::to_owned),
+        pci_device_id: device,
+        ..PciPlaceConfig::default()
+    };
+    let mut machine = config(&folder);
+    let port = |id: &str| PciPortConfig { id: id.into(), ..PciPortConfig::default() };
+    machine.pci_ports = vec![port("rp0"), port("rp1")];
+    machine.balloon = Some(BalloonConfig::default());
+    machine.watchdog = true;
+    machine.pci_places = vec![
+        place("__rng", None, Some(20)),
+        place("__balloon", Some("rp0"), None),
+        place("__watchdog", None, Some(7)),
+    ];
+    let pmem = PmemConfig {
+        file: Some(folder.sparse("pmem", 2 << 20)),
+        id: Some("pmem".into()),
+        ..PmemConfig::default()
+    };
+    machine.pmem = vec![PmemConfig { bus: Some("rp1".into()), ..pmem.clone() }];
+    let control = Control::boot(&sim, machine.clone());
+    let tree = control.info()["device_tree"].clone();
+    for (id, bdf) in [
+        ("__rng", "0000:00:14.0"),
+        ("__balloon", "0000:01:00.0"),
+        ("__watchdog", "0000:00:07.0"),
+        ("pmem", "0000:02:00.0"),
+    ] {
+        assert_eq!(tree[id]["pci_bdf"], bdf, "{id}");
+    }
+    assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
+    control.done(Request::Delete);
+    machine.pci_places.push(place("__console", None, None));
+    control.done(Request::Create(machine));
+    let refusal = control.call(Request::Boot).unwrap_err();
+    assert!(
+        refusal.message.contains("--pci-place id=__console: the machine has no device of that name"),
+        "{refusal}"
+    );
     control.end();
 }

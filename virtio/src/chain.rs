@@ -86,6 +86,12 @@ impl Chain {
         done
     }
 
+    /// The `N` readable bytes at `offset`, if there are as many.
+    pub fn read_array<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        let mut data = [0; N];
+        (self.read_at(offset, &mut data) == N).then_some(data)
+    }
+
     /// Copies to the writable bytes at `offset`. Returns how many fitted, at most `data.len()`.
     #[must_use]
     pub fn write_at(&self, offset: u64, data: &[u8]) -> usize {

@@ -217,3 +217,37 @@ impl Inspect for Refuser {
         json!({"refused": self.refused.load(Ordering::Relaxed), "queues": queues})
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Driver, Echo, Layout};
+
+    crate::conformance!(conformance, || Box::new(StandIn::of(&Echo::new())));
+
+    #[test]
+    fn what_was_asked_before_and_is_asked_after_is_refused_and_the_driver_can_let_go() {
+        for layout in Layout::all() {
+            let mut driver = Driver::new(Box::new(Echo::new()), layout);
+            driver.write_config(0, &[3]);
+            assert_eq!(driver.call(0, &[b"abc"], &[3]).written, 3);
+            driver.request(0, &[b"abc"], &[3]).unwrap();
+            driver.request(1, &[b"abc"], &[3]).unwrap();
+            driver.stop();
+            drop(driver.function.withdraw_device());
+            driver.start();
+            driver.run();
+            let refused = driver.completion(0).unwrap();
+            assert_eq!((refused.written, refused.data[0]), (1, 0xee), "{layout:?}");
+            assert_eq!(driver.completion(1), None, "it is not answered");
+            assert_eq!(driver.call(0, &[b"x"], &[1]).data, [0xee]);
+            let mut config = [0];
+            driver.read_config(0, &mut config);
+            assert_eq!(config, [3], "the driver finds what it knows");
+            driver.reset();
+            assert_eq!(driver.status(), 0);
+            driver.initialize(layout, u64::MAX);
+            assert_eq!(driver.call(0, &[b"x"], &[1]).data, [0xee], "another driver is refused too");
+        }
+    }
+}

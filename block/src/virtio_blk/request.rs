@@ -63,11 +63,7 @@ pub(super) fn refuse(chain: &Chain) -> u32 {
 
 /// Makes sense of a chain that has a status byte, for a disk of `size` bytes.
 pub(super) fn parse(chain: &Chain, size: u64, read_only: bool) -> Result<Parsed, Status> {
-    let mut header = [0; HEADER as usize];
-    if chain.read_at(0, &mut header) != header.len() {
-        return Err(Status::IoError);
-    }
-    let header = u128::from_le_bytes(header);
+    let header = u128::from_le_bytes(chain.read_array::<{ HEADER as usize }>(0).ok_or(Status::IoError)?);
     let (kind, sector) = (header as u32, (header >> 64) as u64);
     let room = status_offset(chain).ok_or(Status::IoError)?;
     let data = chain.readable_len().saturating_sub(HEADER);
@@ -102,12 +98,8 @@ pub(super) fn parse(chain: &Chain, size: u64, read_only: bool) -> Result<Parsed,
 
 /// The `index`th range of a request to discard or `zero`.
 pub(super) fn range(chain: &Chain, index: u32, zero: bool, size: u64) -> Result<Range, Status> {
-    let mut bytes = [0; RANGE as usize];
     let at = u64::from(index).saturating_mul(RANGE).saturating_add(HEADER);
-    if chain.read_at(at, &mut bytes) != bytes.len() {
-        return Err(Status::IoError);
-    }
-    let bytes = u128::from_le_bytes(bytes);
+    let bytes = u128::from_le_bytes(chain.read_array::<{ RANGE as usize }>(at).ok_or(Status::IoError)?);
     let (sector, sectors, flags) = (bytes as u64, (bytes >> 64) as u32, (bytes >> 96) as u32);
     // Bit 0 asks for unmapping, which only makes sense when zeroing.
     let (allowed, most) = if zero { (1, ZERO_SECTORS_MAX) } else { (0, DISCARD_SECTORS_MAX) };

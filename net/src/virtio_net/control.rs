@@ -71,13 +71,13 @@ impl Control {
 
     /// Carries out the command in `chain`; `None`: it is none, or is refused.
     fn execute(&self) -> Option<()> {
-        let [class, command] = self.data(0)?;
+        let [class, command] = self.chain.read_array(0)?;
         match (class, command) {
             (CLASS_RECEIVE_MODE, 0..=LAST_MODE) => {
                 let needed =
                     if command < FIRST_EXTRA_MODE { Features::CTRL_RX } else { Features::CTRL_RX_EXTRA };
                 self.need(needed)?;
-                let [on] = self.data(HEADER)?;
+                let [on] = self.chain.read_array(HEADER)?;
                 let bit = 1_u8.wrapping_shl(command.into());
                 let mode = self.shared.receive_mode.load(Ordering::Relaxed);
                 let mode = if on == 0 { mode & !bit } else { mode | bit };
@@ -90,7 +90,7 @@ impl Control {
             }
             (CLASS_MAC, MAC_ADDRESS_SET) => {
                 self.need(Features::CTRL_MAC_ADDR)?;
-                self.shared.set_mac(MacAddress::new(self.data(HEADER)?).ok()?);
+                self.shared.set_mac(MacAddress::new(self.chain.read_array(HEADER)?).ok()?);
                 Some(())
             }
             (CLASS_ANNOUNCE, ANNOUNCE_ACK) => {
@@ -102,7 +102,7 @@ impl Control {
             }
             (CLASS_MQ, MQ_PAIRS_SET) => {
                 self.need(Features::MQ)?;
-                let pairs = u16::from_le_bytes(self.data(HEADER)?);
+                let pairs = u16::from_le_bytes(self.chain.read_array(HEADER)?);
                 if pairs == 0 || pairs > self.pairs {
                     return None;
                 }
@@ -110,7 +110,7 @@ impl Control {
             }
             (CLASS_OFFLOADS, OFFLOADS_SET) => {
                 self.need(Features::CTRL_GUEST_OFFLOADS)?;
-                let offloads = Features::from_bits_retain(u64::from_le_bytes(self.data(HEADER)?));
+                let offloads = Features::from_bits_retain(u64::from_le_bytes(self.chain.read_array(HEADER)?));
                 // Only what was negotiated may be turned off and on.
                 if !(self.features & Features::GUEST_OFFLOADS).contains(offloads) {
                     return None;
@@ -123,12 +123,6 @@ impl Control {
         }
     }
 
-    /// The command's bytes at `offset`.
-    fn data<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
-        let mut data = [0; N];
-        (self.chain.read_at(offset, &mut data) == N).then_some(data)
-    }
-
     fn need(&self, features: Features) -> Option<()> {
         self.features.contains(features).then_some(())
     }
@@ -139,7 +133,7 @@ impl Control {
         const ADDRESS: u64 = 6;
         let mut at = HEADER;
         for _ in 0..2 {
-            let entries = u32::from_le_bytes(self.data(at)?);
+            let entries = u32::from_le_bytes(self.chain.read_array(at)?);
             if entries > MAX_TABLE {
                 return None;
             }

@@ -3,6 +3,7 @@
 use crate::chain::Chain;
 use crate::device::{ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice};
 use crate::queue::Queue;
+use crate::stand_in::Refusal;
 use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,11 @@ impl VirtioDevice for Echo {
             return Ok(vec![task(activation.queues)]);
         }
         Ok(activation.queues.into_iter().map(|queue| task(vec![queue])).collect())
+    }
+
+    /// Requests in queue 0 are refused; those in queue 1 are not answered.
+    fn refusal(&self) -> Refusal {
+        |asked| (asked.queue == 0).then(|| asked.chain.write_at(0, &[0xee]) as u32)
     }
 
     fn ring_reset(&self) -> bool {

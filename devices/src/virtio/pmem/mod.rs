@@ -25,6 +25,8 @@ const DEVICE_TYPE: u16 = 27;
 const QUEUE_SIZE: u16 = 64;
 /// The only type of request (5.19.6).
 const FLUSH: u32 = 0;
+/// Bytes of an answer.
+const ANSWER: u64 = 4;
 /// Answers.
 const DONE: u32 = 0;
 const FAILED: u32 = 1;
@@ -170,12 +172,12 @@ impl Handler {
                 self.spare.push(chain);
                 return false;
             }
-            let mut kind = [0; 4];
-            if chain.read_at(0, &mut kind) < kind.len() || chain.writable_len() < kind.len() as u64 {
+            let kind = chain.read_array(0).filter(|_| chain.writable_len() >= ANSWER);
+            let Some(kind) = kind else {
                 self.queue.fail(QueueError::Request("to flush is too short"));
                 self.spare.push(chain);
                 return false;
-            }
+            };
             if u32::from_le_bytes(kind) != FLUSH {
                 self.answer(chain, FAILED);
             } else if self.flusher.is_none() {
