@@ -14,7 +14,7 @@ from bench_guest import Running
 from bench_monitors import Machine
 from cpio import Archive
 from ground import DIRECT, ground
-from nested_image import busybox
+import processors
 from places import PROJECT, cache, replace
 from report import Failure, command_line, run
 
@@ -34,7 +34,7 @@ def experiments():
     replace(initramfs, _archive())
     found = []
     for form, words in FORMS.items():
-        image = kernel.bzimage if form == "bzimage" else kernel.vmlinux()
+        image = kernel.image if form == "bzimage" else kernel.vmlinux()
         machine = Machine(image.resolve(), COMMAND_LINE, MEMORY_MIB, initramfs=initramfs, stock=True)
         key = f"boot-init-{form}"
         figure = Figure(key, f"exec to init, stock kernel {series}, {words}", "ms", False)
@@ -67,7 +67,7 @@ def milliseconds(monitor, machine):
 def _archive():
     """An init that says that it is there, and nothing else."""
     archive = Archive().folder("dev").character_device("dev/console", 5, 1)
-    archive.program("bin/busybox", busybox())
+    archive.program("bin/busybox", processors.native().busybox())
     archive.program("init", f"#!/bin/busybox sh\necho '{MARK}'\nexec /bin/busybox sleep 1000000\n".encode())
     return archive.bytes()
 

@@ -70,6 +70,25 @@ def _make_root(path, release):
         run(remove, "removing the tree")
 
 
+def unpack(tree, architecture, names):
+    """Unpacks packages of an architecture, and all they need, without running anything of theirs: a root file system's files."""
+    release = packages.codename()
+    run(packages.as_root(["rm", "-rf", "--one-file-system", str(tree)]), "removing an old tree")
+    source = packages.main_source()
+    signed = f"[signed-by={source['signed-by']}] " if source["signed-by"].startswith("/") else ""
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--architectures={architecture}"]
+    command += [f"--include={','.join(names)}", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
+    command += ['--aptopt=APT::Sandbox::User "root"', *_apt_access(), release, str(tree)]
+    command += [f"deb {signed}{source['uri']} {release} main"]
+    run(packages.as_root(command), "unpacking a root file system")
+    # Links that the packages' own scripts would make, and folders that are mounted on.
+    for folder in ("dev", "proc", "sys", "run", "share", "scratch", "root", "mnt", "var/tmp"):
+        run(packages.as_root(["mkdir", "-p", str(tree / folder)]), "making folders")
+    awk = tree / "usr" / "bin" / "awk"
+    if not awk.exists():
+        run(packages.as_root(["ln", "-sf", "/bin/busybox", str(awk)]), "linking programs")
+
+
 def _apt_access():
     """How this machine's apt reaches its mirror: logins, certificates and proxies, if any."""
     options = []

@@ -1,7 +1,7 @@
 """What the guests boot, in the folder that tests find in VIVARIUM_GUESTS, one set per kernel series:
 
-    vmlinuz-6.12              the distribution's bzImage
-    vmlinux-6.12              the ELF inside it
+    vmlinuz-6.12              the distribution's bzImage; on Arm its Image
+    vmlinux-6.12              the ELF inside it; on Arm the Image compressed by gzip
     initramfs-6.12.cpio       busybox, drivers, and the init described in `guest-init`
     initramfs-tools-6.12.cpio the same, with file system, PCI and network tools and their libraries
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import kernels
 import packages
+import processors
 import rust
 from cpio import Archive
 from kernels import Modules
-from nested_image import busybox
 from places import CACHE, PROJECT, cache, fingerprint, lock, replace
-from report import Failure, command_line, note, run, step
+from report import command_line, note, run, step
 
 INIT = PROJECT / "scripts" / "lib" / "guest-init"
 
@@ -32,7 +32,7 @@ PROGRAMS = {"vsock": "guest-vsock.rs", "echo-back": "guest-echo.rs"}
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button", "evdev?",
-    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "virtio_mem?", "ptp_kvm?", "msr?", "cpuid?",
+    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "virtio_mem?", "ptp_kvm?", "msr?", "cpuid?", "gpio_keys?",
 ]  # fmt: skip
 
 # And those of the larger variant.
@@ -52,34 +52,43 @@ def main():
     return 0
 
 
-def ensure(tools=True):
+def folder(processor=None):
+    """Where the guests for a processor are; by default this machine's."""
+    processor = processor or processors.native()
+    return cache() if processor.native else cache(processor.name)
+
+
+def ensure(tools=True, processor=None):
     """Makes what is missing or out of date, for every series; returns the series, oldest first."""
-    packages.ensure(["busybox-static", *(sorted(set(TOOLS.values())) if tools else [])])
-    series = kernels.guest_series()
-    with lock("guests"):
+    processor = processor or processors.native()
+    if processor.native and tools:
+        packages.ensure(sorted(set(TOOLS.values())))
+    series = kernels.guest_series(processor)
+    with lock("guests" if processor.native else f"guests-{processor.name}"):
         for name in series:
-            _ensure_series(name, tools)
+            _ensure_series(name, tools, processor)
     return series
 
 
-def _ensure_series(series, tools):
-    kernel = kernels.guest(series)
-    _place(f"vmlinuz-{series}", kernel.bzimage)
-    _place(f"vmlinux-{series}", kernel.vmlinux())
-    _write(f"initramfs-{series}.cpio", _archive(kernel, MODULES))
+def _ensure_series(series, tools, processor):
+    kernel = kernels.guest(series, processor)
+    place = folder(processor)
+    _place(place / f"vmlinuz-{series}", kernel.image)
+    _place(place / f"vmlinux-{series}", kernel.vmlinux())
+    _write(place / f"initramfs-{series}.cpio", _archive(kernel, MODULES))
     if tools:
         archive = _archive(kernel, MODULES + TOOL_MODULES)
-        _add_tools(archive)
-        _write(f"initramfs-tools-{series}.cpio", archive)
+        _add_tools(archive, processor)
+        _write(place / f"initramfs-tools-{series}.cpio", archive)
 
 
 def _archive(kernel, modules):
     archive = Archive()
-    for folder in ("dev", "proc", "sys", "root", "tmp"):
-        archive.folder(folder)
+    for name in ("dev", "proc", "sys", "root", "tmp"):
+        archive.folder(name)
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, 0o666)
-    archive.program("bin/busybox", busybox())
+    archive.program("bin/busybox", kernel.processor.busybox())
     archive.link("bin/sh", "busybox")
     archive.program("init", INIT.read_bytes())
     archive.file("etc/passwd", "root::0:0:root:/root:/bin/sh\n")
@@ -99,30 +108,27 @@ def _add_modules(archive, kernel, wanted):
             file = Path(root, top, plain)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        folder = Path(root, top)
-        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(root, top)
+        made.mkdir(parents=True, exist_ok=True)
         for name in ("modules.builtin", "modules.order"):
-            shutil.copy(kernel.modules / name, folder)
+            shutil.copy(kernel.modules / name, made)
         kernels.depmod(root, kernel.version)
         # What busybox's modprobe reads.
         for name in ("modules.dep", "modules.alias"):
-            archive.file(f"{top}/{name}", (folder / name).read_bytes())
+            archive.file(f"{top}/{name}", (made / name).read_bytes())
 
 
-def _add_tools(archive):
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+def _add_tools(archive, processor):
     libraries = set()
     for name in TOOLS:
-        program = shutil.which(name, path=path)
-        if not program:
-            raise Failure(f"{name} is not where package {TOOLS[name]} puts it")
-        archive.program(f"usr/bin/{name}", Path(program).read_bytes())
-        libraries.update(re.findall(r"(/\S+) \(0x", run(["ldd", program], f"listing the libraries of {name}")))
+        program = processor.program(name)
+        archive.program(f"usr/bin/{name}", processor.read(program))
+        libraries.update(processor.libraries(program))
     # At the path the program was linked against, links followed: the loader looks for exactly that name.
     for library in sorted(libraries):
-        archive.program(library.lstrip("/"), Path(library).read_bytes())
+        archive.program(library.lstrip("/"), processor.read(library))
     for name, source in PROGRAMS.items():
-        archive.program(f"usr/bin/{name}", _program(name, PROJECT / "scripts" / "lib" / source))
+        archive.program(f"usr/bin/{name}", _program(name, PROJECT / "scripts" / "lib" / source, processor))
     archive.link("usr/bin/mkfs.ext4", "mke2fs")
     archive.link("sbin/ip", "/usr/bin/ip")
     names = Path("/usr/share/misc/pci.ids")
@@ -131,14 +137,14 @@ def _add_tools(archive):
         archive.file("usr/share/misc/pci.ids", _vendors(names.read_text(errors="replace"), ("1af4", "1b36", "8086")))
 
 
-def _program(name, source):
+def _program(name, source, processor):
     """One of the project's own programs, built static."""
-    program = cache("work") / f"{name}-{fingerprint(source)}"
+    program = cache("work") / f"{name}-{fingerprint(source, *(() if processor.native else (processor.name,)))}"
     if not program.exists():
-        rust.ensure()
+        compiler = rust.compiler(processor)
         made = program.with_suffix(".new")
         static = ["-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols"]
-        run(["rustc", "--edition", "2024", "-O", *static, "-o", made, source], f"building the guests' program {name}")
+        run([*compiler, "--edition", "2024", "-O", *static, "-o", made, source], f"building the guests' program {name}")
         made.rename(program)
     return program.read_bytes()
 
@@ -154,19 +160,17 @@ def _vendors(text, wanted):
     return "\n".join(kept) + "\n"
 
 
-def _place(name, source):
-    path = cache() / name
+def _place(path, source):
     if path.is_symlink() and Path(os.path.realpath(path)) == source.resolve():
         return
     path.unlink(missing_ok=True)
-    path.symlink_to(os.path.relpath(source, CACHE))
+    path.symlink_to(os.path.relpath(source, path.parent))
 
 
-def _write(name, archive):
-    path = cache() / name
+def _write(path, archive):
     data = archive.bytes()
     if not path.exists() or path.read_bytes() != data:
-        with step(f"writing {name}"):
+        with step(f"writing {path.name}"):
             replace(path, data)
 
 

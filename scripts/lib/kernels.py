@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import packages
+import processors
 from places import cache, lock, replace
+from processors import AARCH64, Processor
 from report import Failure, run, step
 
 # Where a Debian release keeps a series: the suite that a machine may lack.
@@ -30,9 +32,11 @@ class Kernel:
 
     folder: Path
     version: str  # as `uname -r` prints it
+    processor: Processor = processors.native()
 
     @property
-    def bzimage(self):
+    def image(self):
+        """What the distribution ships: a bzImage, or on Arm an Image."""
         return self.folder / "boot" / f"vmlinuz-{self.version}"
 
     @property
@@ -41,30 +45,40 @@ class Kernel:
         return self.folder / "lib" / "modules" / self.version
 
     def vmlinux(self):
-        """The uncompressed ELF, taken out of the bzImage on first use."""
+        """Its other form, made on first use: of a bzImage the uncompressed ELF in it, of an Image one compressed by gzip."""
         path = self.folder / "boot" / f"vmlinux-{self.version}"
         if not path.exists():
-            replace(path, extract_vmlinux(self.bzimage.read_bytes()))
+            image = self.image.read_bytes()
+            replace(path, gzip.compress(image, 6) if self.processor is AARCH64 else extract_vmlinux(image))
         return path
 
 
-def guest_series():
+def guest_series(processor=None):
     """The series that guests are tested with, oldest first."""
+    if (processor or processors.native()) is AARCH64:
+        return ["6.12"]
     return [_ubuntu_series()] if packages.is_ubuntu() else ["6.1", "6.12"]
 
 
-def guest(series):
+def guest(series, processor=None):
     """The newest cloud kernel of a series."""
+    processor = processor or processors.native()
     if packages.is_ubuntu():
         return _ubuntu(series)
-    return _unpack(series, rf"linux-image-{_quoted(series)}\.[0-9][0-9.+~a-z-]*-cloud-amd64")
+    return _unpack(processor, series, rf"linux-image-{_quoted(series)}\.[0-9][0-9.+~a-z-]*-cloud-{_flavour(processor)}")
 
 
-def nested_host():
+def nested_host(processor=None):
     """The kernel of the nested host: one with KVM, vhost, IOMMU and VFIO drivers."""
+    processor = processor or processors.native()
     if packages.is_ubuntu():
         return _ubuntu(_ubuntu_series())
-    return _unpack("6.12", r"linux-image-6\.12(\.[0-9]+)+[0-9+~.deb]*-amd64")
+    return _unpack(processor, "6.12", rf"linux-image-6\.12(\.[0-9]+)+[0-9+~.deb]*-{_flavour(processor)}")
+
+
+def _flavour(processor):
+    """The end of kernel packages' names. Those for Arm that have no signature are the first to be there."""
+    return "amd64" if processor is processors.X86_64 else f"{processor.debian}-unsigned"
 
 
 def extract_vmlinux(image):
@@ -157,7 +171,7 @@ class Modules:
             elif path.endswith(".gz"):
                 data = gzip.decompress(data)
             replace(plain, data)
-            run(["strip", "--strip-debug", plain], f"stripping module {path}")
+            run([self.kernel.processor.tool("strip"), "--strip-debug", plain], f"stripping module {path}")
         return plain.read_bytes()
 
 
@@ -183,45 +197,49 @@ def _ubuntu_series():
 def _ubuntu(series):
     """Ubuntu has no cloud flavour in its main archive. Its modules are in packages of their own."""
     pattern = rf"linux-image-{_quoted(series)}\.[0-9.]+-[0-9]+-generic"
-    return _unpack(series, pattern, ["linux-modules", "linux-modules-extra"])
+    return _unpack(processors.native(), series, pattern, ["linux-modules", "linux-modules-extra"])
 
 
-def _unpack(series, pattern, companions=()):
+def _unpack(processor, series, pattern, companions=()):
     """Downloads and unpacks the newest package that matches, and its `companions` with more modules. One already
     in the cache is used as long as it is there, so that a mirror's update does not rebuild everything."""
     packages.ensure(["kmod", "zstd", "lz4", "binutils"])
+    if not processor.native:
+        packages.ensure([f"binutils-{processor.name}-linux-gnu".replace("_", "-")])
     flavour = "cloud" if "cloud" in pattern else "generic"
-    folder = cache("kernels") / f"{series}-{flavour}"
-    with lock(f"kernel-{series}-{flavour}"):
+    parts = () if processor.native else (processor.name,)
+    folder = cache(*parts, "kernels") / f"{series}-{flavour}"
+    with lock("-".join(("kernel", *parts, series, flavour))):
         done = folder / "version"
         if not done.exists():
             suite = DEBIAN_SUITES.get((packages.codename(), series))
             if suite:
                 packages.ensure_suite(suite)
+            processors.know_packages(processor)
             found = packages.names(pattern)
             if not found:
                 raise Failure(
                     f"apt has no package like {pattern}: kernel {series} is not offered by this distribution's release"
                 )
-            _unpack_into(folder, found[-1], companions)
-        return Kernel(folder, done.read_text().strip())
+            _unpack_into(processor, folder, found[-1], companions)
+        return Kernel(folder, done.read_text().strip(), processor)
 
 
-def _unpack_into(folder, name, companions):
-    version = name.removeprefix("linux-image-")
+def _unpack_into(processor, folder, name, companions):
+    version = name.removeprefix("linux-image-").removesuffix("-unsigned")
     wanted = [name, *(f"{companion}-{version}" for companion in companions)]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with step("fetching " + " ".join(wanted)):
         for package in wanted:
-            file = packages.download(package, folder)
+            file = packages.download(package, folder, None if processor.native else processor.debian)
             run(["dpkg-deb", "-x", file, folder], f"unpacking {package}")
             file.unlink()
         # Newer packages have modules under /usr only.
         if not (folder / "lib").exists():
             (folder / "lib").symlink_to("usr/lib")
-        kernel = Kernel(folder, version)
-        if not kernel.bzimage.exists() or not kernel.modules.is_dir():
+        kernel = Kernel(folder, version, processor)
+        if not kernel.image.exists() or not kernel.modules.is_dir():
             raise Failure(f"package {name} holds no boot/vmlinuz-{version} with its modules")
         depmod(folder, version)
         replace(folder / "version", version + "\n")

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import nested_image
-import nested_machine
-import packages
+import nested_kinds
+from kernels import nested_host
 from nested_machine import Machine
 from places import PROJECT, cache, fingerprint, lock, replace
 from report import Failure, run, step
@@ -32,58 +32,62 @@ until disk_{name}=$(grep -lx {name} /sys/block/vd*/serial 2>/dev/null); do
 done
 disk_{name}=/dev/$(echo "$disk_{name}" | cut -d/ -f4)"""
 
-# Of earlier snapshots: another checkout that shares the cache may be at work with one.
-KEPT = 1
-
 LIBRARY = PROJECT / "scripts" / "lib"
+INITRAMFS = "initramfs.cpio"
+
+# A snapshot that no command has used for so long is deleted when another is made. Others may be those of other working copies
+# of the project, which share the cache.
+UNUSED_SECONDS = 2 * 3600
 
 
 class Snapshot:
     """A saved nested host."""
 
-    def __init__(self, folder):
+    def __init__(self, kind, folder):
+        self.kind = kind
         self.folder = folder
         saved = json.loads((folder / "snapshot.json").read_text())
         self.ram = Path(saved["ram"])
-        self.initramfs = Path(saved["initramfs"])
-        self.kernel = nested_image.nested_host()
+        self.initramfs = folder / INITRAMFS
+        self.kernel = nested_host(kind.processor)
 
     def restore(self):
         """A machine that goes on from here."""
-        return Machine(self.kernel, self.initramfs, self.ram, restore_from=self.folder / "state")
+        (self.folder / "snapshot.json").touch()
+        return Machine(self.kind, self.kernel, self.initramfs, self.ram, restore_from=self.folder / "state")
 
 
-def snapshot():
-    """The snapshot that fits this machine and these scripts, made when there is none."""
-    suite = "bookworm-backports" if packages.codename() == "bookworm" else None
-    # Debian 12's own QEMU is too old to restore from a file; the newer one comes with its firmware and tools.
-    packages.ensure(["qemu-system-x86"], suite=suite)
-    with lock("nested"):
-        folder = cache("nested") / _key()
+def snapshot(kind=None):
+    """The snapshot that fits this machine and these scripts, made when there is none. `kind`: by default, of this processor."""
+    kind = kind or nested_kinds.native()
+    kind.ensure_qemu()
+    with lock(f"nested-{kind.name}"):
+        folder = cache("nested") / f"{kind.name}-{_key(kind)}"
         if (folder / "snapshot.json").exists():
-            found = Snapshot(folder)
+            found = Snapshot(kind, folder)
             if found.ram.exists():
-                os.utime(folder)
                 return found
-        with step("building the nested host"):
+        with step(f"building the nested host {kind.name}"):
             _remove_old()
-            kernel, initramfs = nested_image.build()
+            kernel, initramfs = nested_image.build(kind)
+            # One whose memory is gone may be there.
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            # The one that this snapshot was made with, whatever becomes of the other.
-            os.link(initramfs, folder / initramfs.name)
-            _build(folder, kernel, folder / initramfs.name)
-        return Snapshot(folder)
+            _build(kind, folder, kernel, initramfs)
+        return Snapshot(kind, folder)
 
 
-def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disks=None):
+def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disks=None, kind=None):
     """Runs `argv` in a fresh nested host, in the outer machine's folder `folder`; returns its exit status. `disks`: raw
     images by the names that replace `{name}` in the words of `argv` with the disk's device."""
-    saved = snapshot()
+    saved = snapshot(kind)
     with saved.restore() as machine:
         for name, path in (disks or {}).items():
             machine.attach_disk(path, name)
         return machine.run(
-            job(argv, folder, disks or {}),
+            job(argv, folder, disks or {}, saved.kind),
+            saved.kind.root(),
+            saved.kind.folders(),
             saved.kernel.modules.parent,
             standard_input=standard_input,
             terminal=terminal,
@@ -91,7 +95,7 @@ def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disk
         )
 
 
-def job(argv, folder, disks=()):
+def job(argv, folder, disks=(), kind=None):
     """The shell script that runs `argv` with this process's chosen environment, once the disks are there."""
     lines = [f"cd {shlex.quote(str(folder))} || exit 125"]
     chosen = {
@@ -103,6 +107,11 @@ def job(argv, folder, disks=()):
     chosen["PATH"] = chosen.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
     # Results put here reach the outer machine, as long as the command runs.
     chosen["VIVARIUM_NESTED_SHARE"] = "/share"
+    if kind and not kind.processor.native:
+        # Nothing of the outer machine's own programs runs there.
+        chosen["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        for name in ("LD_LIBRARY_PATH", "SHELL"):
+            chosen.pop(name, None)
     # Plain file systems, not the overlay: one in memory, and an ext4 for what a tmpfs cannot do.
     chosen["TMPDIR"] = "/run/tmp"
     chosen["VIVARIUM_SCRATCH"] = "/scratch"
@@ -116,12 +125,12 @@ def job(argv, folder, disks=()):
     return "\n".join([*lines, f"exec {command}", ""])
 
 
-def _key():
+def _key(kind):
     """Changes when QEMU, the kernel, the initramfs, these scripts or the processor do."""
-    version = run(["qemu-system-x86_64", "--version"], "asking QEMU's version")
-    kernel = nested_image.nested_host()
-    sources = [LIBRARY / name for name in ("nested-init", "nested_image.py", "nested_machine.py", "nested_host.py")]
-    return fingerprint(version, kernel.version, *sources, _processor())
+    version = run([kind.program, "--version"], "asking QEMU's version")
+    kernel = nested_host(kind.processor)
+    names = ("nested-init", "nested_image.py", "nested_machine.py", "nested_host.py", "nested_kinds.py")
+    return fingerprint(version, kernel.version, *(LIBRARY / name for name in names), _processor())
 
 
 def _processor():
@@ -154,18 +163,13 @@ def _remove_old():
         if not (_owner(ram).is_file() and Path(_owner(ram).read_text()).is_dir()):
             ram.unlink(missing_ok=True)
             _owner(ram).unlink(missing_ok=True)
-    folders = [folder for folder in cache("nested").iterdir() if folder.is_dir()]
-    folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    kept = 0
-    for folder in folders:
-        ram = _saved_ram(folder)
-        if ram and ram.exists() and kept < KEPT:
-            kept += 1
-            continue
-        if ram:
-            ram.unlink(missing_ok=True)
-            _owner(ram).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+    for folder in cache("nested").iterdir():
+        if folder.is_dir() and not _used_lately(folder):
+            ram = _saved_ram(folder)
+            if ram:
+                ram.unlink(missing_ok=True)
+                _owner(ram).unlink(missing_ok=True)
+            shutil.rmtree(folder)
 
 
 def _saved_ram(folder):
@@ -176,16 +180,25 @@ def _saved_ram(folder):
         return None
 
 
-def _build(folder, kernel, initramfs):
+def _used_lately(folder):
+    try:
+        return time.time() - (folder / "snapshot.json").stat().st_mtime < UNUSED_SECONDS
+    except OSError:
+        # Being made by another process right now, or left behind by one.
+        return time.time() - folder.stat().st_mtime < UNUSED_SECONDS
+
+
+def _build(kind, folder, kernel, initramfs):
+    replace(folder / INITRAMFS, initramfs)
     ram = _ram_file(folder)
     ram.unlink(missing_ok=True)
     _owner(ram).write_text(str(folder))
     # Others on this machine have no business in it.
     os.close(os.open(ram, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
-        with Machine(kernel, initramfs, ram) as machine:
+        with Machine(kind, kernel, folder / INITRAMFS, ram) as machine:
             machine.wait_for("ready", 180)
-            machine.send("prepare")
+            machine.send(f"prepare {kind.root()}")
             if machine.wait_for("prepared", 120) != "0":
                 raise Failure("nested host: its scratch file system could not be made", machine.serial())
             machine.qmp("migrate", uri=f"file:{folder}/state")
@@ -199,4 +212,4 @@ def _build(folder, kernel, initramfs):
         _owner(ram).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    replace(folder / "snapshot.json", json.dumps({"ram": str(ram), "initramfs": str(initramfs)}))
+    replace(folder / "snapshot.json", json.dumps({"ram": str(ram)}))

@@ -1,7 +1,7 @@
-"""One QEMU process that is the nested host, and the conversation with its first process (`nested-init`).
+"""One QEMU process that is a nested host, and the conversation with its first process (`nested-init`).
 
-QEMU emulates a whole AMD machine in software, virtualization extensions included, so a Linux inside has a complete
-`/dev/kvm` on any host. Each port of the conversation is a UNIX socket on which this process listens and to which
+QEMU emulates a whole machine in software, virtualization extensions included, so a Linux inside has a complete `/dev/kvm` on
+any host. Which machine, a `Kind` says (`nested_kinds`). Each port of the conversation is a UNIX socket on which this process listens and to which
 QEMU connects, so nothing is sent before both ends are there."""
 
 import contextlib
@@ -17,14 +17,6 @@ from pathlib import Path
 
 from report import Failure, tail
 
-MEMORY = "3G"
-# What measured fastest and steady: other CPU models and one-threaded emulation are slower or hang.
-CPU = ["-M", "q35,memory-backend=ram", "-cpu", "EPYC", "-smp", "2", "-m", MEMORY]
-ACCELERATOR = ["-accel", "tcg,thread=multi,tb-size=1024"]
-COMMAND_LINE = (
-    "console=ttyS0 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check nokaslr panic=-1 oops=panic "
-    "random.trust_cpu=on nowatchdog"
-)
 SLOTS = 4
 PORTS = ("control", "stdin", "stdout", "stderr", "terminal")
 
@@ -42,7 +34,7 @@ class TimedOut(Failure):
 class Machine:
     """A running nested host; use as a context manager, which ends it and removes its folder."""
 
-    def __init__(self, kernel, initramfs, memory_file, restore_from=None):
+    def __init__(self, kind, kernel, initramfs, memory_file, restore_from=None):
         _remove_orphans()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         self.share = self.folder / "share"
@@ -52,7 +44,7 @@ class Machine:
         self._slots = iter(range(SLOTS))
         self.ports = {}
         try:
-            self._start(kernel, initramfs, memory_file, restore_from)
+            self._start(kind, kernel, initramfs, memory_file, restore_from)
         except BaseException:
             self.close()
             raise
@@ -100,13 +92,15 @@ class Machine:
                 raise self.died()
             self._received += data
 
-    def run(self, job, modules, standard_input=None, terminal=None, seconds=None):
-        """Runs the shell script `job` in the outer machine's root file system, relaying its streams to this process's
-        own, and returns its exit status.
+    def run(self, job, root, folders, modules, standard_input=None, terminal=None, seconds=None):
+        """Runs the shell script `job` in `root`, a folder of the outer machine, relaying its streams to this process's own, and
+        returns its exit status. `folders` are others of the outer machine's, seen there at their own paths.
 
         `standard_input`: a file descriptor to pass on; None gives end of file at once. `terminal`: a `Terminal` that
         takes the place of the three streams. `modules`: the folder that is to be /lib/modules."""
         (self.share / "job").write_text(job)
+        (self.share / "root").write_text(f"{str(root).rstrip('/')}\n")
+        (self.share / "folders").write_text("".join(f"{folder}\n" for folder in folders))
         (self.share / "modules").write_text(f"{modules}\n")
         mode, size = ("tty", terminal.size()) if terminal else ("pipe", (0, 0))
         self.send(f"begin {mode} {size[0]} {size[1]} {int(time.time())}")
@@ -166,13 +160,13 @@ class Machine:
             line, self._received = self._received.split(b"\n", 1)
             yield line.decode(errors="replace").strip()
 
-    def _start(self, kernel, initramfs, memory_file, restore_from):
+    def _start(self, kind, kernel, initramfs, memory_file, restore_from):
         listeners = {}
         for name in (*PORTS, "qmp"):
             listeners[name] = socket.socket(socket.AF_UNIX)
             listeners[name].bind(str(self.folder / name))
             listeners[name].listen(1)
-        command = qemu_command(kernel, initramfs, memory_file, self.folder, bool(restore_from))
+        command = qemu_command(kind, kernel, initramfs, memory_file, self.folder, bool(restore_from))
         if restore_from:
             command += ["-incoming", "defer"]
         with open(self.folder / "qemu.log", "w") as log:
@@ -213,18 +207,19 @@ class Machine:
         raise Failure("nested host: QEMU does not connect within 60 s", _text(self.folder / "qemu.log"))
 
 
-def qemu_command(kernel, initramfs, memory_file, folder, restored):
+def qemu_command(kind, kernel, initramfs, memory_file, folder, restored):
     """QEMU's command line, without the ways in and out of a snapshot."""
     # Restored, the file is mapped copy-on-write: many machines start from one.
     shared = "off" if restored else "on"
-    command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *CPU, *ACCELERATOR]
-    command += ["-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={memory_file},share={shared}"]
-    command += ["-kernel", str(kernel.vmlinux()), "-initrd", str(initramfs), "-append", COMMAND_LINE]
+    command = [kind.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    command += ["-M", f"{kind.machine},memory-backend=ram", *kind.options, "-m", kind.memory]
+    command += ["-object", f"memory-backend-file,id=ram,size={kind.memory},mem-path={memory_file},share={shared}"]
+    command += ["-kernel", str(kind.kernel_file(kernel)), "-initrd", str(initramfs), "-append", kind.command_line()]
     command += ["-serial", f"file:{folder}/serial", "-qmp", f"unix:{folder}/qmp"]
     command += ["-device", "virtio-serial-pci,id=ports,max_ports=8"]
     for number, name in enumerate(PORTS, start=1):
-        kind = "virtconsole,nr=0" if name == "terminal" else f"virtserialport,nr={number},name={name}"
-        command += ["-chardev", f"socket,id={name},path={folder}/{name}", "-device", f"{kind},chardev={name},bus=ports.0"]
+        port = "virtconsole,nr=0" if name == "terminal" else f"virtserialport,nr={number},name={name}"
+        command += ["-chardev", f"socket,id={name},path={folder}/{name}", "-device", f"{port},chardev={name},bus=ports.0"]
     for tag, path, options in (("outer", "/", ",readonly=on"), ("share", f"{folder}/share", "")):
         command += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{options}"]
         command += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
@@ -233,7 +228,7 @@ def qemu_command(kernel, initramfs, memory_file, folder, restored):
     # Where devices are plugged in after a restore: a snapshot cannot hold what differs from run to run.
     for number in range(SLOTS):
         command += ["-device", f"pcie-root-port,id=slot{number},chassis={number},slot={number}"]
-    return command
+    return [*command, *kind.devices]
 
 
 class _Relay:

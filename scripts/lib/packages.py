@@ -124,12 +124,13 @@ def version_order(name):
     return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name)]
 
 
-def download(name, folder):
-    """Downloads the package's file into `folder`, without installing it, and returns its path."""
+def download(name, folder, architecture=None):
+    """Downloads the package's file into `folder`, without installing it, and returns its path. `architecture`: one that apt
+    knows besides this machine's own."""
     _need_apt([name])
     # apt would drop to its own user for the download, which may not write here; as root it must be told.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    command = ["apt-get", "download", "-q", *sandbox, name]
+    command = ["apt-get", "download", "-q", *sandbox, f"{name}:{architecture}" if architecture else name]
     try:
         run(command, f"downloading {name}", cwd=folder)
     except Failure:

@@ -4,14 +4,16 @@ import os
 import sys
 
 import nested
+import nested_kinds
 from ground import DIRECT, ground
 from report import command_line
 
 
 def main():
     argv = sys.argv[1:]
-    if ground() != DIRECT:
-        return nested.run(argv, standard_input=None)
+    kind = nested_kinds.of_program(argv[0])
+    if ground() != DIRECT or not kind.processor.native:
+        return nested.run(argv, standard_input=None, kind=kind)
     if os.geteuid() == 0:
         os.execv(argv[0], argv)
     # Taps, mounts and huge pages take root here as they do in the nested host.

@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import packages
+import processors
 from places import PROJECT
 from report import Failure, run, step
 
@@ -41,6 +43,62 @@ def ensure():
     _extend_path()
     if not _new_enough():
         raise Failure(f"Rust {_wanted()} or newer is needed, found {_version() or 'none'}: install it with rustup")
+
+
+def compiler(processor):
+    """The words that begin a rustc command for a processor, with what it needs installed."""
+    if processor.native:
+        ensure()
+        return ["rustc"]
+    environment = ensure_cross(processor)
+    linker = f"linker={processor.tool('gcc')}"
+    return [environment.get("RUSTC", "rustc"), "--target", processor.target, "-C", linker]
+
+
+def ensure_cross(processor):
+    """Makes sure of a compiler for another processor, and returns the environment in which `cargo(environment)` builds static
+    programs for it and runs its tests in user-mode emulation."""
+    suite = "bookworm-backports" if packages.codename() == "bookworm" else None
+    packages.ensure([f"gcc-{processor.name}-linux-gnu", f"libc6-dev-{processor.debian}-cross"])
+    packages.ensure(["qemu-user"], suite=suite)
+    variable = processor.target.upper().replace("-", "_")
+    environment = {
+        f"CARGO_TARGET_{variable}_LINKER": processor.tool("gcc"),
+        f"CARGO_TARGET_{variable}_RUNNER": f"qemu-{processor.name}",
+        f"CARGO_TARGET_{variable}_RUSTFLAGS": "-C target-feature=+crt-static",
+        f"CC_{processor.target.replace('-', '_')}": processor.tool("gcc"),
+    }
+    if packages.codename() in DISTRIBUTION_RUST:
+        # The distribution's compiler, whoever's else is on PATH: the standard library for another processor has to be of exactly
+        # its version.
+        packages.ensure(DISTRIBUTION_RUST[packages.codename()])
+        _ensure_library(processor)
+        path = f"/usr/bin:{os.environ['PATH']}"
+        return environment | {"RUSTC": "/usr/bin/rustc", "CARGO": "/usr/bin/cargo", "RUSTDOC": "/usr/bin/rustdoc", "PATH": path}
+    ensure()
+    run(["rustup", "target", "add", processor.target], f"installing Rust's library for {processor.name}")
+    return environment
+
+
+def cargo(environment):
+    """The cargo that fits an environment of `ensure_cross`."""
+    return environment.get("CARGO", "cargo")
+
+
+def _ensure_library(processor):
+    """Unpacks the distribution's standard library for another processor. Installing its package would bring that processor's
+    compiler along."""
+    version = run(["/usr/bin/rustc", "--version"], "asking the compiler's version")
+    sysroot = Path(run(["/usr/bin/rustc", "--print", "sysroot"], "asking the compiler's place").strip())
+    mark = sysroot / "lib" / "rustlib" / processor.target / "of"
+    if mark.exists() and mark.read_text() == version:
+        return
+    processors.know_packages(processor)
+    with step(f"unpacking Rust's library for {processor.name}"), tempfile.TemporaryDirectory() as folder:
+        file = packages.download("libstd-rust-web-dev", folder, processor.debian)
+        command = f"dpkg-deb --fsys-tarfile {file} | tar -x -C / ./usr/lib/rustlib/{processor.target}"
+        run(packages.as_root(["sh", "-ec", command]), f"unpacking {file.name}")
+        run(packages.as_root(["tee", str(mark)]), "noting its version", input=version)
 
 
 def ensure_tool(name):

@@ -11,7 +11,9 @@ from pathlib import Path
 import ground
 import kernels
 import nested_host
+import nested_kinds
 import packages
+import processors
 import report
 import results
 from cpio import Archive
@@ -90,6 +92,31 @@ class Kernels(unittest.TestCase):
             self.assertEqual(modules.closure(["e", "a", "no?"]), ["k/d.ko.xz", "k/b-c.ko.xz", "k/a.ko.xz"])
             with self.assertRaises(report.Failure):
                 modules.closure(["no"])
+
+
+class Processors(unittest.TestCase):
+    """Programs of other processors."""
+
+    def test_links_stay_in_the_root(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "usr/bin").mkdir(parents=True)
+            (root / "bin").symlink_to("usr/bin")
+            (root / "usr/bin/real").write_text("x")
+            (root / "usr/bin/name").symlink_to("/bin/other")
+            (root / "usr/bin/other").symlink_to("../../../../usr/bin/real")
+            self.assertEqual(processors._resolved(root, "/bin/name"), root / "usr/bin/real")
+            (root / "loop").symlink_to("loop")
+            with self.assertRaises(OSError):
+                processors._resolved(root, "/loop")
+
+    def test_a_program_goes_to_the_host_it_is_built_for(self):
+        with tempfile.NamedTemporaryFile() as file:
+            for machine, kind in ((62, nested_kinds.PC), (183, nested_kinds.ARM)):
+                Path(file.name).write_bytes(b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 2, machine))
+                self.assertIs(nested_kinds.of_program(file.name), kind)
+            Path(file.name).write_text("#!/bin/sh\n")
+            self.assertIs(nested_kinds.of_program(file.name), nested_kinds.native())
 
 
 class Reports(unittest.TestCase):

@@ -1,7 +1,7 @@
 //! The guests that tests boot.
 
 use crate::host::{Folder, shell};
-use crate::required;
+use crate::{Architecture, Feature, has, native, required};
 use std::path::PathBuf;
 
 /// A stock distribution kernel. Debian has both; another distribution's only series stands for either.
@@ -16,13 +16,20 @@ pub enum Kernel {
 /// The form a kernel is given in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// The compressed image distributions ship.
+    /// The image distributions ship: compressed on x86_64, plain on Arm.
     BzImage,
-    /// The uncompressed ELF, entered through its PVH note.
+    /// The uncompressed ELF, entered through its PVH note. Arm kernels have no such form; the plain image serves.
     Elf,
+    /// An Arm kernel's image compressed by gzip, as some distributions ship it.
+    Gzip,
 }
 
 impl Kernel {
+    /// Those there are for this architecture, the newest first.
+    pub fn all() -> &'static [Self] {
+        if has(Feature::OlderKernel) { &[Self::V6_12, Self::V6_1] } else { &[Self::V6_12] }
+    }
+
     fn version(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
@@ -47,9 +54,9 @@ impl Kernel {
 
     /// The kernel's file.
     pub fn path(self, form: Form) -> PathBuf {
-        match form {
-            Form::BzImage => self.file("vmlinuz-", ""),
-            Form::Elf => self.file("vmlinux-", ""),
+        match (form, native()) {
+            (Form::BzImage, _) | (Form::Elf, Architecture::Aarch64) => self.file("vmlinuz-", ""),
+            (Form::Elf, Architecture::X86_64) | (Form::Gzip, _) => self.file("vmlinux-", ""),
         }
     }
 

@@ -10,6 +10,7 @@
 //! | `VIVARIUM_BARE_GUEST` | the bare-metal guest |
 //! | `VIVARIUM_SCRATCH` | a folder on a file system with direct I/O and holes, for disk images |
 
+pub mod architecture;
 pub mod ctl;
 pub mod guests;
 pub mod host;
@@ -20,6 +21,7 @@ pub mod terminal;
 pub mod tiny_kernel;
 pub mod transfer;
 
+pub use architecture::{Architecture, Feature, has, lacks, native};
 pub use guests::{Form, Kernel};
 pub use monitor::{Exit, Monitor, MonitorBuilder};
 pub use report::Report;

@@ -1,6 +1,6 @@
 //! A running monitor, and its guest's console.
 
-use crate::{Form, Kernel, Report, required};
+use crate::{Form, Kernel, Report, native, required};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -40,12 +40,11 @@ impl MonitorBuilder {
     pub fn linux(kernel: Kernel, form: Form) -> Self {
         // The 6.1 cloud kernel has its virtio console in a module, so it can only speak through the serial port
         // from the start.
-        let console = if kernel == Kernel::V6_1 { "ttyS0" } else { "hvc0" };
-        let mut builder = Self { arguments: Vec::new(), cmdline: Vec::new(), console };
-        builder = builder.arg("--kernel").arg(kernel.path(form));
-        builder = match console {
-            "ttyS0" => builder.args(["--serial", "tty", "--console", "off"]),
-            _ => builder.args(["--serial", "off", "--console", "tty"]),
+        let builder = Self { arguments: Vec::new(), cmdline: Vec::new(), console: "hvc0" };
+        let builder = builder.arg("--kernel").arg(kernel.path(form));
+        let builder = match kernel {
+            Kernel::V6_1 => builder.on_serial(),
+            Kernel::V6_12 => builder.args(["--serial", "off", "--console", "tty"]),
         };
         builder.cmdline("quiet panic=-1 random.trust_cpu=on").initramfs(kernel.initramfs().as_os_str())
     }
@@ -83,6 +82,12 @@ impl MonitorBuilder {
             None => self = self.arg(option).arg(value),
         }
         self
+    }
+
+    /// Has the guest speak through its serial port, and leaves out the virtio console.
+    #[must_use]
+    pub fn on_serial(self) -> Self {
+        self.replace("--serial", "tty").replace("--console", "off").console(native().serial())
     }
 
     /// Uses another initial RAM file system.

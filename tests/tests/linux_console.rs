@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::terminal::Terminal;
-use vivarium_tests::{Form, Kernel, MonitorBuilder};
+use vivarium_tests::{Form, Kernel, MonitorBuilder, native};
 
 /// The shell's prompt.
 const PROMPT: &str = "vivarium:/root# ";
@@ -23,7 +23,8 @@ fn use_shell(terminal: &mut Terminal) {
 fn a_shell_on_the_serial_port_listens() {
     let mut terminal = Terminal::new();
     let before = terminal.modes();
-    let mut command = MonitorBuilder::linux(Kernel::V6_1, Form::Elf).command();
+    let kernel = *Kernel::all().last().expect("there is a kernel");
+    let mut command = MonitorBuilder::linux(kernel, Form::Elf).on_serial().command();
     terminal.attach(&mut command);
     let mut child = command.spawn().unwrap();
     use_shell(&mut terminal);
@@ -62,8 +63,12 @@ fn announced(option: &str, builder: MonitorBuilder) -> (std::process::Child, Str
 
 #[test]
 fn a_shell_on_a_pseudo_terminal_listens() {
-    for (kernel, option) in [(Kernel::V6_1, "--serial"), (Kernel::V6_12, "--console")] {
-        let builder = MonitorBuilder::linux(kernel, Form::Elf).replace(option, "pty");
+    let oldest = *Kernel::all().last().expect("there is a kernel");
+    for (builder, option) in [
+        (MonitorBuilder::linux(oldest, Form::Elf).on_serial(), "--serial"),
+        (MonitorBuilder::linux(Kernel::V6_12, Form::Elf), "--console"),
+    ] {
+        let builder = builder.replace(option, "pty");
         let (mut child, path) = announced(option, builder);
         let mut terminal = Terminal::open(path.as_ref());
         use_shell(&mut terminal);
@@ -117,7 +122,7 @@ fn output_goes_to_a_file() {
     let exit = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
         .replace("--serial", format!("file={}", serial.display()))
         .replace("--console", format!("file={}", console.display()))
-        .script("echo one >/dev/ttyS0; echo two")
+        .script(&format!("echo one >/dev/{}; echo two", native().serial()))
         .start()
         .wait();
     assert_eq!(exit.status, Some(0), "{exit:?}");

@@ -1,11 +1,14 @@
 //! Stock Linux under GDB.
 
 use vivarium_tests::host::{Folder, shell};
-use vivarium_tests::{Form, Kernel, MonitorBuilder};
+use vivarium_tests::{Feature, Form, Kernel, MonitorBuilder, lacks};
 
 #[test]
 #[ignore = "has not been seen to end in the emulated host"]
 fn gdb_stops_the_kernel_at_breakpoints_of_both_kinds_and_at_a_watchpoint() {
+    if lacks(Feature::Debugger) {
+        return;
+    }
     let folder = Folder::new();
     let socket = folder.join("gdb");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)

@@ -2,17 +2,18 @@
 
 use vivarium_tests::host::Tap;
 use vivarium_tests::transfer::{PIECE, exchange, receive, send};
-use vivarium_tests::{Form, Kernel, MonitorBuilder, rate};
+use vivarium_tests::{Form, Kernel, MonitorBuilder, native, rate};
 
-/// 100 MiB.
-const PIECES: u64 = (100 << 20) / PIECE as u64;
+fn pieces() -> u64 {
+    (native().bulk_mib() << 20) / PIECE as u64
+}
 
 const GUEST: &str = "192.0.2.2";
 
-/// Ping, then 100 MiB in, and the same out again at the same time.
+/// Ping, then 100 MiB (fewer in emulation) in, and the same out again at the same time.
 fn carries(pairs: u32, keys: &str, features: &str) {
     let tap = Tap::new("viv0", pairs, "192.0.2.1/24");
-    let exchange = exchange("192.0.2.1:5001".parse().unwrap(), PIECES);
+    let exchange = exchange("192.0.2.1:5001".parse().unwrap(), pieces());
     let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
         .initramfs(Kernel::V6_12.tools().as_os_str())
         .args(["--cpus", &format!("boot={}", pairs.min(2)), "--memory", "size=384M"])
@@ -30,7 +31,7 @@ fn carries(pairs: u32, keys: &str, features: &str) {
     assert!(output.contains("3 packets received, 0% packet loss"), "{output}");
     assert!(output.contains("02:00:00:00:00:07"), "{output}");
     assert!(output.contains(&format!("channels {pairs}")), "{output}");
-    assert!(output.contains(&format!("echoed {}", PIECES * PIECE as u64)), "{output}");
+    assert!(output.contains(&format!("echoed {}", pieces() * PIECE as u64)), "{output}");
     exchange.join().expect("what came back is what was sent");
 }
 

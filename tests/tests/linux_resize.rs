@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
+use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
 
 /// How long the host looks for what the guest was seen to do. Not a limit on how fast it must be.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -68,6 +68,9 @@ const FUNCTIONS: &str = r#"
 
 #[test]
 fn cpus_come_go_and_come_again() {
+    if lacks(Feature::CpuHotplug) {
+        return;
+    }
     let folder = Folder::new();
     let socket = folder.join("api");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
@@ -108,6 +111,9 @@ fn cpus_come_go_and_come_again() {
 
 #[test]
 fn memory_comes_holds_what_is_written_and_goes() {
+    if lacks(Feature::MemoryModules) {
+        return;
+    }
     let folder = Folder::new();
     let socket = folder.join("api");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)

@@ -1,6 +1,6 @@
 //! A stock kernel's watchdog driver, and a guest that falls silent.
 
-use vivarium_tests::{Form, Kernel, MonitorBuilder};
+use vivarium_tests::{Feature, Form, Kernel, MonitorBuilder, lacks};
 
 /// Starts the watchdog and never reloads it, unless it is the watchdog that restarted the machine (WDIOF_CARDRESET).
 const SCRIPT: &str = r#"set -e
@@ -23,6 +23,9 @@ fn guest(option: &[&str]) -> MonitorBuilder {
 
 #[test]
 fn a_silent_guest_is_restarted_and_learns_why() {
+    if lacks(Feature::WatchdogDriver) {
+        return;
+    }
     let output = guest(&[]).start().succeed();
     assert!(output.contains("i6300ESB"), "{output}");
     let restarted = output.find("@@RESTARTED").expect("the guest was restarted");
@@ -31,6 +34,9 @@ fn a_silent_guest_is_restarted_and_learns_why() {
 
 #[test]
 fn a_silent_guest_is_powered_off_where_that_is_wanted() {
+    if lacks(Feature::WatchdogDriver) {
+        return;
+    }
     let exit = guest(&["action=poweroff"]).start().wait();
     assert_eq!(exit.status, Some(0), "{}{}", exit.output, exit.errors);
     assert!(exit.output.contains("@@STARTS") && !exit.output.contains("@@RC"), "{}", exit.output);

@@ -2,7 +2,7 @@
 //! reset: the guest checks the last two, and fails a case in which they are not so.
 
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Exit, MonitorBuilder, Report};
+use vivarium_tests::{Exit, Feature, MonitorBuilder, Report, lacks};
 
 /// A machine with two disks, a network of its own and an entropy source, whose guest does `task`.
 fn run(task: &str, keys: &str) -> Report {
@@ -56,6 +56,9 @@ fn a_disk_without_packed_rings_survives_what_applies_to_it() {
 
 #[test]
 fn random_port_accesses_do_no_harm() {
+    if lacks(Feature::Ports) {
+        return;
+    }
     let tasks: Vec<_> = (1..=3).map(|seed| format!("pio-fuzz n=2000 seed={seed}")).collect();
     let narrow = "pio-fuzz n=1000 seed=9 low=0x0 high=0xff; pio-fuzz n=1000 seed=9 low=0x3f8 high=0x3ff";
     run(&format!("{}; {narrow}", tasks.join("; ")), "");
@@ -106,6 +109,9 @@ fn processors_that_pull_at_the_same_devices_do_no_harm() {
 
 #[test]
 fn a_console_nobody_reads_does_not_hold_up_the_guest() {
+    if lacks(Feature::Ports) {
+        return;
+    }
     // 1 MiB of output, far more than a pipe or the monitor keeps.
     let folder = Folder::new();
     let debug = folder.join("debug");
@@ -119,6 +125,9 @@ fn a_console_nobody_reads_does_not_hold_up_the_guest() {
 
 #[test]
 fn nobody_reading_the_log_does_not_hold_up_the_guest() {
+    if lacks(Feature::Ports) {
+        return;
+    }
     let folder = Folder::new();
     let (disk, debug) = (folder.sparse("disk", 16 << 20), folder.join("debug"));
     // Every case is logged; the log's reader is gone from the start.

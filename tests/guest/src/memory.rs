@@ -1,14 +1,14 @@
-//! RAM for queues and buffers, and mappings of what lies above 4 GiB.
+//! RAM for queues and buffers, and ACPI tables.
 //!
 //! RAM behind the program is given out upwards to tasks, which give it back when they end, and from its end downwards
 //! to what stays. Addresses are the devices' addresses too, since everything is mapped to itself.
 
 use crate::boot::BootInfo;
 use crate::cpu;
+use crate::native::mapping;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE: u64 = 4096;
-const GIB: u64 = 1 << 30;
 /// RAM assumed to follow the program if the monitor passed no memory map.
 const ASSUMED: u64 = 16 << 20;
 
@@ -17,14 +17,13 @@ static LIMIT: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
     safe static __end: u8;
-    safe static mut page_map_level_4: [u64; 512];
 }
 
 /// Learns which RAM may be given out.
 pub fn install(boot: &BootInfo) {
     let start = &raw const __end as u64;
     let region = boot.regions().iter().find(|region| (region.start..region.end).contains(&start));
-    let limit = region.map_or(start + ASSUMED, |region| region.end.min(4 * GIB));
+    let limit = region.map_or(start + ASSUMED, |region| region.end.min(mapping::RAM_LIMIT));
     NEXT.store(start, Ordering::Relaxed);
     LIMIT.store(limit, Ordering::Relaxed);
 }
@@ -82,45 +81,9 @@ pub fn release(mark: Mark) {
     NEXT.store(mark.0, Ordering::Relaxed);
 }
 
-/// Makes sure that `size` bytes at `address` are mapped to themselves. The first 4 GiB always are; above, whole
-/// GiB are added: as one page where CPUID offers that, else as 512 of 2 MiB.
+/// Makes sure that `size` bytes of device registers at `address` are mapped to themselves.
 pub fn map(address: u64, size: u64) {
-    let mut gib = address / GIB;
-    while gib * GIB < address.saturating_add(size) && gib < 1 << 17 {
-        if gib >= 4 {
-            map_gib(gib);
-        }
-        gib += 1;
-    }
-}
-
-fn map_gib(gib: u64) {
-    let top = &raw mut page_map_level_4 as *mut u64;
-    // SAFETY: the tables are this program's, identity-mapped, and the indexes stay below 512.
-    unsafe {
-        let table_entry = top.add((gib >> 9) as usize);
-        if table_entry.read_volatile() == 0 {
-            table_entry.write_volatile(permanent(PAGE) | 7);
-        }
-        let pointers = (table_entry.read_volatile() & !(PAGE - 1)) as *mut u64;
-        let entry = pointers.add((gib & 511) as usize);
-        if entry.read_volatile() != 0 {
-            return;
-        }
-        if has_gib_pages() {
-            entry.write_volatile((gib * GIB) | 0x87);
-        } else {
-            let directory = permanent(PAGE) as *mut u64;
-            for index in 0..512 {
-                directory.add(index).write_volatile((gib * GIB) | ((index as u64) << 21) | 0x87);
-            }
-            entry.write_volatile(directory as u64 | 7);
-        }
-    }
-}
-
-fn has_gib_pages() -> bool {
-    cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
+    mapping::map(address, size);
 }
 
 /// Finds an ACPI table by its signature: address and length. Only the header's length is believed.

@@ -4,15 +4,13 @@
 //! ECAM at the address that the MCFG table gives (`ecam=<address>` overrides it).
 //!
 //! BARs stay where firmware or the monitor put them; those at 0 are placed in the 32-bit window from
-//! [`WINDOW`] upwards, because some monitors leave that to the operating system.
+//! [`BAR_WINDOW`] upwards, because some monitors leave that to the operating system.
 
+use crate::native::BAR_WINDOW;
 use crate::{cpu, memory};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Where unplaced BARs go: below the local and I/O APICs and above any RAM that machines here have below 4 GiB.
-pub const WINDOW: u64 = 0xc000_0000;
-const WINDOW_END: u64 = 0xe000_0000;
-static WINDOW_NEXT: AtomicU64 = AtomicU64::new(WINDOW);
+static WINDOW_NEXT: AtomicU64 = AtomicU64::new(BAR_WINDOW.start);
 
 /// What `ecam=` asks for, the address of the RSDP, and the ECAM base in use ([`UNKNOWN`] before the first access, 0
 /// for the ports).
@@ -125,6 +123,11 @@ impl Function {
         }
     }
 
+    /// What its memory accesses are known by: bus, device and function in 16 bits.
+    pub fn requester_id(self) -> u16 {
+        u16::from(self.bus) << 8 | u16::from(self.device) << 3 | u16::from(self.function)
+    }
+
     /// Vendor and device ID.
     pub fn id(self) -> (u16, u16) {
         let value = self.read32(0);
@@ -216,7 +219,7 @@ impl Function {
         let mut bar = self.bar(index).filter(|bar| !bar.io)?;
         if bar.address == 0 {
             bar.address = WINDOW_NEXT.load(Ordering::Relaxed).next_multiple_of(bar.size);
-            if bar.address + bar.size > WINDOW_END {
+            if bar.address + bar.size > BAR_WINDOW.end {
                 return None;
             }
             WINDOW_NEXT.store(bar.address + bar.size, Ordering::Relaxed);
@@ -320,6 +323,11 @@ impl Msix {
         let location = function.read32(capability + 4);
         let table = function.place_bar((location & 7) as u8)? + u64::from(location & !7);
         Some(Msix { function, capability, table, entries: (control & 0x7ff) + 1 })
+    }
+
+    /// See [`Function::requester_id`].
+    pub fn requester_id(self) -> u16 {
+        self.function.requester_id()
     }
 
     /// Turns MSI-X on or off.

@@ -1,6 +1,6 @@
 //! Report lines, written to the first serial port or, with `out=e9`, to the debug console.
 
-use crate::cpu::out8;
+use crate::cpu::print;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, Ordering};
 
@@ -13,7 +13,7 @@ struct Port(u16);
 impl Write for Port {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            out8(self.0, byte);
+            print(self.0, byte);
         }
         Ok(())
     }

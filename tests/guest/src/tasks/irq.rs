@@ -11,7 +11,6 @@ use crate::{clock, cpu, interrupts, memory, report};
 const SELF_VECTOR: u8 = 0x40;
 const TIMER_VECTOR: u8 = 0x41;
 const DEVICE_VECTOR: u8 = 0x42;
-const TO_SELF: u32 = 1 << 18 | 1 << 14;
 
 /// `irq n=100 dev=0 kind=all|self|timer|msix|halt packed=0`.
 pub fn run(context: &Context, task: &Task) -> Outcome {
@@ -27,7 +26,7 @@ fn run_enabled(context: &Context, task: &Task, kind: &str, count: u64) -> Outcom
     let all = kind == "all";
     if all || kind == "self" {
         measure("self", SELF_VECTOR, count, || {
-            interrupts::send(0, TO_SELF | u32::from(SELF_VECTOR));
+            interrupts::send_to_self(SELF_VECTOR);
             Ok(())
         })?;
     }
@@ -76,7 +75,7 @@ fn measure(name: &str, vector: u8, count: u64, mut raise: impl FnMut() -> Result
 fn msix(context: &Context, task: &Task, count: u64) -> Outcome {
     let device = virtio::find(context.line, Kind::Block, task.number("dev", 0)?)?;
     let msix = device.msix().ok_or(Failure::Unsupported("device has no MSI-X"))?;
-    let (address, data) = interrupts::message(interrupts::apic_id(), DEVICE_VECTOR);
+    let (address, data) = interrupts::message(msix.requester_id(), interrupts::apic_id(), DEVICE_VECTOR);
     let entry = msix.entries - 1;
     (0..msix.entries).for_each(|each| msix.set(each, 0, 0, true));
     msix.enable(true);

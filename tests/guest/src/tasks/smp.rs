@@ -1,34 +1,20 @@
-//! `smp`: starts the other processors with INIT-SIPI-SIPI and lets each show that it runs in ring 3.
+//! `smp`: starts the other processors and lets each show that it runs.
 
 use super::{Context, Failure, Outcome};
 use crate::clock::Deadline;
 use crate::command_line::Task;
-use crate::{cpu, interrupts, memory, report};
+use crate::native::processors;
+use crate::{cpu, interrupts, report};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The page that the trampoline is copied to; its number is the start-up vector.
-const AP_TRAMPOLINE: u64 = 0x8000;
-const STACK: u64 = 16 * 1024;
-const TSS_SIZE: u64 = 0x68 + 0x2000 + 1;
 /// More processors than this do not wait for each other: each that waits takes time from those that start.
 const TOGETHER: u64 = 32;
-const INIT: u32 = 0x4500;
-const STARTUP: u32 = 0x4600;
 
 static STARTED: AtomicU64 = AtomicU64::new(0);
 static TURNS: AtomicU64 = AtomicU64::new(0);
 static RELEASED: AtomicU64 = AtomicU64::new(0);
 static FINISHED: AtomicU64 = AtomicU64::new(0);
-
-unsafe extern "C" {
-    safe static ap_trampoline: u8;
-    safe static ap_trampoline_end: u8;
-    safe static tss: [u8; TSS_SIZE as usize];
-    safe static ap_stack: AtomicU64;
-    safe static ap_interrupt_stack: AtomicU64;
-    safe static ap_tss_descriptor: [AtomicU64; 2];
-}
 
 /// What the other processors do once all have come. Written before they are started.
 struct Job(UnsafeCell<fn()>);
@@ -76,7 +62,7 @@ impl Others {
     }
 }
 
-/// `smp cpus=N`: N processors in all; the IDs come from the MADT, or else are 0 to N-1.
+/// `smp cpus=N`: N processors in all; the IDs come from the MADT, or else (always on Arm) are 0 to N-1.
 pub fn run(context: &Context, task: &Task) -> Outcome {
     TURNS.store(0, Ordering::SeqCst);
     let begun = cpu::tsc();
@@ -118,7 +104,7 @@ pub fn start_others(context: &Context, task: &Task, job: fn()) -> Result<Others,
         return Err(Failure::Unsupported("the MADT lists fewer processors"));
     }
     let own = interrupts::apic_id();
-    copy_trampoline();
+    processors::prepare();
     STARTED.store(0, Ordering::SeqCst);
     FINISHED.store(0, Ordering::SeqCst);
     RELEASED.store(u64::from(wanted > TOGETHER), Ordering::SeqCst);
@@ -126,7 +112,7 @@ pub fn start_others(context: &Context, task: &Task, job: fn()) -> Result<Others,
     unsafe { *JOB.0.get() = job };
     let mut started = 0;
     for &id in ids.iter().filter(|&&id| id != own).take(wanted as usize - 1) {
-        start(id);
+        processors::start(id);
         started += 1;
         if !Deadline::after(3000).wait(|| STARTED.load(Ordering::SeqCst) == started) {
             report!("smp missing_apic_id={id}");
@@ -135,34 +121,4 @@ pub fn start_others(context: &Context, task: &Task, job: fn()) -> Result<Others,
     }
     RELEASED.store(1, Ordering::SeqCst);
     Ok(Others { started, listed })
-}
-
-fn copy_trampoline() {
-    let start = &raw const ap_trampoline;
-    let size = &raw const ap_trampoline_end as usize - start as usize;
-    // SAFETY: the page below 1 MiB is RAM on every PC, and what the monitor left there has been copied.
-    unsafe { core::ptr::copy_nonoverlapping(start, AP_TRAMPOLINE as *mut u8, size) };
-}
-
-/// Gives the next processor its stacks and its TSS, and starts it. Processors are started one at a time, so one
-/// descriptor serves all: each has loaded it before the next one's is written.
-fn start(id: u8) {
-    let task_state = memory::permanent(TSS_SIZE);
-    // SAFETY: the new area is as large as the first processor's TSS, whose bitmap serves as the model.
-    unsafe {
-        core::ptr::copy_nonoverlapping((&raw const tss).cast(), task_state as *mut u8, TSS_SIZE as usize)
-    };
-    let interrupt_stack = memory::permanent(STACK) + STACK;
-    cpu::write64(task_state + 4, interrupt_stack);
-    ap_interrupt_stack.store(interrupt_stack, Ordering::SeqCst);
-    ap_stack.store(memory::permanent(STACK) + STACK, Ordering::SeqCst);
-    let low = (TSS_SIZE - 1) | (task_state & 0xff_ffff) << 16 | 0x89 << 40 | (task_state >> 24 & 0xff) << 56;
-    ap_tss_descriptor[1].store(task_state >> 32, Ordering::SeqCst);
-    ap_tss_descriptor[0].store(low, Ordering::SeqCst);
-    interrupts::send(id, INIT);
-    Deadline::after(10).wait(|| false);
-    for _ in 0..2 {
-        interrupts::send(id, STARTUP | (AP_TRAMPOLINE >> 12) as u32);
-        Deadline::after(1).wait(|| false);
-    }
 }

@@ -1,6 +1,7 @@
 //! The IDT, interrupt counts, exceptions, and the local APIC through its memory page (xAPIC).
 
-use crate::{boot, cpu, report};
+use super::boot;
+use crate::{cpu, report};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -98,8 +99,8 @@ pub fn apic_id() -> u8 {
     (cpu::read32(APIC + APIC_ID) >> 24) as u8
 }
 
-/// The message that a device writes to interrupt the processor `apic_id` with `vector`: address and data.
-pub fn message(apic_id: u8, vector: u8) -> (u64, u32) {
+/// The message that any device writes to interrupt the processor `apic_id` with `vector`: address and data.
+pub fn message(_requester_id: u16, apic_id: u8, vector: u8) -> (u64, u32) {
     (APIC | u64::from(apic_id) << 12, u32::from(vector))
 }
 
@@ -107,6 +108,12 @@ pub fn message(apic_id: u8, vector: u8) -> (u64, u32) {
 pub fn send(apic_id: u8, command: u32) {
     cpu::write32(APIC + APIC_COMMAND_DESTINATION, u32::from(apic_id) << 24);
     cpu::write32(APIC + APIC_COMMAND, command);
+}
+
+/// Interrupts this processor.
+pub fn send_to_self(vector: u8) {
+    const TO_SELF: u32 = 1 << 18 | 1 << 14;
+    send(0, TO_SELF | u32::from(vector));
 }
 
 /// Arms the APIC timer once: `vector` after `ticks` of its clock.

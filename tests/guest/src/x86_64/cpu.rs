@@ -33,6 +33,11 @@ port_access!(in8, out8, u8, "al");
 port_access!(in16, out16, u16, "ax");
 port_access!(in32, out32, u32, "eax");
 
+/// Writes a byte of a report through a port.
+pub fn print(port: u16, byte: u8) {
+    out8(port, byte);
+}
+
 macro_rules! device_memory_access {
     ($read:ident, $write:ident, $type:ty, $name:literal, $modifier:literal) => {
         /// Reads device memory with one plain `mov` of this width.

@@ -36,12 +36,21 @@ pub struct Region {
     pub end: u64,
 }
 
+impl Entry {
+    /// By the number that `boot.s` gives it.
+    pub fn of(number: u32) -> Self {
+        if number == 0 { Entry::Pvh } else { Entry::Linux }
+    }
+}
+
 /// A copy of the boot information, so that low memory may be reused.
 pub struct BootInfo {
     /// How the guest was entered.
     pub entry: Entry,
     /// Address of the ACPI RSDP; 0 if the monitor passed none.
     pub rsdp: u64,
+    /// ECAM's address, where the monitor tells of it without ACPI tables: never.
+    pub ecam: Option<u64>,
     line: [u8; COMMAND_LINE_MAXIMUM],
     line_length: usize,
     regions: [Region; REGIONS_MAXIMUM],
@@ -57,6 +66,7 @@ impl BootInfo {
         let mut information = BootInfo {
             entry,
             rsdp: 0,
+            ecam: None,
             line: [0; COMMAND_LINE_MAXIMUM],
             line_length: 0,
             regions: [Region::default(); REGIONS_MAXIMUM],

@@ -1,0 +1,190 @@
+//! The architecture whose machines are tested: what stock kernels call its parts, and what its machines or kernels do not have.
+//! The tests are the same for all; what differs is here.
+
+/// An architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// A PC.
+    X86_64,
+    /// An Arm machine.
+    Aarch64,
+}
+
+use Architecture::{Aarch64, X86_64};
+
+/// The one that this program, and so the monitor under test, is built for.
+pub fn native() -> Architecture {
+    match std::env::consts::ARCH {
+        "x86_64" => X86_64,
+        "aarch64" => Aarch64,
+        other => panic!("there are no machines of the architecture {other}"),
+    }
+}
+
+impl Architecture {
+    /// Linux's name of the serial port.
+    pub fn serial(self) -> &'static str {
+        match self {
+            X86_64 => "ttyS0",
+            Aarch64 => "ttyAMA0",
+        }
+    }
+
+    /// The clocks that a guest may choose as the best.
+    pub fn clocks(self) -> &'static [&'static str] {
+        match self {
+            X86_64 => &["kvm-clock", "tsc"],
+            Aarch64 => &["arch_sys_counter"],
+        }
+    }
+
+    /// What `/proc/interrupts` calls the interrupt controller that PCI pins are wired to.
+    pub fn interrupt_controller(self) -> &'static str {
+        match self {
+            X86_64 => "IO-APIC",
+            Aarch64 => "GICv3",
+        }
+    }
+
+    /// The guest-physical address after the last byte of a machine's `size` bytes of RAM.
+    pub fn end_of_ram(self, size: u64) -> u64 {
+        const HOLE: std::ops::Range<u64> = 3 << 30..4 << 30;
+        match self {
+            X86_64 if size > HOLE.start => size + (HOLE.end - HOLE.start),
+            X86_64 => size,
+            Aarch64 => size + (1 << 30),
+        }
+    }
+
+    /// How the bare-metal guest says it was entered, and from where it has the frequency of its clock.
+    pub fn bare_guest(self) -> (&'static str, &'static str) {
+        match self {
+            X86_64 => ("pvh", "kvm-clock"),
+            Aarch64 => ("linux", "cntfrq"),
+        }
+    }
+
+    /// Numbers of CPUs that a test starts, where more of them take their time.
+    pub fn many_cpus(self) -> u32 {
+        match self {
+            X86_64 => 254,
+            // All of them on one emulated CPU.
+            Aarch64 => 123,
+        }
+    }
+
+    /// MiB that a test sends where it sends much.
+    pub fn bulk_mib(self) -> u64 {
+        match self {
+            X86_64 => 100,
+            // In emulation on one CPU.
+            Aarch64 => 20,
+        }
+    }
+
+    /// How often a test restarts a machine, where each restart shows the same.
+    pub fn restarts(self) -> u32 {
+        match self {
+            X86_64 => 10,
+            // In emulation each takes several seconds.
+            Aarch64 => 2,
+        }
+    }
+}
+
+/// What a test needs that not every architecture's machines, or the stock kernels for them, have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// A second, older kernel.
+    OlderKernel,
+    /// CPUs that come and go.
+    CpuHotplug,
+    /// Memory modules that come and go.
+    MemoryModules,
+    /// Devices that come to and go from a root bus.
+    RootBusHotplug,
+    /// ACPI tables for a kernel that is loaded directly.
+    AcpiTables,
+    /// SMBIOS tables.
+    Smbios,
+    /// A kernel that knows the pvpanic device.
+    PvpanicDriver,
+    /// A kernel that knows the watchdog.
+    WatchdogDriver,
+    /// A kernel that knows the power button.
+    PowerButtonDriver,
+    /// A root file system of Debian.
+    DebianRoot,
+    /// A debugger.
+    Debugger,
+    /// I/O ports, and the debug console at one of them.
+    Ports,
+    /// CPUs with a performance monitor.
+    PerformanceMonitor,
+    /// A way for a CPU to fail by itself that stops the machine.
+    TripleFault,
+}
+
+/// The known differences: what is missing where, and why.
+const MISSING: [(Architecture, Feature, &str); 14] = [
+    (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
+    (
+        Aarch64,
+        Feature::OlderKernel,
+        "one series of kernels is enough: what 6.1 differs in, it differs in on x86_64",
+    ),
+    (Aarch64, Feature::CpuHotplug, "KVM makes no CPU after the interrupt controller"),
+    (Aarch64, Feature::MemoryModules, "a device tree tells of no memory that comes later; virtio-mem does"),
+    (
+        Aarch64,
+        Feature::RootBusHotplug,
+        "a device tree tells of no device that comes later; PCI Express ports do",
+    ),
+    (Aarch64, Feature::AcpiTables, "a kernel that is loaded directly gets a device tree"),
+    (Aarch64, Feature::Smbios, "a kernel that is loaded directly is told of no SMBIOS tables"),
+    (Aarch64, Feature::PvpanicDriver, "Debian's arm64 cloud kernel is built without it"),
+    (Aarch64, Feature::WatchdogDriver, "Debian's arm64 kernels are built without the i6300esb driver"),
+    (
+        Aarch64,
+        Feature::PowerButtonDriver,
+        "Debian's arm64 cloud kernel is built without gpio-keys, which reads it",
+    ),
+    (Aarch64, Feature::DebianRoot, "its packages cannot be installed on a machine of another architecture"),
+    (Aarch64, Feature::Ports, "Arm has no I/O ports"),
+    (Aarch64, Feature::TripleFault, "an Arm CPU that cannot take its own exceptions takes them forever"),
+    (Aarch64, Feature::Debugger, "machines of this architecture cannot be debugged yet"),
+];
+
+fn why_not(feature: Feature) -> Option<&'static str> {
+    let missing =
+        MISSING.iter().find(|(architecture, known, _)| *architecture == native() && *known == feature);
+    missing.map(|(_, _, reason)| *reason)
+}
+
+/// Whether the machines under test have something, for tests that can do without.
+pub fn has(feature: Feature) -> bool {
+    why_not(feature).is_none()
+}
+
+/// Whether the machines under test lack something, for tests that are about it. If so it says so, in the form that `scripts/test`
+/// counts as a skipped test.
+pub fn lacks(feature: Feature) -> bool {
+    let missing = why_not(feature);
+    if let Some(reason) = missing {
+        println!("@@SKIP {feature:?}: {reason}");
+    }
+    missing.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_of_a_pc_has_a_hole_and_that_of_an_arm_machine_begins_at_1_gib() {
+        assert_eq!(X86_64.end_of_ram(128 << 20), 0x800_0000);
+        assert_eq!(X86_64.end_of_ram(3584 << 20), 0x1_2000_0000);
+        assert_eq!(Aarch64.end_of_ram(3584 << 20), 0x1_2000_0000);
+        assert_eq!(Aarch64.end_of_ram(128 << 20), 0x4800_0000);
+    }
+}

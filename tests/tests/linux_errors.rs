@@ -1,0 +1,54 @@
+//! What is wrong with a machine of this architecture, told before any guest runs.
+
+use vivarium_tests::host::Folder;
+use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native};
+
+/// What the monitor says of a machine that cannot be.
+fn refusal(builder: MonitorBuilder) -> String {
+    let exit = builder.start().wait();
+    assert_eq!(exit.status, Some(1), "{exit:?}");
+    assert_eq!(exit.errors.trim().lines().count(), 1, "one line: {}", exit.errors);
+    exit.errors
+}
+
+/// A file that has of a kernel only what it is known by: the magic number of its header.
+fn kernel(folder: &Folder, at: usize, magic: &[u8]) -> std::ffi::OsString {
+    let mut file = vec![0; 8192];
+    file[..2].copy_from_slice(b"MZ");
+    file[at..at + magic.len()].copy_from_slice(magic);
+    let path = folder.join("other");
+    std::fs::write(&path, file).expect("a file can be made");
+    path.into()
+}
+
+#[test]
+fn a_kernel_of_the_other_architecture_is_called_what_it_is() {
+    let folder = Folder::new();
+    let (path, name) = match native() {
+        Architecture::X86_64 => (kernel(&folder, 0x38, b"ARMd"), "aarch64 kernel Image"),
+        Architecture::Aarch64 => (kernel(&folder, 0x202, b"HdrS"), "x86 bzImage"),
+    };
+    let said = refusal(MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).replace("--kernel", path));
+    assert!(said.contains("--kernel") && said.contains(name), "{said}");
+}
+
+#[test]
+fn more_cpus_than_there_can_be_are_refused() {
+    for count in ["1000", "100000"] {
+        let said = refusal(
+            MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).args(["--cpus", &format!("boot={count}")]),
+        );
+        assert!(said.contains("--cpus") && said.contains(count), "{said}");
+    }
+}
+
+#[test]
+fn more_memory_than_there_are_addresses_is_refused() {
+    let said = refusal(MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).args([
+        "--cpus",
+        "max_phys_bits=36",
+        "--memory",
+        "size=96G",
+    ]));
+    assert!(said.contains("--memory") && said.contains("36"), "{said}");
+}
