@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
-from places import BARE_GUEST, PROJECT, VIVARIUM, cache, lock
-from report import Failure, tail
+import python_programs
+from places import BARE_GUEST, PROJECT, VIVARIUM
+from python_programs import Unavailable
+from report import Failure
 
 VERSION = "4.32.5"
 DOCUMENT = PROJECT / "docs" / "openapi.json"
@@ -41,30 +43,9 @@ unsupported_method.enabled = false
 """
 
 
-class Unavailable(Exception):
-    """Why this cannot be run here."""
-
-
-def ensure():
-    """The program, installed into the cache when missing."""
-    folder = cache("tools") / f"schemathesis-{VERSION}"
-    program = folder / "bin" / "schemathesis"
-    with lock("schemathesis"):
-        if program.exists():
-            return program
-        made = subprocess.run([sys.executable, "-m", "venv", folder], capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            raise Unavailable("Python's venv is missing (python3-venv)")
-        install = [folder / "bin" / "pip", "install", "--quiet", f"schemathesis=={VERSION}"]
-        installed = subprocess.run(install, capture_output=True, text=True, check=False)
-        if installed.returncode != 0:
-            raise Unavailable("Schemathesis cannot be installed from here: " + tail(installed.stderr).strip())
-    return program
-
-
 def run(seconds=60):
     """Tests a running machine and a monitor without one. Returns the output; raises Failure with it."""
-    program = ensure()
+    program = python_programs.ensure("schemathesis", VERSION, "schemathesis")
     machine = ["--kernel", BARE_GUEST, "--cmdline", "end=spin", "--memory", "size=128M"]
     machine += ["--serial", "null", "--console", "off"]
     output = _run_in(program, "a running machine", machine, RUNNING, seconds)

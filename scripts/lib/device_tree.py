@@ -3,12 +3,12 @@ distribution's package of the kernel's documentation."""
 
 import gzip
 import shutil
-import subprocess
-import sys
 
 import packages
-from places import cache, lock
-from report import Failure, run, step, tail
+import python_programs
+from places import lock
+from python_programs import Unavailable
+from report import Failure, run, step
 
 VERSION = "2025.8"
 SERIES = "6.12"
@@ -18,30 +18,15 @@ SUITE = {"bookworm": "bookworm-backports"}
 FOLDERS = ["arm", "clock", "cpu", "gpio", "input", "interrupt-controller", "pci", "perf", "rtc", "serial", "timer"]
 
 
-class Unavailable(Exception):
-    """Why this cannot be run here."""
-
-
 def validator():
     """The command line, in one text, that checks a device tree; its programs and schemas are made when missing."""
-    folder = cache("tools") / f"dtschema-{VERSION}"
+    program = python_programs.ensure("dtschema", VERSION, "dt-validate")
+    folder = program.parent.parent
     schemas = folder / f"linux-{SERIES}.json"
-    with lock("dtschema"):
-        if not (folder / "bin" / "dt-validate").exists():
-            _install(folder)
+    with lock("dtschema-schemas"):
         if not schemas.exists():
             _process(folder, schemas)
-    return f"{folder}/bin/dt-validate -s {schemas}"
-
-
-def _install(folder):
-    made = subprocess.run([sys.executable, "-m", "venv", folder], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise Unavailable("Python's venv is missing (python3-venv)")
-    install = [folder / "bin" / "pip", "install", "--quiet", f"dtschema=={VERSION}"]
-    installed = subprocess.run(install, capture_output=True, text=True, check=False)
-    if installed.returncode != 0:
-        raise Unavailable("dtschema cannot be installed from here: " + tail(installed.stderr).strip())
+    return f"{program} -s {schemas}"
 
 
 def _process(folder, schemas):

@@ -1,7 +1,6 @@
 """Tests of these scripts that need nothing installed: `python3 -m unittest selftest` in this folder."""
 
 import gzip
-import json
 import os
 import struct
 import subprocess
@@ -134,29 +133,6 @@ class Ubuntu(unittest.TestCase):
     def test_none_is_a_failure_that_says_what_to_look_at(self):
         with self.assertRaisesRegex(report.Failure, "component main"):
             self.series("")
-
-
-class OldSnapshots(unittest.TestCase):
-    """Which of the nested host's snapshots make room for a new one."""
-
-    def test_the_last_one_in_use_stays_and_what_was_not_completed_goes(self):
-        with tempfile.TemporaryDirectory() as place:
-            for age, (name, complete, ram) in enumerate(
-                [("newest", True, True), ("broken", False, True), ("no-ram", True, False), ("oldest", True, True)]
-            ):
-                folder = Path(place, name)
-                folder.mkdir()
-                if complete:
-                    (folder / "snapshot.json").write_text(json.dumps({"ram": str(folder / "ram")}))
-                if ram:
-                    (folder / "ram").write_text("")
-                os.utime(folder, (1000 - age, 1000 - age))
-            with (
-                mock.patch.object(nested_host, "cache", lambda *parts: Path(place)),
-                mock.patch.object(nested_host, "_shared_name", lambda: "of-no-machine-"),
-            ):
-                nested_host._remove_old()
-            self.assertEqual(os.listdir(place), ["newest"])
 
 
 class Reports(unittest.TestCase):

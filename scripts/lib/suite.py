@@ -22,6 +22,7 @@ import processors
 import results
 import rust
 from places import BARE_GUEST, CACHE, PROJECT, TARGET, VIVARIUM
+from python_programs import Unavailable
 from report import Failure, command_line, tail
 from results import Results
 
@@ -138,7 +139,7 @@ def unit(run):
     environment = {}
     try:
         environment["VIVARIUM_DT_VALIDATE"] = device_tree.validator()
-    except device_tree.Unavailable as unavailable:
+    except Unavailable as unavailable:
         run.skip("device tree schemas", str(unavailable))
     run.nextest("unit tests", f"{chosen} & test(~{run.filter})" if run.filter else chosen, environment)
     if not run.filter:
@@ -160,7 +161,7 @@ def schema(run):
     began = time.monotonic()
     try:
         output, status = api_schema.run(), 0
-    except api_schema.Unavailable as unavailable:
+    except Unavailable as unavailable:
         run.skip("API schema", str(unavailable))
         return
     except Failure as failure:
