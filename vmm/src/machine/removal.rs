@@ -92,9 +92,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The guest released devices: takes them out.
+    /// The guest released devices: takes them out. The CPU goes on when the last of them is gone.
     pub(super) fn eject(&mut self, cpu: u32, segment: u16, devices: u32) -> Result<Completion> {
-        let mut completion = Completion::Done;
+        let mut ejected = Vec::new();
         for device in (0..32u8).filter(|device| devices >> device & 1 == 1) {
             let address = FunctionAddress::new(segment, 0, device, 0);
             // A guest may eject what nobody asked back; what was not added by an option is part of the machine.
@@ -107,12 +107,15 @@ impl Machine {
                 _ => continue,
             };
             ejecting.push(cpu);
-            self.take_out(address)?;
-            if self.pci.has(address) {
-                completion = Completion::Later;
-            }
+            ejected.push(address);
         }
-        Ok(completion)
+        if ejected.is_empty() {
+            return Ok(Completion::Done);
+        }
+        for address in ejected {
+            self.take_out(address)?;
+        }
+        Ok(Completion::Later)
     }
 
     /// The functions below a bridge were reset: if it is a port whose slot the guest turned off because it was asked to,
