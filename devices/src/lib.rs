@@ -21,6 +21,7 @@ pub mod fw_cfg;
 pub mod host_console;
 pub mod i8042;
 pub mod ioapic;
+pub mod ivshmem;
 pub mod legacy_ports;
 pub mod platform;
 pub mod primecell;

@@ -7,6 +7,7 @@ pub mod pmem;
 pub mod rng;
 pub mod rtc;
 pub mod vsock;
+pub mod watchdog;
 
 #[cfg(test)]
 mod testing;

@@ -44,6 +44,7 @@ replay!(
     blk_packed,
     blk_split,
     fw_cfg,
+    ivshmem,
     kernel_loader,
     net_control,
     net_rx,
@@ -58,6 +59,8 @@ replay!(
     virtio_mem,
     virtio_pci,
     virtio_pmem,
+    virtio_rtc,
     virtio_vsock,
+    virtio_watchdog,
     watchdog,
 );

@@ -11,6 +11,7 @@ mod irq;
 mod list;
 mod net;
 mod race;
+mod rtc;
 mod simple;
 pub mod smp;
 
@@ -89,6 +90,7 @@ const TASKS: &[(&str, Run)] = &[
     ("net-rx", net::receive),
     ("net-echo", net::echo),
     ("console", simple::console),
+    ("rtc", rtc::run),
     ("rng", simple::rng),
     ("ring-abuse", abuse::run),
     ("pio-fuzz", fuzz::ports),

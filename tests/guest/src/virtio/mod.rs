@@ -53,6 +53,7 @@ pub enum Kind {
     Block,
     Console,
     Entropy,
+    Clock,
     Other(u16),
 }
 
@@ -63,6 +64,7 @@ impl Kind {
             2 => Kind::Block,
             3 => Kind::Console,
             4 => Kind::Entropy,
+            17 => Kind::Clock,
             other => Kind::Other(other),
         }
     }
@@ -74,6 +76,7 @@ impl Kind {
             Kind::Block => "blk",
             Kind::Console => "console",
             Kind::Entropy => "rng",
+            Kind::Clock => "rtc",
             Kind::Other(_) => "other",
         }
     }
