@@ -41,3 +41,20 @@ fn a_silent_guest_is_powered_off_where_that_is_wanted() {
     assert_eq!(exit.status, Some(0), "{}{}", exit.output, exit.errors);
     assert!(exit.output.contains("@@STARTS") && !exit.output.contains("@@RC"), "{}", exit.output);
 }
+
+#[test]
+fn a_silent_guest_is_interrupted_where_that_is_wanted() {
+    let script = r#"set -e; rmmod i6300esb; modprobe i6300esb heartbeat=1
+        nmis() { grep NMI: /proc/interrupts | tr -dc '0-9 ' | awk '{ n = 0; for (i = 1; i <= NF; i++) n += $i; print n }'; }
+        before=$(nmis); exec 3>/dev/watchdog
+        while [ $(nmis) = $before ]; do :; done
+        echo "@@INTERRUPTED""#;
+    let kernel = Kernel::V6_12;
+    let output = MonitorBuilder::linux(kernel, Form::Elf)
+        .initramfs(kernel.tools().as_os_str())
+        .args(["--watchdog", "action=inject-nmi,model=i6300esb"])
+        .script(script)
+        .start()
+        .succeed();
+    assert!(output.contains("@@INTERRUPTED"), "{output}");
+}

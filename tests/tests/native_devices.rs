@@ -212,3 +212,18 @@ fn a_socket_shows_a_late_joiner_what_was_said() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(!socket.exists(), "the socket is removed");
 }
+
+#[test]
+fn the_guest_reads_the_hosts_clocks_and_hears_an_alarm() {
+    let now = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    let start = now();
+    let report = MonitorBuilder::bare("rtc; rtc packed=1").arg("--rtc").start().complete();
+    let end = now();
+    let utc: Vec<_> = report.of("rtc").filter(|line| line.get("kind") == Some("4")).collect();
+    assert_eq!(utc.len(), 2, "{report:?}");
+    for line in utc {
+        let told: u128 = line.get("second").unwrap().parse().unwrap();
+        assert!((start..=end).contains(&told), "{line:?}");
+    }
+    assert_eq!(report.of("rtc").filter(|line| line.get("alarm") == Some("1")).count(), 2, "{report:?}");
+}

@@ -7,9 +7,9 @@ use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::{
     BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
-    LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PayloadConfig,
-    PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VmConfig, VsockConfig,
-    WatchdogConfig, console,
+    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig,
+    VmConfig, VsockConfig, WatchdogConfig, console,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use crate::log::{Format, Levels, LogOptions};
@@ -76,12 +76,18 @@ struct Flags {
     /// The entropy source [default: src=/dev/urandom].
     #[arg(long, value_name = "KEYS")]
     rng: Option<String>,
+    /// A real-time clock, by which the guest follows the host's clocks.
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
+    rtc: Option<String>,
     /// A memory balloon.
     #[arg(long, value_name = "KEYS")]
     balloon: Option<String>,
     /// Persistent memory: a file that the guest has as memory.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pmem: Vec<String>,
+    /// Memory shared with other machines and programs on the host.
+    #[arg(long, value_name = "KEYS")]
+    ivshmem: Option<String>,
     /// Sockets between the guest and programs on the host.
     #[arg(long, value_name = "KEYS")]
     vsock: Option<String>,
@@ -301,8 +307,10 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         disks: many::<DiskConfig>("--disk", &flags.disk)?,
         net: many::<NetConfig>("--net", &flags.net)?,
         rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
+        rtc: maybe::<RtcConfig>("--rtc", flags.rtc.as_deref())?,
         balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
         pmem: many::<PmemConfig>("--pmem", &flags.pmem)?,
+        ivshmem: maybe::<IvshmemConfig>("--ivshmem", flags.ivshmem.as_deref())?,
         vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
         console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
@@ -312,7 +320,8 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         )?,
         pvpanic: flags.pvpanic,
         watchdog: watchdog.is_some(),
-        watchdog_action: watchdog.unwrap_or_default().action,
+        watchdog_action: watchdog.as_ref().map(|watchdog| watchdog.action).unwrap_or_default(),
+        watchdog_model: watchdog.map(|watchdog| watchdog.model).unwrap_or_default(),
         numa: many::<NumaConfig>("--numa", &flags.numa)?,
         platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
         pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,

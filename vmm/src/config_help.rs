@@ -5,8 +5,9 @@ use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
-    LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options, PciSegmentConfig,
-    PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, VsockConfig, WatchdogConfig,
+    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig, VsockConfig,
+    WatchdogConfig,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
@@ -40,6 +41,8 @@ const ENTRIES: &[Entry] = &[
     entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
     entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     entry::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),
+    entry::<RtcConfig>("rtc", "--rtc"),
+    entry::<IvshmemConfig>("ivshmem", "--ivshmem path=/dev/shm/shared,size=1M"),
     entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
     entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),

@@ -54,6 +54,8 @@ pub enum Message {
         /// The device.
         result: anyhow::Result<Opened>,
     },
+    /// The guest was silent for too long for the watchdog that a worker runs.
+    WatchdogExpired,
     /// A core dump is complete, or could not be written.
     Dumped(io::Result<()>),
     /// A worker gave back what it ran for a function.

@@ -4,7 +4,7 @@
 //! rest of the machine then knows it: it is named, placed, added, found and forgotten like the others. How it is opened is
 //! told in the registry of the machine (`machine::registry`).
 
-use super::{ConfigError, DiskConfig, NetConfig, PciPlace, PmemConfig, VmConfig, VsockConfig};
+use super::{ConfigError, DiskConfig, NetConfig, PciPlace, PmemConfig, RtcConfig, VmConfig, VsockConfig};
 use std::collections::BTreeSet;
 
 /// A device's configuration, whatever its kind.
@@ -194,6 +194,8 @@ device_kinds! {
     Pmem(PmemConfig) in pmem,
     /// Sockets between guest and host.
     Vsock(VsockConfig) in vsock,
+    /// A real-time clock.
+    Rtc(RtcConfig) in rtc,
 }
 
 impl VmConfig {

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod fw_cfg;
 pub mod gdb;
 pub mod hotplug;
+pub mod ivshmem;
 pub mod key_value;
 pub mod landlock;
 pub mod memory;
@@ -24,6 +25,7 @@ pub mod pci_port;
 pub mod platform;
 pub mod pmem;
 pub mod rate_limit;
+pub mod rtc;
 #[cfg(test)]
 pub(crate) mod schema;
 pub mod validate;
@@ -38,6 +40,7 @@ pub use disk::DiskConfig;
 pub use fw_cfg::FwCfgConfig;
 pub use gdb::GdbConfig;
 pub use hotplug::HotplugMethod;
+pub use ivshmem::IvshmemConfig;
 pub use landlock::LandlockConfig;
 pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
@@ -48,9 +51,10 @@ pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
 pub use pmem::PmemConfig;
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
+pub use rtc::RtcConfig;
 pub use validate::ConfigError;
 pub use vsock::VsockConfig;
-pub use watchdog::{WatchdogAction, WatchdogConfig};
+pub use watchdog::{WatchdogAction, WatchdogConfig, WatchdogModel};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,11 +84,15 @@ pub struct VmConfig {
     /// The entropy source.
     #[serde(deserialize_with = "null_is_default")]
     pub rng: RngConfig,
+    /// The real-time clock.
+    pub rtc: Option<RtcConfig>,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
     /// The persistent memory.
     #[serde(deserialize_with = "null_is_default")]
     pub pmem: Vec<PmemConfig>,
+    /// The memory shared with others.
+    pub ivshmem: Option<IvshmemConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// The serial port.
@@ -103,7 +111,11 @@ pub struct VmConfig {
     #[serde(deserialize_with = "null_is_default")]
     pub watchdog: bool,
     /// What it does to a guest that hangs.
+    #[serde(deserialize_with = "null_is_default")]
     pub watchdog_action: WatchdogAction,
+    /// Which watchdog it is.
+    #[serde(deserialize_with = "null_is_default")]
+    pub watchdog_model: WatchdogModel,
     /// The NUMA nodes.
     #[serde(deserialize_with = "null_is_default")]
     pub numa: Vec<NumaConfig>,

@@ -74,6 +74,8 @@ impl VmConfig {
         parts.extend(all("--balloon", &self.balloon));
         parts.extend(all("--pmem", &self.pmem));
         parts.extend(all("--vsock", &self.vsock));
+        parts.extend(all("--rtc", &self.rtc));
+        parts.extend(all("--ivshmem", &self.ivshmem));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));
         parts.extend(all("--pci-port", &self.pci_ports));

@@ -100,7 +100,8 @@ impl VmConfig {
         let devices = self.devices().map(|device| (device.option(), device.place()));
         let others =
             self.pci_places.iter().map(|place| (format!("--pci-place id={}", place.id), place.place()));
-        ports.chain(devices).chain(others)
+        let ivshmem = self.ivshmem.iter().map(|ivshmem| (ivshmem.option(), ivshmem.place()));
+        ports.chain(devices).chain(others).chain(ivshmem)
     }
 
     /// Checks ports, and that no two devices are told to be in one place.

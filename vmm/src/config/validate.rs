@@ -255,6 +255,16 @@ impl VmConfig {
                 return error(option, "is given to two devices; names must differ");
             }
         }
+        if let Some(rtc) = &self.rtc {
+            self.check_segment("--rtc", rtc.pci_segment)?;
+        }
+        if let Some(ivshmem) = &self.ivshmem {
+            ivshmem.check()?;
+            self.check_segment(&ivshmem.option(), ivshmem.pci_segment)?;
+            if let Some(id) = ivshmem.id.as_deref().filter(|id| !ids.insert(id)) {
+                return error(format!("--ivshmem id={id}"), "is given to two devices; names must differ");
+            }
+        }
         let mut paths = BTreeSet::new();
         for disk in &self.disks {
             let Some(path) = disk.path.as_ref().filter(|path| !path.as_os_str().is_empty()) else {

@@ -52,6 +52,11 @@ impl Machine {
         !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some()
     }
 
+    /// Whether it begins anew.
+    pub(super) fn resetting(&self) -> bool {
+        matches!(self.phase, Phase::Resetting { .. })
+    }
+
     /// Whether the CPUs are stopped by a pause.
     pub fn paused(&self) -> bool {
         matches!(self.phase, Phase::Paused)
@@ -90,6 +95,7 @@ impl Machine {
                     return Ok(ended);
                 }
             }
+            Message::WatchdogExpired => return self.watchdog_expired(),
             Message::Opened { addition, result } => {
                 self.opened(addition, result);
                 self.seat_opened_if_idle();
@@ -221,7 +227,7 @@ impl Machine {
     pub fn resume(&mut self) {
         self.events.emit("vm", "resuming");
         self.pci.resume();
-        if let Some(watchdog) = &self.watchdog {
+        if let Some(watchdog) = &mut self.watchdog {
             watchdog.resume();
         }
         self.start();
@@ -241,6 +247,9 @@ impl Machine {
             return Ok(None);
         }
         tracing::info!("the machine restarts");
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.forget();
+        }
         self.events.emit("vm", "rebooting");
         self.phase = Phase::Resetting { respond };
         self.park_cpus();

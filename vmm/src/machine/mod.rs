@@ -20,6 +20,7 @@ mod platform;
 mod registry;
 mod removal;
 pub mod resize;
+mod shared_memory;
 pub mod throttle;
 mod watchdog;
 mod workers;
@@ -171,7 +172,7 @@ impl Machine {
         pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
-        let watchdog = GuestWatchdog::add(&config, &clock, &mut pci)?;
+        let watchdog = GuestWatchdog::add(&config, &clock, &own_mailbox, &mut pci)?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
         if platform::is_linux(&files, entry)? {

@@ -8,6 +8,7 @@ mod ports;
 mod windows;
 
 use super::control::Control;
+use super::shared_memory::SharedMemory;
 use super::workers::{self, FunctionWorkers, Purpose};
 use crate::config::PciPlace;
 use crate::message::Mailbox;
@@ -91,6 +92,8 @@ pub struct PciBus {
     /// What else has a name: ports, and functions that need no workers.
     plain: BTreeMap<FunctionAddress, String>,
     ports: Ports,
+    /// The memory that BARs are, by function and BAR.
+    shared_memory: BTreeMap<(FunctionAddress, u8), SharedMemory>,
     /// No worker is started.
     paused: bool,
     /// The doorbells attached at the hypervisor, by where they are.
@@ -131,6 +134,7 @@ impl PciBus {
             virtio: BTreeMap::new(),
             plain: BTreeMap::new(),
             ports: Ports::default(),
+            shared_memory: BTreeMap::new(),
             paused: false,
             doorbells: BTreeMap::new(),
         })
@@ -196,6 +200,17 @@ impl PciBus {
         self.insert(address, function).with_context(|| format!("adding device {id}"))?;
         self.plain.insert(address, id.to_owned());
         Ok(address)
+    }
+
+    /// A number that no shared memory of the machine has.
+    pub fn free_memory_number(&self) -> u32 {
+        let taken = |number| self.shared_memory.values().any(|memory| memory.number() == number);
+        (0..).find(|number| !taken(*number)).unwrap_or(u32::MAX)
+    }
+
+    /// Makes `memory` what the guest finds where it points BAR `bar` of the function at `address`.
+    pub fn back_bar(&mut self, address: FunctionAddress, bar: u8, memory: SharedMemory) {
+        self.shared_memory.insert((address, bar), memory);
     }
 
     /// Points all BARs at addresses in the segments' windows, as firmware does.
@@ -364,6 +379,7 @@ impl PciBus {
     fn take_out(&mut self, address: FunctionAddress) -> Result<()> {
         let changes = self.placement.update(address, Vec::new());
         self.carry_out(&changes)?;
+        self.shared_memory.retain(|(function, _), _| *function != address);
         self.virtio.remove(&address);
         self.plain.remove(&address);
         if let Some(segment) = self.segments.get(usize::from(address.segment)) {

@@ -6,6 +6,7 @@
 use super::control::Control;
 use super::pci_bus::PciBus;
 use super::platform::serial_mode;
+use super::shared_memory::SharedMemory;
 use super::workers;
 use crate::config::disk::DiskEngine;
 use crate::config::{
@@ -19,8 +20,10 @@ use block::engine::EngineKind;
 use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions};
 use devices::host_console::HostConsole;
+use devices::ivshmem::Ivshmem;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
+use devices::virtio::rtc::{self, Rtc};
 use devices::virtio::vsock::Vsock;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
@@ -32,7 +35,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use virtio::device::VirtioDevice;
 use virtio::pci_transport;
@@ -42,7 +45,7 @@ use virtio::rate_limit::{Limit, RateLimiter};
 type Add = fn(&Site, &VmConfig, &mut PciBus) -> Result<()>;
 
 /// Every kind of device on PCI, in the order in which a guest finds them.
-const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng, add_sockets];
+const REGISTRY: &[Add] = &[add_console, add_disks, add_networks, add_rng, add_sockets, add_rtc, add_ivshmem];
 
 /// What devices of a machine share.
 pub struct Site {
@@ -71,7 +74,7 @@ impl Site {
 }
 
 /// How workers run that need nothing special.
-fn worker_options() -> workers::Options {
+pub(super) fn worker_options() -> workers::Options {
     workers::Options {
         poll: Duration::ZERO,
         affinity: Vec::new(),
@@ -103,6 +106,19 @@ fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     })?;
     pci.add_virtio("__rng", 0, Box::new(rng), pci_transport::Options::default(), worker_options())?;
     Ok(())
+}
+
+fn add_ivshmem(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    let Some(config) = &config.ivshmem else { return Ok(()) };
+    let id = config.id.as_deref().unwrap_or("__ivshmem");
+    let mut add = || {
+        let memory = SharedMemory::open(config, pci.free_memory_number())?;
+        let device = Ivshmem::new(memory.size().0)?;
+        let address = pci.add_function(id, config.place(), Arc::new(Mutex::new(device)))?;
+        pci.back_bar(address, Ivshmem::MEMORY_BAR, memory);
+        Ok::<_, anyhow::Error>(())
+    };
+    add().with_context(|| config.option())
 }
 
 /// A device that was opened, and is in no machine yet.
@@ -144,6 +160,10 @@ pub fn open(site: &Site, device: &DeviceConfig) -> Result<Opened> {
             PmemFile::open(pmem).map(|file| Seat::of(&**pmem).with(Backend::Memory(file)))
         }
         DeviceConfig::Vsock(vsock) => open_vsock(vsock),
+        DeviceConfig::Rtc(config) => {
+            let rtc = Rtc::new(Arc::clone(&site.clock), rtc::host_tai_offset);
+            Ok(Seat::of(&**config).with(Backend::Device(Box::new(rtc))))
+        }
     };
     opened.with_context(|| device.common().option())
 }
@@ -196,6 +216,10 @@ fn add_each<T: Clone + Into<DeviceConfig>>(
 
 fn add_sockets(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     add_each(site, pci, config.vsock.clone())
+}
+
+fn add_rtc(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    add_each(site, pci, config.rtc.clone())
 }
 
 fn open_vsock(vsock: &VsockConfig) -> Result<Opened> {

@@ -1,54 +1,91 @@
-//! The guest's watchdog: when it is looked at, and what is done when the guest was silent for too long.
+//! The guest's watchdogs: when they are looked at, and what is done when the guest was silent for too long.
 
 use super::pci_bus::PciBus;
-use super::{Ended, Machine};
-use crate::config::{VmConfig, WatchdogAction};
+use super::{Ended, Machine, registry};
+use crate::config::{VmConfig, WatchdogAction, WatchdogModel};
+use crate::message::{Mailbox, Message};
 use anyhow::{Context, Result};
+use devices::virtio::watchdog::Watchdog as VirtioWatchdog;
 use devices::watchdog::Watchdog;
 use machine::clock::Clock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use virtio::pci_transport;
 
-/// A machine's watchdog.
+/// A machine's watchdogs.
 pub struct GuestWatchdog {
-    device: Arc<Mutex<Watchdog>>,
+    /// Intel's, which is looked at. That of virtio tells by itself.
+    device: Option<Arc<Mutex<Watchdog>>>,
     clock: Arc<dyn Clock>,
     action: WatchdogAction,
+    mailbox: Mailbox,
+    /// What was told while the machine came to rest or was paused, and waits until it goes on.
+    late: bool,
 }
 
 impl GuestWatchdog {
-    /// Adds the watchdog that `config` asks for, if it does.
+    /// Adds the watchdogs that `config` asks for, if it does.
     ///
     /// # Errors
-    /// When there is no room for it.
-    pub fn add(config: &VmConfig, clock: &Arc<dyn Clock>, pci: &mut PciBus) -> Result<Option<Self>> {
+    /// When there is no room for them.
+    pub fn add(
+        config: &VmConfig,
+        clock: &Arc<dyn Clock>,
+        mailbox: &Mailbox,
+        pci: &mut PciBus,
+    ) -> Result<Option<Self>> {
         if !config.watchdog {
             return Ok(None);
         }
-        let device = Watchdog::new(Arc::clone(clock)).context("--watchdog")?;
-        let device = Arc::new(Mutex::new(device));
-        pci.add_function("__watchdog", 0, device.clone()).context("--watchdog")?;
-        Ok(Some(Self { device, clock: Arc::clone(clock), action: config.watchdog_action }))
+        let mut device = None;
+        if config.watchdog_model != WatchdogModel::Virtio {
+            let intel = Watchdog::new(Arc::clone(clock)).context("--watchdog")?;
+            let intel = Arc::new(Mutex::new(intel));
+            pci.add_function("__watchdog", 0, intel.clone()).context("--watchdog")?;
+            device = Some(intel);
+        }
+        if config.watchdog_model != WatchdogModel::I6300esb {
+            let told = mailbox.clone();
+            let device = VirtioWatchdog::new(move || told.post(Message::WatchdogExpired));
+            let (transport, workers) = (pci_transport::Options::default(), registry::worker_options());
+            pci.add_virtio("__watchdog_virtio", 0, Box::new(device), transport, workers)
+                .context("--watchdog")?;
+        }
+        let (action, mailbox) = (config.watchdog_action, mailbox.clone());
+        Ok(Some(Self { device, clock: Arc::clone(clock), action, mailbox, late: false }))
     }
 
-    fn device(&self) -> MutexGuard<'_, Watchdog> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    fn device(&self) -> Option<MutexGuard<'_, Watchdog>> {
+        let device = self.device.as_ref()?;
+        Some(device.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// When it is to be looked at.
     pub fn deadline(&self) -> Option<Instant> {
-        let left = self.device().deadline()?.saturating_sub(self.clock.monotonic_ns());
+        let left = self.device()?.deadline()?.saturating_sub(self.clock.monotonic_ns());
         Instant::now().checked_add(Duration::from_nanos(left))
     }
 
     /// Time does not pass for it.
     pub fn pause(&self) {
-        self.device().pause();
+        if let Some(mut device) = self.device() {
+            device.pause();
+        }
     }
 
     /// Time passes again.
-    pub fn resume(&self) {
-        self.device().resume();
+    pub fn resume(&mut self) {
+        if let Some(mut device) = self.device() {
+            device.resume();
+        }
+        if std::mem::take(&mut self.late) {
+            self.mailbox.post(Message::WatchdogExpired);
+        }
+    }
+
+    /// The guest begins anew: what was told of it before is void.
+    pub fn forget(&mut self) {
+        self.late = false;
     }
 }
 
@@ -59,7 +96,21 @@ impl Machine {
     /// When the host fails the machine.
     pub(super) fn look_at_watchdog(&mut self) -> Result<Option<Ended>> {
         let Some(watchdog) = &self.watchdog else { return Ok(None) };
-        if self.busy() || self.paused() || !watchdog.device().look() {
+        if self.busy() || self.paused() || !watchdog.device().is_some_and(|mut device| device.look()) {
+            return Ok(None);
+        }
+        self.watchdog_expired()
+    }
+
+    /// Does what is to be done when the guest was silent for too long.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn watchdog_expired(&mut self) -> Result<Option<Ended>> {
+        let (at_rest, resetting) = (self.busy() || self.paused(), self.resetting());
+        let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
+        if at_rest {
+            watchdog.late = !resetting;
             return Ok(None);
         }
         let action = watchdog.action;
@@ -70,6 +121,12 @@ impl Machine {
             WatchdogAction::Poweroff => Ok(self.end(Ended::PoweredOff)),
             WatchdogAction::Pause => self.pause(Box::new(drop)),
             WatchdogAction::None => Ok(None),
+            WatchdogAction::InjectNmi => {
+                if let Err(error) = self.nmi() {
+                    tracing::error!("the guest's watchdog could not raise an NMI: {}", error.message);
+                }
+                Ok(None)
+            }
         }
     }
 }

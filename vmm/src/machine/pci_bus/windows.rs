@@ -35,6 +35,9 @@ impl PciBus {
     pub(super) fn carry_out(&mut self, changes: &Changes) -> Result<()> {
         for window in &changes.unmap {
             self.detach_doorbells(window)?;
+            if let Some(memory) = self.shared_memory.get_mut(&(window.function, window.window.bar)) {
+                memory.unmap(&*self.surroundings.vm)?;
+            }
         }
         for (space, handle) in
             [(Space::Memory, &self.surroundings.mmio), (Space::Io, &self.surroundings.port)]
@@ -67,6 +70,9 @@ impl PciBus {
         }
         for window in &changes.map {
             self.attach_doorbells(window);
+            if let Some(memory) = self.shared_memory.get_mut(&(window.function, window.window.bar)) {
+                memory.map(&*self.surroundings.vm, window.window.address);
+            }
         }
         Ok(())
     }

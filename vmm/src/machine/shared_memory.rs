@@ -1,0 +1,84 @@
+//! Memory of the host that a PCI function's BAR is: the guest reaches it without an exit wherever it points the BAR.
+
+use crate::config::{ByteSize, IvshmemConfig};
+use anyhow::{Context, Result, bail};
+use hypervisor::{MemorySlot, Vm};
+use std::fs::File;
+use std::sync::Arc;
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+
+/// The hypervisor's number of the first slot for such memory. Those below are of the guest's RAM and what is added to it.
+const FIRST_SLOT: u32 = 0x200;
+
+/// Memory behind a BAR.
+pub struct SharedMemory {
+    region: MmapRegion<()>,
+    slot: u32,
+    mapped: bool,
+}
+
+impl SharedMemory {
+    /// Maps a file, to be the memory number `number` of the machine.
+    ///
+    /// # Errors
+    /// When it cannot be opened or mapped, or is too small and cannot be enlarged.
+    pub fn open(config: &IvshmemConfig, number: u32) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(&config.path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            bail!("is a directory; give a file");
+        }
+        if metadata.len() < config.size.0 {
+            file.set_len(config.size.0)
+                .with_context(|| format!("enlarging it to {}; give a smaller size", config.size))?;
+        }
+        let length = usize::try_from(config.size.0).context("larger than this host's address space")?;
+        let region = MmapRegionBuilder::new(length)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::new(file), 0))
+            .build()
+            .context("mapping it")?;
+        Ok(Self { region, slot: FIRST_SLOT.saturating_add(number), mapped: false })
+    }
+
+    /// Its number in the machine.
+    pub fn number(&self) -> u32 {
+        self.slot.saturating_sub(FIRST_SLOT)
+    }
+
+    /// Gives it to the guest at `address`. Where the hypervisor refuses, the BAR reads as absent.
+    pub fn map(&mut self, vm: &dyn Vm, address: u64) {
+        let slot = MemorySlot {
+            slot: self.slot,
+            guest_address: address,
+            size: self.region.size() as u64,
+            host_address: self.region.as_ptr(),
+            readonly: false,
+            log_dirty: false,
+        };
+        // SAFETY: the region stays mapped as long as this is kept, and this is dropped only after `unmap` or when no CPU of
+        // the machine is left.
+        match unsafe { vm.map_memory(slot) } {
+            Ok(()) => self.mapped = true,
+            Err(error) => tracing::error!("shared memory cannot be mapped at {address:#x}: {error}"),
+        }
+    }
+
+    /// Takes it from the guest.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    pub fn unmap(&mut self, vm: &dyn Vm) -> Result<()> {
+        if std::mem::take(&mut self.mapped) {
+            vm.unmap_memory(self.slot).context("unmapping shared memory")?;
+        }
+        Ok(())
+    }
+
+    /// Its size.
+    pub fn size(&self) -> ByteSize {
+        ByteSize(self.region.size() as u64)
+    }
+}
