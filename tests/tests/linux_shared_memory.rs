@@ -26,7 +26,7 @@ const SCRIPT: &str = r#"set -e
     echo "@@GONE $(devmem $(at $1 0x1000) 32)"
     decoding '\002'
     echo "@@BACK $(devmem $(at $1 0xffff8) 32)"
-    echo "@@READY"; read answer; [ "$answer" = on ]
+    echo "@@READY"; read -r answer </dev/console; [ "$answer" = on ]
     echo "@@AGAIN $(devmem $(at $1 0x1000) 32)""#;
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{ConfigSpace, register};
 use crate::msi::Msi;
 use crate::msix::{Msix, MsixState};
-use machine::inspect::{Value, json};
+use machine::inspect::{Value, hex, json, size};
 use machine::state::StateError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl ConfigSpace {
                 let mapped = self.mapped().into_iter().flatten().any(|window| window.bar == bar.number);
                 let kind = format!("{:?}", bar.kind);
                 let fields =
-                    json!({"kind": kind, "size": bar.size, "address": format!("{address:#x}"), "decoded": mapped});
+                    json!({"kind": kind, "size": size(&bar.size), "address": hex(&address), "decoded": mapped});
                 (bar.number.to_string(), fields)
             })
             .collect();

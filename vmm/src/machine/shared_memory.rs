@@ -3,6 +3,7 @@
 use crate::config::{ByteSize, IvshmemConfig};
 use anyhow::{Context, Result, bail};
 use hypervisor::{MemorySlot, Vm};
+use machine::inspect::{Inspect, Value, hex, json, size};
 use std::fs::File;
 use std::sync::Arc;
 use vm_memory::FileOffset;
@@ -15,7 +16,8 @@ const FIRST_SLOT: u32 = 0x200;
 pub struct SharedMemory {
     region: MmapRegion<()>,
     slot: u32,
-    mapped: bool,
+    /// Where the guest has it.
+    mapped: Option<u64>,
 }
 
 impl SharedMemory {
@@ -40,7 +42,7 @@ impl SharedMemory {
             .with_file_offset(FileOffset::from_arc(Arc::new(file), 0))
             .build()
             .context("mapping it")?;
-        Ok(Self { region, slot: FIRST_SLOT.saturating_add(number), mapped: false })
+        Ok(Self { region, slot: FIRST_SLOT.saturating_add(number), mapped: None })
     }
 
     /// Its number in the machine.
@@ -61,7 +63,7 @@ impl SharedMemory {
         // SAFETY: the region stays mapped as long as this is kept, and this is dropped only after `unmap` or when no CPU of
         // the machine is left.
         match unsafe { vm.map_memory(slot) } {
-            Ok(()) => self.mapped = true,
+            Ok(()) => self.mapped = Some(address),
             Err(error) => tracing::error!("shared memory cannot be mapped at {address:#x}: {error}"),
         }
     }
@@ -71,7 +73,7 @@ impl SharedMemory {
     /// # Errors
     /// When the hypervisor refuses.
     pub fn unmap(&mut self, vm: &dyn Vm) -> Result<()> {
-        if std::mem::take(&mut self.mapped) {
+        if self.mapped.take().is_some() {
             vm.unmap_memory(self.slot).context("unmapping shared memory")?;
         }
         Ok(())
@@ -80,5 +82,11 @@ impl SharedMemory {
     /// Its size.
     pub fn size(&self) -> ByteSize {
         ByteSize(self.region.size() as u64)
+    }
+}
+
+impl Inspect for SharedMemory {
+    fn inspect(&self) -> Value {
+        json!({ "size": size(&self.size().0), "mapped_at": hex(&self.mapped), "memory_slot": self.slot })
     }
 }

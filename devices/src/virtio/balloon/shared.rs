@@ -4,7 +4,7 @@ use super::statistics::{Statistics, StatisticsStore};
 use super::{PAGE_SIZE, hint};
 use machine::bus::Range;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value, json, size};
 use machine::metrics::{Counter, Reading};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -183,8 +183,8 @@ impl Inspect for Shared {
         let [num_pages, actual, hint_command, poison_val] = self.config();
         let counters = &self.counters;
         json!({
-            "size": bytes(num_pages),
-            "actual": bytes(actual),
+            "size": size(&bytes(num_pages)),
+            "actual": size(&bytes(actual)),
             "hint_command": hint_command,
             "hints_complete": self.hints().complete,
             "poison_value": format!("{poison_val:#x}"),

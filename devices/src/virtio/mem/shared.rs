@@ -4,7 +4,7 @@ use super::MemOptions;
 use super::blocks::{Blocks, Plugged};
 use super::request::{Answer, Request};
 use machine::bus::Range;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value, hex, json, size};
 use machine::memory::HostPages;
 use machine::metrics::{Counter, Reading};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -228,13 +228,13 @@ impl Inspect for Shared {
         let MemOptions { region, block_size, node, populate, .. } = self.options;
         let counters = &self.counters;
         json!({
-            "address": format!("{:#x}", region.start),
-            "region_size": region.size,
-            "block_size": block_size,
+            "address": hex(&region.start),
+            "region_size": size(&region.size),
+            "block_size": size(&block_size),
             "node": node,
             "populate": populate,
-            "requested_size": self.requested(),
-            "plugged_size": self.plugged(),
+            "requested_size": size(&self.requested()),
+            "plugged_size": size(&self.plugged()),
             "plugs": counters.plugs.get(),
             "unplugs": counters.unplugs.get(),
             "unplug_alls": counters.unplug_alls.get(),

@@ -8,7 +8,7 @@ mod flusher;
 
 use flusher::Flusher;
 use machine::bus::Range;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value, hex, json, size};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -113,8 +113,8 @@ impl VirtioDevice for Pmem {
 impl Inspect for Pmem {
     fn inspect(&self) -> Value {
         json!({
-            "start": format!("{:#x}", self.region.start),
-            "size": self.region.size,
+            "start": hex(&self.region.start),
+            "size": size(&self.region.size),
             "lasting": self.flush.is_some(),
         })
     }

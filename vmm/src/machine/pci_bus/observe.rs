@@ -25,10 +25,19 @@ impl PciBus {
 
     fn function_tree(&self, address: FunctionAddress, function: &FunctionHandle) -> Value {
         let mut tree = lock(function).inspect();
-        if let (Some(virtio), Value::Object(fields)) = (self.virtio.get(&address), &mut tree) {
-            fields.insert("id".to_owned(), virtio.id.as_str().into());
+        let Value::Object(fields) = &mut tree else { return tree };
+        if let Some(id) = self.id_of(address) {
+            fields.insert("id".to_owned(), id.into());
+        }
+        if let Some(virtio) = self.virtio.get(&address) {
             let workers = virtio.workers.running().iter().map(|worker| Value::from(worker.name()));
             fields.insert("workers".to_owned(), workers.collect());
+        }
+        let shared = self.shared_memory.iter().filter(|((function, _), _)| *function == address);
+        let shared: serde_json::Map<_, _> =
+            shared.map(|((_, bar), memory)| (bar.to_string(), memory.inspect())).collect();
+        if !shared.is_empty() {
+            fields.insert("shared_memory".to_owned(), shared.into());
         }
         tree
     }

@@ -44,7 +44,7 @@ use devices::host_console::{ConsolePump, Mode};
 use devices::platform::PlatformDevice;
 use hypervisor::{Vcpu, Vm};
 use machine::bus::{BusHandle, Range};
-use machine::inspect::Value;
+use machine::inspect::{Value, hex, json};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -94,8 +94,14 @@ fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A device at a fixed place, by the name it has in messages.
-type Placed = (&'static str, Arc<Mutex<dyn PlatformDevice>>);
+/// A device at a fixed place.
+struct Placed {
+    /// What it is called in messages.
+    name: &'static str,
+    /// Where its registers are.
+    range: Range,
+    device: Arc<Mutex<dyn PlatformDevice>>,
+}
 
 /// The devices that have a place.
 #[derive(Default)]
@@ -126,20 +132,28 @@ fn put<T: PlatformDevice + 'static>(
     let device = Arc::new(Mutex::new(device));
     bus.change(|bus| bus.insert(range, Arc::clone(&device) as _))
         .with_context(|| format!("placing the {name}"))?;
-    devices.push((name, Arc::clone(&device) as _));
+    devices.push(Placed { name, range, device: Arc::clone(&device) as _ });
     Ok(device)
 }
 
 /// Returns every device to its state at power-on.
 fn reset_devices(devices: &[Placed]) {
-    for (_, device) in devices {
-        lock(device).reset();
+    for placed in devices {
+        lock(&placed.device).reset();
     }
 }
 
 /// The devices, for inspection.
 fn inspect_devices(devices: &[Placed]) -> Value {
-    devices.iter().map(|(name, device)| ((*name).to_owned(), lock(device).inspect())).collect()
+    let tree = |placed: &Placed| {
+        let mut tree = lock(&placed.device).inspect();
+        if let Value::Object(fields) = &mut tree {
+            let Range { start, size } = placed.range;
+            fields.insert("registers".to_owned(), json!({ "start": hex(&start), "bytes": size }));
+        }
+        (placed.name.to_owned(), tree)
+    };
+    devices.iter().map(tree).collect()
 }
 
 /// Tells the user where a pseudo-terminal is, which only the host knows.
