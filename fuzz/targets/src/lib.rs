@@ -10,6 +10,7 @@
 
 mod acpi_hotplug;
 mod api;
+mod arm_boot;
 mod disk;
 mod fw_cfg;
 mod host_pages;
@@ -21,6 +22,7 @@ mod options;
 mod pci_config;
 mod pcie_port;
 mod platform;
+mod primecell;
 mod program;
 mod serial;
 mod virtio_balloon;
@@ -37,6 +39,7 @@ mod watchdog;
 
 pub use acpi_hotplug::acpi_hotplug;
 pub use api::api;
+pub use arm_boot::{arm_kernel, arm_tables};
 pub use fw_cfg::fw_cfg;
 pub use ivshmem::ivshmem;
 pub use kernel_loader::kernel_loader;
@@ -44,6 +47,7 @@ pub use options::options;
 pub use pci_config::pci_config;
 pub use pcie_port::pcie_port;
 pub use platform::platform;
+pub use primecell::{pl011, pl031, pl061};
 pub use serial::serial;
 pub use virtio_balloon::virtio_balloon;
 pub use virtio_blk::{blk_packed, blk_split};

@@ -41,6 +41,8 @@ macro_rules! replay {
 replay!(
     acpi_hotplug,
     api,
+    arm_kernel,
+    arm_tables,
     blk_packed,
     blk_split,
     fw_cfg,
@@ -52,6 +54,9 @@ replay!(
     options,
     pci_config,
     pcie_port,
+    pl011,
+    pl031,
+    pl061,
     platform,
     serial,
     virtio_balloon,
