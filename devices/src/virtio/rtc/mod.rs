@@ -27,14 +27,16 @@ const BUDGET: u32 = 64;
 
 /// How many seconds TAI is ahead of UTC, if the host was told (by an NTP daemon, mostly).
 pub fn host_tai_offset() -> Option<u64> {
-    let seconds = |clock| {
+    let nanoseconds = |clock| {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: writes to the structure, which lives during the call.
         let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
-        // Nanoseconds, so that the time between two calls is rounded away.
-        (result == 0).then(|| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
+        (result == 0).then(|| {
+            i128::from(time.tv_sec).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into())
+        })
     };
-    let (utc, tai) = (seconds(libc::CLOCK_REALTIME)?, seconds(libc::CLOCK_TAI)?);
+    let (utc, tai) = (nanoseconds(libc::CLOCK_REALTIME)?, nanoseconds(libc::CLOCK_TAI)?);
+    // The time between the two calls is rounded away.
     let offset = tai.checked_sub(utc)?.checked_add(500_000_000)?.checked_div(1_000_000_000)?;
     u64::try_from(offset).ok().filter(|offset| *offset > 0)
 }
