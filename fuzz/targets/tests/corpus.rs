@@ -46,6 +46,7 @@ replay!(
     blk_packed,
     blk_split,
     fw_cfg,
+    gdb,
     ivshmem,
     kernel_loader,
     net_control,

@@ -43,6 +43,51 @@ pub fn serve(path: &Path, inbox: Inbox) -> Result<()> {
     Ok(())
 }
 
+/// What a debugger that says `bytes` is answered when the machine is gone: everything of the protocol but the machine itself. For
+/// tests of that.
+///
+/// # Errors
+/// When the host is out of descriptors.
+pub fn answers(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut target = GdbTarget::of_no_machine()?;
+    let mut answered = Vec::new();
+    let Ok(mut state) = GdbStub::new(Kept(&mut answered)).run_state_machine(&mut target) else {
+        return Ok(answered);
+    };
+    for byte in bytes {
+        let next = match state {
+            GdbStubStateMachine::Idle(idle) => idle.incoming_data(&mut target, *byte),
+            GdbStubStateMachine::Running(running) => running.incoming_data(&mut target, *byte),
+            GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
+                let none: Option<MultiThreadStopReason<u64>> = None;
+                interrupt.interrupt_handled(&mut target, none)
+            }
+            GdbStubStateMachine::Disconnected(_) => break,
+        };
+        match next {
+            Ok(next) => state = next,
+            Err(_) => break,
+        }
+    }
+    Ok(answered)
+}
+
+/// Keeps what is answered.
+struct Kept<'a>(&'a mut Vec<u8>);
+
+impl Connection for Kept<'_> {
+    type Error = io::Error;
+
+    fn write(&mut self, byte: u8) -> io::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Serves one debugger until it goes.
 fn session(stream: UnixStream, inbox: &Inbox) -> Result<()> {
     let mut target = GdbTarget::attach(inbox.clone())?;
