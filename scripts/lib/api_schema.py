@@ -36,8 +36,6 @@ generation.deterministic = true
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "501"]
 # What is right by the schema may still not suit the machine: 400 is as good an answer as 200.
 positive_data_acceptance.enabled = false
-# A machine's parts may be null, which is as good as leaving them out; the document does not say so.
-negative_data_rejection.enabled = false
 # A path's other methods are refused with 405, but so is a verb that the state does not allow.
 unsupported_method.enabled = false
 """

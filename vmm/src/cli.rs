@@ -6,8 +6,8 @@
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::{
-    BalloonConfig, ConfigError, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
-    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    BalloonConfig, ConfigError, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig,
+    GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
     PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig,
     VmConfig, VsockConfig, WatchdogConfig, console,
 };
@@ -103,6 +103,9 @@ struct Flags {
     /// Add a pvpanic device, by which the guest reports its panics.
     #[arg(long)]
     pvpanic: bool,
+    /// What is done when the guest's kernel panics or a CPU cannot go on: a core dump, a restart.
+    #[arg(long, value_name = "KEYS")]
+    on_crash: Option<String>,
     /// Add a watchdog, which restarts a guest that hangs, or does with it what action=ACTION says.
     #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
     watchdog: Option<String>,
@@ -319,6 +322,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
             flags.debug_console.as_deref().unwrap_or("off"),
         )?,
         pvpanic: flags.pvpanic,
+        on_crash: maybe::<CrashConfig>("--on-crash", flags.on_crash.as_deref())?,
         watchdog: watchdog.is_some(),
         watchdog_action: watchdog.as_ref().map(|watchdog| watchdog.action).unwrap_or_default(),
         watchdog_model: watchdog.map(|watchdog| watchdog.model).unwrap_or_default(),

@@ -4,8 +4,8 @@ use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
-    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    BalloonConfig, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig,
+    GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
     PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig, VsockConfig,
     WatchdogConfig,
 };
@@ -45,6 +45,7 @@ const ENTRIES: &[Entry] = &[
     entry::<IvshmemConfig>("ivshmem", "--ivshmem path=/dev/shm/shared,size=1M"),
     entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
     entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
+    entry::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),

@@ -55,6 +55,9 @@ pub fn run(run: cli::Run) -> Result<()> {
     if let Some(path) = run.api_socket.as_ref().and_then(|socket| socket.path.as_deref()) {
         monitor.keep_removable(path);
     }
+    // What may have to make a file later.
+    let dumps = run.config.as_ref().and_then(|config| config.on_crash.as_ref());
+    let builds = listener.is_some() || dumps.is_some_and(|crash| crash.coredump.is_some());
     if let Some(config) = run.config {
         let new_files = absent_output_files(&config);
         monitor.boot(config).inspect_err(|_| {
@@ -66,10 +69,7 @@ pub fn run(run: cli::Run) -> Result<()> {
     }
     // Clients may have come by now; the guest goes first.
     let api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
-    seccomp::confine(match api {
-        Some(_) => seccomp::ThreadKind::Control,
-        None => seccomp::ThreadKind::Machine,
-    });
+    seccomp::confine(if builds { seccomp::ThreadKind::Control } else { seccomp::ThreadKind::Machine });
     let ended = monitor.run();
     drop(api);
     match ended? {

@@ -3,9 +3,9 @@
 //! What is told arrives as an [`Event`]. Queries are answered at once, whatever is under way. A call that changes the machine
 //! waits its turn while a pause, a restart or an end is being completed.
 
-use crate::api::request::{InfoReply, PingReply, VmState};
+use crate::api::request::{AddDevice, InfoReply, PingReply, VmState};
 use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
-use crate::config::VmConfig;
+use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::landlock;
@@ -17,8 +17,8 @@ use crate::seccomp::{self, ThreadKind};
 use anyhow::Result;
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -63,6 +63,8 @@ pub struct Monitor {
     held: bool,
     /// Sockets of the process itself, which it takes away at its end.
     own_sockets: Vec<PathBuf>,
+    /// Descriptors that came before the machine was booted, as long as the configuration names them: it may be booted again.
+    files: Vec<OwnedFd>,
 }
 
 /// Being told to end twice in this time is being told once: programs such as timeout(1) tell a process, and then its group.
@@ -97,6 +99,7 @@ impl Monitor {
             quitting: None,
             held: false,
             own_sockets: Vec::new(),
+            files: Vec::new(),
         })
     }
 
@@ -184,6 +187,7 @@ impl Monitor {
         if quit.is_some() {
             return Ok(quit);
         }
+        self.close_files();
         while !self.busy()
             && let Some(call) = self.waiting.pop_front()
         {
@@ -193,6 +197,21 @@ impl Monitor {
             }
         }
         Ok(None)
+    }
+
+    /// Closes descriptors that no network interface has any more.
+    fn close_files(&mut self) {
+        let config = match &self.vm {
+            Vm::Absent => None,
+            Vm::Created(config) => Some(&**config),
+            Vm::Booted(machine) => Some(machine.config()),
+        };
+        let named = |file: &OwnedFd| {
+            let mut fds =
+                config.iter().flat_map(|config| &config.net).flat_map(|net| net.fds.iter().flatten());
+            fds.any(|fd| *fd == file.as_raw_fd())
+        };
+        self.files.retain(named);
     }
 
     fn busy(&self) -> bool {
@@ -256,7 +275,8 @@ impl Monitor {
     fn machine_ended(&mut self, ended: Ended) -> Option<Ended> {
         let config = match std::mem::replace(&mut self.vm, Vm::Absent) {
             Vm::Booted(machine) => {
-                let config = Box::new(machine.config().clone());
+                let mut config = Box::new(machine.config().clone());
+                config.set_terminals(&BTreeMap::new(), None);
                 // The consoles' last output is carried, and files and locks are given back, before anybody is told.
                 drop(machine);
                 config
@@ -318,6 +338,8 @@ impl Monitor {
         let machine = match &mut self.vm {
             Vm::Booted(machine) => machine,
             Vm::Created(config) => {
+                let request = with_files(request, &files);
+                self.files.extend(files);
                 respond(change_created(config, &request));
                 return Ok(None);
             }
@@ -407,7 +429,7 @@ impl Monitor {
     }
 
     fn info(&self) -> Answer {
-        let info = match &self.vm {
+        let mut info = match &self.vm {
             Vm::Absent => return Err(not_created()),
             Vm::Created(config) => InfoReply {
                 config: VmConfig::clone(config),
@@ -428,6 +450,8 @@ impl Monitor {
                 device_tree: machine.device_tree(),
             },
         };
+        // Clients read a number here.
+        info.config.cpus.max_vcpus = Some(info.config.cpus.limit());
         Reply::json(&info)
     }
 }
@@ -439,6 +463,17 @@ fn ping() -> Answer {
         pid: std::process::id(),
         features: vec!["kvm".into()],
     })
+}
+
+/// A network interface whose tap came with the call.
+fn with_files(mut request: Request, files: &[OwnedFd]) -> Request {
+    if let Request::Add(AddDevice { device: DeviceConfig::Net(net), .. }) = &mut request
+        && !files.is_empty()
+    {
+        // They are duplicated when the tap is opened.
+        net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
+    }
+    request
 }
 
 /// Changes a configuration that nothing runs for.

@@ -17,7 +17,8 @@ use std::sync::OnceLock;
 pub enum ThreadKind {
     /// The machine thread, once the only machine it will have is built: changes and ends it.
     Machine,
-    /// The machine thread where the API may have machines built at any time, and devices added to them.
+    /// The machine thread where the API may have machines built at any time, and devices added to them, or where a core dump
+    /// is written when the guest crashes.
     Control,
     /// Runs a CPU.
     Cpu,
@@ -133,6 +134,8 @@ const BUILD: &[Allowed] = &[
     call(libc::SYS_ioctl, "machines and CPUs, taps, block devices, terminals"),
     call(libc::SYS_newfstatat, "kinds of files"),
     call(libc::SYS_statfs, "kinds of file systems"),
+    call(libc::SYS_inotify_init1, "whether somebody has a pseudo-terminal open"),
+    call(libc::SYS_inotify_add_watch, "whether somebody has a pseudo-terminal open"),
     call(calls::ACCESS, "what this user may do with a file"),
     call(libc::SYS_faccessat2, "what this user may do with a file"),
     call(calls::READLINK, "who holds an image; which device a file is on"),

@@ -1,8 +1,8 @@
 //! Runs one queue: takes chains, has the image do what they ask for, answers them.
 
-use super::Shared;
 use super::counters::Counters;
 use super::request::{self, HEADER, Parsed, Status};
+use super::{HostError, Shared};
 use crate::image::{Completed, Request, Stream};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
@@ -325,6 +325,17 @@ impl BlockHandler {
                 "{}: the host failed a disk request ({doing:?}): {error}",
                 self.shared.name
             );
+            if let Some(on_error) = &self.shared.on_error {
+                let operation = match doing {
+                    Doing::Read { .. } => "read",
+                    Doing::Write { .. } => "write",
+                    Doing::Flush | Doing::Settle => "flush",
+                    Doing::Ranges { zero: true, .. } => "write zeroes",
+                    Doing::Ranges { zero: false, .. } => "discard",
+                    _ => "request",
+                };
+                on_error(&HostError { operation: operation.into(), reason: error.to_string(), errors });
+            }
         }
     }
 

@@ -50,7 +50,23 @@ pub struct BlockOptions {
     pub write_back: bool,
     /// Limit on bytes and requests. Disks given clones of one limiter share the limit.
     pub limiter: Option<RateLimiter>,
+    /// Told of requests that the host failed: of the 1st, 2nd, 4th, 8th..., since a broken disk fails each. Must not block.
+    pub on_error: Option<OnError>,
 }
+
+/// A request that the host failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostError {
+    /// What was being done: `read`, `write`, `flush`, `discard`, `write zeroes`.
+    pub operation: String,
+    /// The host's answer.
+    pub reason: String,
+    /// How many requests it failed on this queue so far.
+    pub errors: u64,
+}
+
+/// Takes what is told of [`HostError`]s.
+pub type OnError = Arc<dyn Fn(&HostError) + Send + Sync>;
 
 impl Default for BlockOptions {
     fn default() -> Self {
@@ -61,6 +77,7 @@ impl Default for BlockOptions {
             queue_size: 256,
             write_back: true,
             limiter: None,
+            on_error: None,
         }
     }
 }
@@ -88,6 +105,7 @@ struct Shared {
     /// The write-back mode was turned off, and what was written in it is still to be made stable.
     unsettled: AtomicBool,
     limiter: Option<RateLimiter>,
+    on_error: Option<OnError>,
     config_changed: Mutex<Option<ConfigChange>>,
     /// Wakes the handlers, while there are any, to settle.
     settle: Mutex<Option<Doorbell>>,
@@ -127,7 +145,7 @@ impl Block {
     /// # Errors
     /// When the options are out of range.
     pub fn new(image: Arc<dyn Image>, options: BlockOptions) -> Result<Self, BlockError> {
-        let BlockOptions { name, serial, queues, queue_size, write_back, limiter } = options;
+        let BlockOptions { name, serial, queues, queue_size, write_back, limiter, on_error } = options;
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(BlockError::Queues(queues));
         }
@@ -146,6 +164,7 @@ impl Block {
             write_back: AtomicBool::new(write_back),
             unsettled: AtomicBool::default(),
             limiter,
+            on_error,
             config_changed: Mutex::default(),
             settle: Mutex::default(),
         };

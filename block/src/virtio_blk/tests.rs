@@ -233,7 +233,12 @@ fn ranges_are_discarded_and_zeroed() {
 fn the_hosts_errors_reach_the_guest_and_the_counters() {
     let image = HeldImage::new(1 << 20);
     let held = Arc::clone(&image.held);
-    let mut rig = Rig::new(Arc::new(image), options(), layouts()[1]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let on_error: OnError =
+        Arc::new(move |error| tell.lock().unwrap().push((error.operation.clone(), error.errors)));
+    let options = BlockOptions { on_error: Some(on_error), ..options() };
+    let mut rig = Rig::new(Arc::new(image), options, layouts()[1]);
     for (errno, status) in [(libc::ENOSPC, IOERR), (libc::EIO, IOERR), (0, OK)] {
         let kinds = [(OUT, vec![0; 512]), (FLUSH_KIND, vec![]), (WRITE_ZEROES_KIND, range(0, 1, 0))];
         for (kind, data) in kinds {
@@ -249,6 +254,13 @@ fn the_hosts_errors_reach_the_guest_and_the_counters() {
         assert!(answers.iter().all(|answer| answer.status == status), "{answers:?}");
     }
     assert_eq!((rig.counter("no_space"), rig.counter("io_errors")), (4, 8));
+    // Not each of them: the 1st, 2nd, 4th and 8th.
+    let told = told.lock().unwrap();
+    assert_eq!(told.iter().map(|(_, errors)| *errors).collect::<Vec<_>>(), [1, 2, 4, 8]);
+    assert!(
+        told.iter().all(|(operation, _)| ["read", "write", "flush", "write zeroes"].contains(&&**operation)),
+        "{told:?}"
+    );
     assert_eq!((rig.counter("writes"), rig.counter("reads")), (1, 1));
 }
 

@@ -26,7 +26,7 @@ use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, Head
 use hyper::{Request, Response, StatusCode};
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// The most bytes of a request's body.
 pub const BODY_BYTES: usize = 1 << 20;
@@ -41,11 +41,13 @@ pub(super) struct Served {
     ask: Ask,
     events: Events,
     listeners: stream::Seats,
+    /// Told when a client has left.
+    pub(super) left: Notify,
 }
 
 impl Served {
     pub(super) fn new(ask: Ask, events: Events) -> Self {
-        Self { ask, events, listeners: stream::Seats::default() }
+        Self { ask, events, listeners: stream::Seats::default(), left: Notify::new() }
     }
 }
 

@@ -369,15 +369,14 @@ fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Refusal>
 
 /// A machine's configuration, as clients of cloud-hypervisor send it.
 fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
-    let mut tree = read(body)?;
+    let mut tree = tree(body)?;
     compatibility::adapt_machine(&mut tree);
-    let config: VmConfig = from_tree(tree)?;
-    Ok(config)
+    from_tree(tree)
 }
 
 /// A device that is to come. `part` is where its configuration is in a machine's.
 fn addition<T: Options + Into<DeviceConfig>>(body: &[u8], part: &str) -> Result<Request, Refusal> {
-    let mut tree: Value = read(body)?;
+    let mut tree = tree(body)?;
     let timeout = tree.as_object_mut().and_then(|fields| fields.remove(TIMEOUT));
     let timeout_ms = timeout.map(serde_json::from_value::<Option<u64>>).transpose().map_err(|error| {
         Refusal { field: Some(TIMEOUT.into()), ..Refusal::bad(format!("{TIMEOUT}: {error}")) }
@@ -405,20 +404,37 @@ fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    from_tree(tree(body)?)
+}
+
+/// A body, without what is null: that says the same as leaving it out.
+fn tree(body: &[u8]) -> Result<Value, Refusal> {
     if body.is_empty() {
         return Err(Refusal::bad("takes a JSON body, and has none"));
     }
-    // Serde would take an array for an object's fields in their order.
-    if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        return Err(Refusal::bad("takes a JSON object, and has an array"));
-    }
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
+    let mut tree: Value = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
     reader.end().map_err(|error| Refusal::bad(format!("the body goes on after its end: {error}")))?;
-    Ok(value)
+    if !tree.is_object() {
+        // Serde would take an array for an object's fields in their order.
+        return Err(Refusal::bad("takes a JSON object, and has something else"));
+    }
+    leave_out_null(&mut tree);
+    Ok(tree)
 }
 
-fn from_tree<T: DeserializeOwned>(tree: serde_json::Value) -> Result<T, Refusal> {
+fn leave_out_null(tree: &mut Value) {
+    match tree {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(leave_out_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out_null),
+        _ => {}
+    }
+}
+
+fn from_tree<T: DeserializeOwned>(tree: Value) -> Result<T, Refusal> {
     serde_path_to_error::deserialize(tree).map_err(refusal)
 }
 

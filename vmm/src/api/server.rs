@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -32,6 +33,9 @@ const HEAD_TIME: Duration = Duration::from_secs(60);
 
 /// How long clients have to take their last answer when the process ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// When a client is looked for again where the host has no descriptors, unless a client leaves before.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_secs(1);
 
 /// The most of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
@@ -100,13 +104,32 @@ async fn serve(listener: UnixListener, served: Rc<Served>, stop: oneshot::Receiv
     let (closing, _) = watch::channel(false);
     let clients = Rc::new(RefCell::new(Clients::default()));
     let mut stop = pin!(stop);
+    // Given up to take a client when there are no descriptors left, so that nobody has to wait for one.
+    let mut spare = listener.as_fd().try_clone_to_owned().ok();
     while let Some(accepted) = unless(stop.as_mut(), listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => clients.borrow_mut().add(&clients, stream, &served, closing.subscribe()),
+            Ok((stream, _)) => {
+                if spare.is_none() {
+                    clients.borrow_mut().make_room();
+                    // The client that makes room lets go of its descriptor when its task is run for the last time.
+                    tokio::task::yield_now().await;
+                    spare = listener.as_fd().try_clone_to_owned().ok();
+                }
+                match spare {
+                    Some(_) => clients.borrow_mut().add(&clients, stream, &served, closing.subscribe()),
+                    // All others wait for the machine: this one has to come again.
+                    None => drop(stream),
+                }
+            }
+            Err(error) if spare.is_some() => {
+                tracing::warn!("accepting a client of the API: {error}; the one of least use makes room");
+                drop(spare.take());
+            }
             Err(error) => {
+                // Not this process, but the host has no descriptors, or none are left to this one but for the machine's own.
                 tracing::warn!("accepting a client of the API: {error}");
-                // Most likely there are no descriptors left; some may be given back.
-                if unless(stop.as_mut(), tokio::time::sleep(Duration::from_millis(100))).await.is_none() {
+                let room = async { tokio::time::timeout(OUT_OF_DESCRIPTORS, served.left.notified()).await };
+                if unless(stop.as_mut(), room).await.is_none() {
                     break;
                 }
             }
@@ -160,6 +183,14 @@ impl ClientState {
 }
 
 impl Clients {
+    /// Ends the connection that has been of no use for longest. `false`: all are of use.
+    fn make_room(&mut self) -> bool {
+        let idle = self.list.iter().enumerate().filter(|(_, client)| !client.state.busy.get());
+        let index = idle.min_by_key(|(_, client)| client.state.since.get()).map(|(index, _)| index);
+        let client = index.and_then(|index| self.list.remove(index));
+        client.inspect(|client| client.task.abort()).is_some()
+    }
+
     fn add(
         &mut self,
         this: &Rc<RefCell<Self>>,
@@ -167,23 +198,17 @@ impl Clients {
         served: &Rc<Served>,
         closing: watch::Receiver<bool>,
     ) {
-        if self.list.len() >= MOST_CONNECTIONS {
-            let idle = self.list.iter().enumerate().filter(|(_, client)| !client.state.busy.get());
-            match idle.min_by_key(|(_, client)| client.state.since.get()).map(|(index, _)| index) {
-                Some(index) => {
-                    let client = self.list.remove(index);
-                    client.inspect(|client| client.task.abort());
-                }
-                // All wait for the machine: this one has to come again.
-                None => return,
-            }
+        if self.list.len() >= MOST_CONNECTIONS && !self.make_room() {
+            // All wait for the machine: this one has to come again.
+            return;
         }
         let state = Rc::new(ClientState { busy: Cell::new(false), since: Cell::new(Instant::now()) });
         let number = self.next;
         self.next += 1;
         let (clients, served, of_task) = (Rc::clone(this), Rc::clone(served), Rc::clone(&state));
         let task = tokio::task::spawn_local(async move {
-            attend(stream, served, of_task, closing).await;
+            attend(stream, Rc::clone(&served), of_task, closing).await;
+            served.left.notify_one();
             clients.borrow_mut().list.retain(|client| client.number != number);
         });
         self.list.push_back(Client { number, task: task.abort_handle(), state });

@@ -129,9 +129,11 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
         ("PUT", disk, "Content-Type: text/plain\r\n", "{}", 415, "send application/json"),
         ("PUT", disk, json, "{", 400, "EOF while parsing"),
         ("PUT", disk, json, "{}{}", 400, "goes on after its end"),
-        ("PUT", disk, json, "[null]", 400, "has an array"),
+        ("PUT", disk, json, "[null]", 400, "takes a JSON object"),
         ("PUT", disk, json, r#"{"colour": 1}"#, 400, "colour: unknown field"),
         ("PUT", disk, json, r#"{"readonly": 1}"#, 400, "readonly: invalid type"),
+        ("PUT", disk, json, r#"{"queue_affinity": [null]}"#, 400, "queue_affinity[0]: invalid type"),
+        ("PUT", "/api/v1/vm.set-link", json, r#"{"id": null, "up": true}"#, 400, "missing field `id`"),
         ("PUT", disk, json, r#"{"path": "x", "num_queues": 300}"#, 400, "num_queues: 300 is out of range"),
         (
             "PUT",
@@ -149,6 +151,8 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
         assert!(error[1].contains(told), "{method} {path} {body}: {error:?}");
         assert_eq!(status == 405, response.head.contains("\r\nAllow:"), "{}", response.head);
     }
+    let body = r#"{"path": null, "readonly": null, "rate_limiter_config": {"ops": null}}"#;
+    assert_eq!(fixture.client().ask("PUT", disk, json, body).status, 204, "null is as if left out");
     let headers = "Accept: application/problem+json\r\n";
     let response = fixture.client().ask("PUT", disk, headers, r#"{"num_queues": 300}"#);
     let problem: serde_json::Value = serde_json::from_str(&response.body).unwrap();

@@ -1,7 +1,9 @@
 //! `--serial`, `--console` and `--debug-console`.
 
+use super::VmConfig;
 use super::options::{Options, Setting, options};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Where a console ends on the host.
@@ -57,6 +59,22 @@ options! {
         ["file"] file: Option<PathBuf> = None,
         /// The I/O port.
         ["iobase"] iobase: u16 = 0xe9,
+    }
+}
+
+impl VmConfig {
+    /// Tells where pseudo-terminals are: in `file`, where clients look for it.
+    pub fn set_terminals(&mut self, by_option: &BTreeMap<&'static str, PathBuf>, console: Option<PathBuf>) {
+        let of = |option| by_option.get(option).cloned();
+        for (mode, file, terminal) in [
+            (self.serial.mode, &mut self.serial.file, of("--serial")),
+            (self.console.mode, &mut self.console.file, console),
+            (self.debug_console.mode, &mut self.debug_console.file, of("--debug-console")),
+        ] {
+            if mode == ConsoleMode::Pty {
+                *file = terminal;
+            }
+        }
     }
 }
 

@@ -40,10 +40,11 @@ fn error<T>(option: String, reason: impl Into<String>) -> Result<T, ConfigError>
 }
 
 impl MemoryConfig {
-    /// How much memory can be added in modules, in bytes.
+    /// How much memory can be added in modules, in bytes: as many whole ones as there is room for. Managers say how much memory
+    /// the host has, whatever that is.
     pub fn modules_size(&self) -> u64 {
         let modules = self.hotplug_method == HotplugMethod::Acpi;
-        self.hotplug_size.filter(|_| modules).map_or(0, |size| size.0)
+        self.hotplug_size.filter(|_| modules).map_or(0, |size| size.0 / MODULE * MODULE)
     }
 
     /// Checks what is said about adding memory.
@@ -53,7 +54,8 @@ impl MemoryConfig {
     pub fn check_hotplug(&self) -> Result<(), ConfigError> {
         let virtio_mem = self.hotplug_method == HotplugMethod::VirtioMem;
         let block = if virtio_mem { block_size(self.hugepages, self.hugepage_size) } else { MODULE };
-        check_sizes("--memory", self.hotplug_size, self.hotplugged_size, block)?;
+        let size = if virtio_mem { self.hotplug_size } else { Some(ByteSize(self.modules_size())) };
+        check_sizes("--memory", size, self.hotplugged_size, block)?;
         if let Some(size) = self.hotplug_size
             && !virtio_mem
             && self.hugepages
@@ -155,7 +157,11 @@ mod tests {
                 None,
                 "--memory hotplugged_size=3M: is not a multiple of 2M",
             ),
-            ("hotplug_size=64M", None, "--memory hotplug_size=64M: is not a multiple of 128M"),
+            (
+                "hotplug_size=192M,hotplugged_size=192M",
+                None,
+                "--memory hotplugged_size=192M: is more than hotplug_size=128M",
+            ),
             ("hotplug_size=1G,hugepages=on", None, "--memory hotplug_size=1G: memory in huge pages comes by"),
             ("hotplug_size=1G", Some("id=a"), "--memory hotplug_size=1G: all of the memory is in zones"),
             (

@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod console;
 pub mod cpus;
+pub mod crash;
 pub mod device;
 pub mod disk;
 pub mod fw_cfg;
@@ -35,6 +36,7 @@ pub mod watchdog;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CoreScheduling, CpuAffinity, CpuTopology, CpusConfig};
+pub use crash::{CrashAction, CrashConfig};
 pub use device::{Device, DeviceConfig};
 pub use disk::DiskConfig;
 pub use fw_cfg::FwCfgConfig;
@@ -107,6 +109,8 @@ pub struct VmConfig {
     /// Whether there is a pvpanic device.
     #[serde(deserialize_with = "null_is_default")]
     pub pvpanic: bool,
+    /// What is done when the guest crashes.
+    pub on_crash: Option<CrashConfig>,
     /// Whether there is a watchdog.
     #[serde(deserialize_with = "null_is_default")]
     pub watchdog: bool,
@@ -146,6 +150,13 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl VmConfig {
+    /// Whether the guest can tell of its panics.
+    pub fn hears_panics(&self) -> bool {
+        self.pvpanic || self.on_crash.is_some()
+    }
 }
 
 #[cfg(test)]

@@ -262,9 +262,25 @@ impl<T: Setting> Setting for Vec<T> {
 
 /// A number of bytes. Written as a number, or with a suffix `K`, `M`, `G` or `T` (powers of 1024).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
+
+#[cfg(test)]
+impl schemars::JsonSchema for ByteSize {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A number of bytes; as text, it can have a suffix K, M, G or T (powers of 1024).",
+            "anyOf": [
+                {"type": "integer", "format": "uint64", "minimum": 0},
+                {"type": "string", "pattern": "^[0-9]+([KkMmGgTt]|[KMGT]iB)?$"},
+            ],
+        })
+    }
+}
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -76,6 +76,7 @@ impl VmConfig {
         parts.extend(all("--vsock", &self.vsock));
         parts.extend(all("--rtc", &self.rtc));
         parts.extend(all("--ivshmem", &self.ivshmem));
+        parts.extend(all("--on-crash", &self.on_crash));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));
         parts.extend(all("--pci-port", &self.pci_ports));

@@ -10,6 +10,7 @@ use super::{Ended, Machine, platform};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::message::Message;
 use anyhow::Result;
+use devices::pvpanic::PANICKED;
 use machine::effect::{DeviceChange, Effect, HotplugPart};
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ impl Machine {
 
     /// Whether something is under way that changes of the machine have to wait for.
     pub fn busy(&self) -> bool {
-        !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some()
+        !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some() || self.crash.is_some()
     }
 
     /// Whether it begins anew.
@@ -102,12 +103,14 @@ impl Machine {
             }
             Message::Dumped(result) => {
                 self.dumped(result);
+                let ended = self.after_crash()?;
                 self.seat_opened_if_idle();
+                return Ok(ended);
             }
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
                 if self.is_current(generation) {
-                    return Ok(self.end(Ended::Failed(failure)));
+                    return self.crashed(Some(failure));
                 }
             }
         }
@@ -127,6 +130,7 @@ impl Machine {
             Phase::Pausing { respond, .. } => {
                 self.events.emit("vm", "paused");
                 respond(Ok(Reply::Done));
+                return self.dump_crash();
             }
             Phase::Resetting { respond } => {
                 let finished = self.finish_reset();
@@ -166,6 +170,11 @@ impl Machine {
             Effect::Panicked(events) => {
                 tracing::warn!(events, "the guest reports a panic");
                 self.events.emit_with("guest", "panic", [("events", events.into())]);
+                // Else the guest has a kernel that deals with it.
+                if events & PANICKED != 0 {
+                    self.effect_done(cpu);
+                    return self.crashed(None);
+                }
             }
             Effect::Eject { segment, devices } => {
                 if self.eject(cpu, segment, devices)? == Completion::Later {
@@ -350,6 +359,11 @@ impl Machine {
         if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
             && let Phase::Pausing { respond, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
         {
+            if self.crash.is_some() {
+                // Nothing of the guest runs, which is enough for a dump.
+                respond(Ok(Reply::Done));
+                return self.dump_crash();
+            }
             self.resume();
             respond(Err(ApiError::new(
                 ErrorKind::Timeout,

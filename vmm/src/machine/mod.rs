@@ -9,6 +9,7 @@ pub mod addition;
 mod boot_files;
 mod control;
 mod cpus;
+mod crash;
 mod fw_cfg;
 mod life;
 mod memory_devices;
@@ -40,6 +41,7 @@ use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
 use cpus::Cpus;
+use crash::Crash;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
 use machine::bus::{BusHandle, Range};
@@ -52,7 +54,7 @@ use pci_bus::PciBus;
 use persistent_memory::AfterRestart;
 pub(crate) use platform::calls;
 pub use platform::gdb;
-use platform::{Debugger, Foundation, Platform};
+use platform::{Debugger, Foundation, Platform, Pumps};
 pub use registry::Opened;
 use registry::Site;
 use removal::Removal;
@@ -106,6 +108,8 @@ pub struct Machine {
     debugger: Debugger,
     /// Takes the answer when the core dump that is being written is complete.
     dump: Option<Respond>,
+    /// A crash of the guest that is being dealt with.
+    crash: Option<Crash>,
     mailbox: Mailbox,
     additions: Additions,
     removals: BTreeMap<String, Removal>,
@@ -137,7 +141,7 @@ impl Machine {
         let Foundation { vm, vcpus, model, layout } = platform::found(&config, hypervisor)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (mmio, port) = (BusHandle::default(), BusHandle::default());
-        let mut pumps = Vec::new();
+        let mut pumps = Pumps::default();
         let mut platform = Platform::new(&config, &*vm, &layout, &mmio, &port, &clock, &mut pumps)?;
         let surroundings = Surroundings {
             mmio: mmio.clone(),
@@ -168,9 +172,10 @@ impl Machine {
             layout.segments(),
         )?;
         let escape = Doorbell::new().context("making an event")?;
-        let site = Site::new(&config, &clock, escape.clone());
+        let site = Site::new(&config, &clock, escape.clone(), events.clone());
         pci.add_ports(&config)?;
         site.add_all(&config, &mut pci)?;
+        config.set_terminals(&pumps.terminals, site.terminal());
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
         let watchdog = GuestWatchdog::add(&config, &clock, &own_mailbox, &mut pci)?;
 
@@ -196,6 +201,7 @@ impl Machine {
             resets: 0,
             debugger: Debugger::default(),
             dump: None,
+            crash: None,
             mailbox: own_mailbox,
             additions: Additions::default(),
             removals: BTreeMap::new(),
@@ -203,7 +209,7 @@ impl Machine {
             restarts: Vec::new(),
             watchdog,
             memory_devices,
-            _consoles: consoles.serve(pumps, escape),
+            _consoles: consoles.serve(pumps.list, escape),
             modules: Modules::new(&memory)?,
             pmem: PmemSpace::new(pmem),
             vm,

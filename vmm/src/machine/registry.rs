@@ -13,12 +13,13 @@ use crate::config::{
     Device, DeviceConfig, DiskConfig, NetConfig, PciPlace, RateLimiterConfig, TokenBucketConfig, VmConfig,
     VsockConfig,
 };
+use crate::event::Events;
 use crate::pmem::PmemFile;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
 use block::engine::EngineKind;
 use block::image::{self, OpenOptions};
-use block::virtio_blk::{Block, BlockOptions};
+use block::virtio_blk::{Block, BlockOptions, HostError, OnError};
 use devices::host_console::HostConsole;
 use devices::ivshmem::Ivshmem;
 use devices::virtio::console::{Console, Port};
@@ -35,7 +36,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use virtio::device::VirtioDevice;
 use virtio::pci_transport;
@@ -52,16 +54,24 @@ pub struct Site {
     clock: Arc<dyn Clock>,
     escape: Doorbell,
     groups: BTreeMap<String, RateLimiter>,
+    terminal: OnceLock<PathBuf>,
+    events: Events,
 }
 
 impl Site {
-    /// For the machine of `config`. `escape` rings when the user wants out of a console on the terminal.
-    pub fn new(config: &VmConfig, clock: &Arc<dyn Clock>, escape: Doorbell) -> Self {
+    /// For the machine of `config`. `escape` rings when the user wants out of a console on the terminal; `events` are told of what
+    /// befalls devices.
+    pub fn new(config: &VmConfig, clock: &Arc<dyn Clock>, escape: Doorbell, events: Events) -> Self {
         let groups = config.rate_limit_groups.iter();
         let groups = groups
             .map(|group| (group.id.clone(), limiter(Some(&group.rate_limiter_config), clock)))
             .collect();
-        Self { clock: Arc::clone(clock), escape, groups }
+        Self { clock: Arc::clone(clock), escape, groups, terminal: OnceLock::new(), events }
+    }
+
+    /// Where the virtio console is, if that is a pseudo-terminal.
+    pub fn terminal(&self) -> Option<PathBuf> {
+        self.terminal.get().cloned()
     }
 
     /// Adds all devices that `config` asks for.
@@ -88,6 +98,8 @@ fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     host.on_escape(site.escape.clone());
     if let Some(path) = host.path() {
         eprintln!("vivarium: --console is at {}", path.display());
+        // A machine has one such console.
+        let _ = site.terminal.set(path.to_owned());
     }
     let console =
         Console::new(vec![Port { name: "console".into(), console: true, host }]).context("--console")?;
@@ -271,8 +283,23 @@ fn open_image(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
         queue_size: disk.queue_size,
         write_back: disk.writeback,
         limiter: Some(shared.unwrap_or_else(own)),
+        on_error: Some(tell_of_errors(site, id)),
     };
     Ok(Block::new(image, options)?)
+}
+
+/// Tells of the requests of disk `id` that the host fails.
+fn tell_of_errors(site: &Site, id: &str) -> OnError {
+    let (events, id) = (site.events.clone(), id.to_owned());
+    Arc::new(move |HostError { operation, reason, errors }| {
+        let properties = [
+            ("id", id.as_str().into()),
+            ("operation", operation.as_str().into()),
+            ("reason", reason.as_str().into()),
+            ("errors", (*errors).into()),
+        ];
+        events.emit_with("vm", "disk-error", properties);
+    })
 }
 
 fn add_networks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
@@ -299,6 +326,8 @@ fn open_tap(site: &Site, config: &NetConfig) -> Result<Net> {
         Some(IpAddr::V6(_)) => bail!("mask: is an IPv6 address; give the mask of an IPv4 network"),
     };
     let address = match config.ip {
+        // Whoever opened the tap has set it up; clients fill in an address that nobody wants.
+        _ if config.fds.is_some() => None,
         None => None,
         Some(IpAddr::V4(address)) => Some(Ipv4Setting { address, mask: mask(config.mask)? }),
         Some(IpAddr::V6(_)) => bail!("ip: is an IPv6 address; set it with `ip addr add` on the tap"),

@@ -34,7 +34,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "VmCounters" => schemars::json_schema!({
             "type": "object",
             "description": "By device, and by counter.",
-            "additionalProperties": {"type": "object"},
+            "additionalProperties": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
         }),
         "Tree" => schemars::json_schema!({
             "description": "A tree of objects, arrays, numbers and texts; addresses are texts in hexadecimal."
@@ -61,6 +61,7 @@ fn document() -> Value {
         paths.insert(path, item);
     }
     let mut schemas = generator.take_definitions(true);
+    schemas.values_mut().for_each(allow_null);
     schemas.insert(
         "Error".into(),
         json!({
@@ -99,6 +100,27 @@ fn document() -> Value {
             "responses": REFUSALS.map(|(status, description)| (status, error(description))).into_iter().collect::<BTreeMap<_, _>>(),
         },
     })
+}
+
+/// Says of what may be left out of a body that it may also be null, which means the same.
+fn allow_null(schema: &mut Value) {
+    // Bodies, and what is in them, have no fields but those that are named; answers may get more.
+    if schema["additionalProperties"] != Value::Bool(false) {
+        return;
+    }
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    let Some(Value::Object(properties)) = schema.get_mut("properties") else { return };
+    for (_, property) in properties.iter_mut().filter(|(name, _)| !required.contains(&json!(name))) {
+        let Value::Object(property) = property else { continue };
+        match property.remove("type") {
+            Some(Value::String(kind)) => drop(property.insert("type".into(), json!([kind, "null"]))),
+            Some(kinds) => drop(property.insert("type".into(), kinds)),
+            None => {}
+        }
+        if let Some(reference) = property.remove("$ref") {
+            property.insert("anyOf".into(), json!([{"$ref": reference}, {"type": "null"}]));
+        }
+    }
 }
 
 fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {

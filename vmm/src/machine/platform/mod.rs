@@ -45,6 +45,7 @@ use devices::platform::PlatformDevice;
 use hypervisor::{Vcpu, Vm};
 use machine::bus::{BusHandle, Range};
 use machine::inspect::{Value, hex, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -156,10 +157,23 @@ fn inspect_devices(devices: &[Placed]) -> Value {
     devices.iter().map(tree).collect()
 }
 
-/// Tells the user where a pseudo-terminal is, which only the host knows.
-fn announce(option: &str, pump: &ConsolePump) {
-    if let Some(path) = pump.console().path() {
-        eprintln!("vivarium: {option} is at {}", path.display());
+/// Consoles whose bytes have to be carried.
+#[derive(Default)]
+pub struct Pumps {
+    /// What carries them.
+    pub list: Vec<ConsolePump>,
+    /// Where pseudo-terminals are, by option.
+    pub terminals: BTreeMap<&'static str, PathBuf>,
+}
+
+impl Pumps {
+    /// Adds the console of `option`, and tells the user where a pseudo-terminal is, which only the host knows.
+    fn push(&mut self, option: &'static str, pump: ConsolePump) {
+        if let Some(path) = pump.console().path() {
+            eprintln!("vivarium: {option} is at {}", path.display());
+            self.terminals.insert(option, path.to_owned());
+        }
+        self.list.push(pump);
     }
 }
 

@@ -53,7 +53,7 @@ pub fn load(
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
         gpio: GPIO_GSI,
         power_button: Pl061::POWER_BUTTON,
-        pvpanic: config.pvpanic,
+        pvpanic: config.hears_panics(),
         fw_cfg: config.payload.fw_cfg_config.is_some(),
         command_line: cmdline.to_owned(),
         initramfs: loaded.initramfs,

@@ -7,7 +7,7 @@ pub use firmware::{describe, is_linux, load, setup_part};
 pub use gdb::Debugger;
 
 use super::{
-    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
+    Foundation, Mainboard, Placed, Pumps, cpu_topology, debug_mode, inspect_devices, lock, put,
     reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
@@ -18,7 +18,7 @@ use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
 use arch::caches::Cache;
 use arch::wiring::InterruptPins;
 use devices::fw_cfg::{FwCfg, Items, Registers};
-use devices::host_console::{self, ConsolePump};
+use devices::host_console;
 use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
@@ -79,7 +79,7 @@ impl Platform {
         mmio: &BusHandle,
         _: &BusHandle,
         clock: &Arc<dyn Clock>,
-        pumps: &mut Vec<ConsolePump>,
+        pumps: &mut Pumps,
     ) -> Result<Self> {
         let pins = vm.create_gic(&layout.gic(config.cpus.boot_vcpus))?;
         let line = |gsi| InterruptLine::new(Arc::clone(&pins) as _, gsi);
@@ -89,7 +89,7 @@ impl Platform {
         board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
         let gpio =
             board.put("power button", mmio, Pl061::window(layout::GPIO), Pl061::new(line(GPIO_GSI)))?;
-        if config.pvpanic {
+        if config.hears_panics() {
             board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
         }
         if let Some(mode) = serial_mode(&config.serial) {
@@ -99,8 +99,7 @@ impl Platform {
             let serial = board.put("serial port", mmio, Pl011::window(layout::SERIAL), serial)?;
             if let Some(mut pump) = pump {
                 pump.set_input(serial, room).context("--serial: watching it")?;
-                announce("--serial", &pump);
-                pumps.push(pump);
+                pumps.push("--serial", pump);
             }
         }
         ensure!(

@@ -155,7 +155,7 @@ fn acpi_config(
             .into_iter()
             .collect(),
         rtc: Some(Rtc::PORTS.start as u16),
-        pvpanic: config.pvpanic.then_some(Pvpanic::PORTS.start as u16),
+        pvpanic: config.hears_panics().then_some(Pvpanic::PORTS.start as u16),
     }
 }
 

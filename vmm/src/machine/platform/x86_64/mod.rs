@@ -11,7 +11,7 @@ pub use debugger::Debugger;
 pub use firmware::{describe, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Placed, announce, cpu_topology, debug_mode, inspect_devices, lock, put,
+    Foundation, Mainboard, Placed, Pumps, cpu_topology, debug_mode, inspect_devices, lock, put,
     reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
@@ -27,7 +27,7 @@ use devices::acpi_hotplug::memory::{MemoryHotplug, Module};
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
 use devices::fw_cfg::{FwCfg, Items, Registers};
-use devices::host_console::{self, ConsolePump};
+use devices::host_console;
 use devices::i8042::I8042;
 use devices::ioapic::{IoApic, IoApicPins};
 use devices::legacy_ports::{PostCode, SystemControl};
@@ -90,7 +90,7 @@ impl Platform {
         mmio: &BusHandle,
         port: &BusHandle,
         clock: &Arc<dyn Clock>,
-        pumps: &mut Vec<ConsolePump>,
+        pumps: &mut Pumps,
     ) -> Result<Self> {
         let sources = (0..devices::ioapic::PINS).map(|pin| vm.ioapic_pin(pin)).collect::<Result<_, _>>()?;
         let io_apic = IoApic::new(sources);
@@ -111,7 +111,7 @@ impl Platform {
         board.put("keyboard controller", port, I8042::PORTS, I8042::default())?;
         board.put("diagnostic port", port, PostCode::PORTS, PostCode::default())?;
         board.put("system control port", port, SystemControl::PORTS, SystemControl::default())?;
-        if config.pvpanic {
+        if config.hears_panics() {
             board.put("pvpanic", port, Pvpanic::PORTS, Pvpanic::default())?;
         }
         if let Some(mode) = serial_mode(&config.serial) {
@@ -121,8 +121,7 @@ impl Platform {
             let serial = board.put("serial port", port, Serial::COM1, serial)?;
             if let Some(mut pump) = pump {
                 pump.set_input(serial, room).context("--serial: watching it")?;
-                announce("--serial", &pump);
-                pumps.push(pump);
+                pumps.push("--serial", pump);
             }
         }
         if let Some(mode) = debug_mode(&config.debug_console) {
@@ -132,8 +131,7 @@ impl Platform {
                 .put("debug console", port, range, DebugConsole::new(output))
                 .with_context(|| format!("--debug-console iobase={:#x}", range.start))?;
             if let Some(pump) = pump {
-                announce("--debug-console", &pump);
-                pumps.push(pump);
+                pumps.push("--debug-console", pump);
             }
         }
         Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, devices: board.devices })

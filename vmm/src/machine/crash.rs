@@ -1,0 +1,89 @@
+//! What is done when the guest crashed: its kernel panicked, or a CPU cannot go on. The machine is paused, its core dump is
+//! written if one is asked for, and then it is restarted, ended, left paused, or goes on.
+
+use super::life::Phase;
+use super::{Ended, Machine};
+use crate::api::request::Coredump;
+use crate::config::crash::CrashAction;
+use crate::message::CpuFailure;
+use anyhow::Result;
+use std::path::Path;
+
+/// A crash that is being dealt with.
+pub struct Crash {
+    /// The CPU that cannot go on, unless the guest's kernel told of a panic.
+    failure: Option<CpuFailure>,
+}
+
+impl Machine {
+    /// The guest's kernel panicked, or a CPU cannot go on.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn crashed(&mut self, failure: Option<CpuFailure>) -> Result<Option<Ended>> {
+        if let Some(CpuFailure { cpu, reason, .. }) = &failure {
+            let properties = [("cpu", (*cpu).into()), ("reason", reason.as_str().into())];
+            self.events.emit_with("guest", "cpu-failed", properties);
+        }
+        if self.crash.is_some() || self.ending() {
+            // Another CPU did, too.
+            return Ok(None);
+        }
+        let asks_for_nothing = match &self.config.on_crash {
+            Some(config) => config.coredump.is_none() && config.action == CrashAction::None,
+            None => true,
+        };
+        if asks_for_nothing {
+            return Ok(failure.and_then(|failure| self.end(Ended::Failed(failure))));
+        }
+        self.crash = Some(Crash { failure });
+        match self.phase {
+            Phase::Running => self.pause(Box::new(drop)),
+            Phase::Paused => self.dump_crash(),
+            // It comes to rest already.
+            _ => Ok(None),
+        }
+    }
+
+    /// The machine is at rest: if it crashed, begins its dump.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn dump_crash(&mut self) -> Result<Option<Ended>> {
+        let path = self.config.on_crash.as_ref().and_then(|config| config.coredump.clone());
+        let Some(path) = path.filter(|_| self.crash.is_some()) else { return self.after_crash() };
+        let url =
+            format!("file://{}", std::path::absolute(&path).as_deref().unwrap_or(Path::new("")).display());
+        let events = self.events.clone();
+        self.dump(
+            &Coredump { destination_url: url },
+            Box::new(move |answer| {
+                if let Err(error) = answer {
+                    tracing::error!("--on-crash coredump={}: {error}", path.display());
+                    events.emit_with("vm", "coredump-failed", [("reason", error.to_string().into())]);
+                }
+            }),
+        );
+        // Else it is being written, and a message tells when that is done.
+        if self.dump.is_none() { self.after_crash() } else { Ok(None) }
+    }
+
+    /// What is left of a crash is done.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn after_crash(&mut self) -> Result<Option<Ended>> {
+        let Some(Crash { failure }) = self.crash.take().filter(|_| !self.ending()) else { return Ok(None) };
+        let action = self.config.on_crash.as_ref().map_or(CrashAction::None, |config| config.action);
+        Ok(match (action, failure) {
+            (CrashAction::Pause, _) => None,
+            (CrashAction::Reset, _) => return self.reset(None),
+            (CrashAction::Poweroff | CrashAction::None, Some(failure)) => self.end(Ended::Failed(failure)),
+            (CrashAction::Poweroff, None) => self.end(Ended::PoweredOff),
+            (CrashAction::None, None) => {
+                self.resume();
+                None
+            }
+        })
+    }
+}
