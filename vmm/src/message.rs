@@ -52,7 +52,7 @@ pub enum Message {
         /// Which addition it is for.
         addition: u64,
         /// The device.
-        result: anyhow::Result<Opened>,
+        result: anyhow::Result<Box<Opened>>,
     },
     /// The guest was silent for too long for the watchdog that a worker runs.
     WatchdogExpired,

@@ -32,7 +32,7 @@ pub struct Additions {
     /// Those whose files are being opened.
     opening: BTreeMap<u64, Addition>,
     /// Those that are open, and wait until the machine is not busy.
-    open: Vec<(u64, Result<Opened>)>,
+    open: Vec<(u64, Result<Box<Opened>>)>,
     /// Threads that open something.
     threads: Arc<AtomicUsize>,
 }
@@ -74,7 +74,7 @@ impl Machine {
             // They are duplicated when the tap is opened.
             net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
         }
-        let device = match self.name(device) {
+        let device = match self.name(&device) {
             Ok(device) => device,
             Err(error) => return respond(Err(error)),
         };
@@ -89,19 +89,19 @@ impl Machine {
     }
 
     /// The device with a name, if it can be among those that are there and those that are coming.
-    fn name(&self, device: DeviceConfig) -> Result<DeviceConfig, ApiError> {
+    fn name(&self, device: &DeviceConfig) -> Result<DeviceConfig, ApiError> {
         let mut config = self.config.clone();
         for coming in self.additions.opening.values() {
             config.put_device(coming.device.clone())?;
         }
-        if let DeviceConfig::Pmem(pmem) = &device {
+        if let DeviceConfig::Pmem(pmem) = device {
             let size = pmem.size.unwrap_or_default();
             self.pmem
                 .check(size.0)
                 .map_err(|error| ApiError::bad(format!("{} size={size}: {error}", pmem.option())))?;
         }
         let config = with_device(&config, device.clone())?;
-        config.last_like(&device).ok_or_else(|| ApiError::internal("the device is not in the configuration"))
+        config.last_like(device).ok_or_else(|| ApiError::internal("the device is not in the configuration"))
     }
 
     /// Has a thread open a device.
@@ -123,7 +123,7 @@ impl Machine {
         let (site, mailbox, addition) = (Arc::clone(&self.site), self.mailbox.clone(), self.additions.next);
         let counted = Counted(Arc::clone(&self.additions.threads));
         let open = move || {
-            let result = registry::open(&site, &device);
+            let result = registry::open(&site, &device).map(Box::new);
             drop(files);
             drop(counted);
             if !given_up.load(Ordering::SeqCst) {
@@ -138,7 +138,7 @@ impl Machine {
     }
 
     /// A device is open, or cannot be.
-    pub(super) fn opened(&mut self, addition: u64, result: Result<Opened>) {
+    pub(super) fn opened(&mut self, addition: u64, result: Result<Box<Opened>>) {
         self.additions.open.push((addition, result));
     }
 
@@ -148,7 +148,7 @@ impl Machine {
             let Some(Addition { device, respond, .. }) = self.additions.opening.remove(&addition) else {
                 continue;
             };
-            let seated = result.and_then(|opened| self.seat(opened));
+            let seated = result.and_then(|opened| self.seat(*opened));
             match seated {
                 Ok((id, address, restarting)) => {
                     if let Err(error) = self.config.put_device(device) {

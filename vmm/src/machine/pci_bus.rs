@@ -153,7 +153,7 @@ impl PciBus {
         mut transport: pci_transport::Options,
         workers: workers::Options,
     ) -> Result<FunctionAddress> {
-        let address = self.place(id, place.into())?;
+        let address = self.place(id, &place.into())?;
         if address.bus() != 0 {
             transport.express = ExpressKind::Endpoint;
         }
@@ -196,7 +196,7 @@ impl PciBus {
         place: impl Into<PciPlace>,
         function: FunctionHandle,
     ) -> Result<FunctionAddress> {
-        let address = self.place(id, place.into())?;
+        let address = self.place(id, &place.into())?;
         self.insert(address, function).with_context(|| format!("adding device {id}"))?;
         self.plain.insert(address, id.to_owned());
         Ok(address)

@@ -142,10 +142,10 @@ impl PciBus {
     ///
     /// # Errors
     /// When there is no such place, or no free one.
-    pub(super) fn place(&self, id: &str, place: PciPlace) -> Result<FunctionAddress> {
+    pub(super) fn place(&self, id: &str, place: &PciPlace) -> Result<FunctionAddress> {
         match self.ports.places.get(id) {
             Some(told) => self.resolve(told).with_context(|| format!("--pci-place id={id}")),
-            None => self.resolve(&place).with_context(|| format!("device {id}")),
+            None => self.resolve(place).with_context(|| format!("device {id}")),
         }
     }
 
