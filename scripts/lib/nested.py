@@ -44,7 +44,8 @@ def main():
     kind = nested_kinds.KINDS[options.kind] if options.kind else nested_kinds.native()
 
     if options.verb == "build":
-        nested_host.snapshot(kind)
+        if kind.restorable:
+            nested_host.snapshot(kind)
         return 0
     if options.verb == "shell":
         shell = os.environ.get("SHELL", "/bin/sh") if kind.processor.native else "/bin/sh"
@@ -73,7 +74,8 @@ def run(argv, standard_input, seconds=None, disks=None, kind=None):
 
 def interactive(argv, disks=None, kind=None):
     """Runs `argv` on this terminal; without one, on the plain streams."""
-    nested_host.snapshot(kind)
+    if kind is None or kind.restorable:
+        nested_host.snapshot(kind)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return run(argv, standard_input=0, disks=disks, kind=kind)
     with Terminal() as terminal:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -80,19 +81,47 @@ def snapshot(kind=None):
 def execute(argv, folder, standard_input=None, terminal=None, seconds=None, disks=None, kind=None):
     """Runs `argv` in a fresh nested host, in the outer machine's folder `folder`; returns its exit status. `disks`: raw
     images by the names that replace `{name}` in the words of `argv` with the disk's device."""
-    saved = snapshot(kind)
-    with saved.restore() as machine:
+    kind = kind or nested_kinds.native()
+    with snapshot(kind).restore() if kind.restorable else _booted(kind) as machine:
         for name, path in (disks or {}).items():
             machine.attach_disk(path, name)
         return machine.run(
-            job(argv, folder, disks or {}, saved.kind),
-            saved.kind.root(),
-            saved.kind.folders(),
-            saved.kernel.modules.parent,
+            job(argv, folder, disks or {}, kind),
+            kind.root(),
+            kind.folders(),
+            nested_host(kind.processor).modules.parent,
             standard_input=standard_input,
             terminal=terminal,
             seconds=seconds,
         )
+
+
+def _booted(kind):
+    """A machine that was just booted, of a kind that cannot be restored."""
+    kind.ensure_qemu()
+    kernel, initramfs = nested_image.build(kind)
+    file = cache("nested") / f"{kind.name}.cpio"
+    replace(file, initramfs)
+    descriptor, ram = tempfile.mkstemp(prefix=_shared_name(), dir="/dev/shm")
+    os.close(descriptor)
+    try:
+        machine = Machine(kind, kernel, file, ram)
+    finally:
+        # QEMU has it mapped.
+        os.unlink(ram)
+    try:
+        _prepare(kind, machine)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _prepare(kind, machine):
+    machine.wait_for("ready", 180)
+    machine.send(f"prepare {kind.root()}")
+    if machine.wait_for("prepared", 120) != "0":
+        raise Failure("nested host: its scratch file system could not be made", machine.serial())
 
 
 def job(argv, folder, disks=(), kind=None):
@@ -197,10 +226,7 @@ def _build(kind, folder, kernel, initramfs):
     os.close(os.open(ram, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         with Machine(kind, kernel, folder / INITRAMFS, ram) as machine:
-            machine.wait_for("ready", 180)
-            machine.send(f"prepare {kind.root()}")
-            if machine.wait_for("prepared", 120) != "0":
-                raise Failure("nested host: its scratch file system could not be made", machine.serial())
+            _prepare(kind, machine)
             machine.qmp("migrate", uri=f"file:{folder}/state")
             while (status := machine.qmp("query-migrate"))["status"] not in ("completed", "failed"):
                 time.sleep(0.02)

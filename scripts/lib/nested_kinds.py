@@ -24,6 +24,7 @@ class Kind:
     module_options: dict = field(default_factory=dict)
     words: str = ""  # more of the kernel's command line
     devices: list = field(default_factory=list)  # more of QEMU's options
+    restorable: bool = True  # else it is booted for each command
 
     def command_line(self):
         """The kernel's."""
@@ -105,7 +106,10 @@ ARM_IOMMU = replace(
     devices=["-device", "virtio-rng-pci,disable-legacy=on,iommu_platform=on,addr=1e.0"],
 )
 
-KINDS = {kind.name: kind for kind in (PC, ARM, ARM_IOMMU)}
+# With the kernel in the hypervisor's own exception level, as most Arm hosts have it.
+ARM_VHE = replace(ARM, name="aarch64-vhe", words="", restorable=False)
+
+KINDS = {kind.name: kind for kind in (PC, ARM, ARM_IOMMU, ARM_VHE)}
 
 
 def native():

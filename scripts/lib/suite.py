@@ -268,6 +268,12 @@ def aarch64(run):
     run.nextest(
         "whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=[*target, "--package", "vivarium-tests"]
     )
+    if not run.filter or run.filter in "vhe":
+        folder = guests.folder(processor)
+        guest = [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--cpus", "boot=2"]
+        guest += ["--serial", "off", "--console", "tty", "--cmdline", "console=hvc0 quiet panic=-1 viv.run=dHJ1ZQ=="]
+        command = [PROJECT / "scripts" / "nested", "--kind", nested_kinds.ARM_VHE.name, "run", "--timeout", "120", *guest]
+        run.command("a guest where the host's kernel is the hypervisor (VHE)", command)
     if not run.filter or run.filter in "iommu":
         command = [PROJECT / "scripts" / "nested", "--kind", nested_kinds.ARM_IOMMU.name, "run", "sh", "-ec", BIND_TO_VFIO]
         run.command("a device behind the nested Arm host's IOMMU, taken by VFIO", command)

@@ -82,6 +82,15 @@ impl Architecture {
         }
     }
 
+    /// How many of the `all` variants of a test that takes long are run; the first ones are.
+    pub fn variants(self, all: usize) -> usize {
+        match self {
+            X86_64 => all,
+            // In emulation on one CPU.
+            Aarch64 => 1,
+        }
+    }
+
     /// How often a test restarts a machine, where each restart shows the same.
     pub fn restarts(self) -> u32 {
         match self {

@@ -227,7 +227,8 @@ fn performance_tools(folder: &Folder) -> std::path::PathBuf {
     let (tree, disk) = (folder.join("tree"), folder.join("tools"));
     shell(&format!(
         "mkdir -p {tree}/proc {tree}/sys; cd {tree}; perf=$(command -v perf)
-        for file in $perf $(command -v sha256sum) $(ldd $perf $(command -v sha256sum) | grep -o '/[^ ]*' | grep -v ':$'); do
+        trace() {{ LD_TRACE_LOADED_OBJECTS=1 $1 | grep -o '/[^ ]*'; }}
+        for file in $perf $(command -v sha256sum) $(trace $perf) $(trace $(command -v sha256sum)); do
             mkdir -p .$(dirname $file); cp -L $file .$file
         done
         mke2fs -q -t ext4 -d {tree} {disk} 128M",

@@ -87,6 +87,8 @@ fn disks_work_behind_ports_switches_and_beside_each_other() {
     }
     let log = output.split_once("== dmesg").expect("the log was shown").1.to_lowercase();
     assert!(log.contains("pciehp"), "{log}");
+    // Names of what CPUs can do are no complaints.
+    let log: Vec<_> = log.lines().filter(|line| !line.contains("cpu features: ")).collect();
     for bad in [
         "failed to assign",
         "can't assign",
@@ -101,7 +103,7 @@ fn disks_work_behind_ports_switches_and_beside_each_other() {
         "conflict",
     ] {
         let lines: Vec<_> =
-            log.lines().filter(|line| line.contains(bad) && !line.contains("enabled")).collect();
+            log.iter().filter(|line| line.contains(bad) && !line.contains("enabled")).collect();
         assert!(lines.is_empty(), "the log has {lines:#?}");
     }
 }

@@ -66,7 +66,7 @@ impl KvmGic {
 
     /// Sets the level of a shared interrupt's pin.
     fn set_pin(&self, spi: u32, active: bool) {
-        let irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | FIRST_SPI + spi;
+        let irq = (KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT) | (FIRST_SPI + spi);
         // Fails only for an interrupt that there is not.
         let _ = self.vm.set_irq_line(irq, active);
     }
