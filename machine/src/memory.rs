@@ -8,8 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 pub use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice,
+    Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory,
+    VolatileSlice,
 };
+
+/// Memory of the process itself, all zero. It takes of the host only the pages that were touched.
+pub type LazyRegion = vm_memory::MmapRegion<()>;
 
 /// The dirty log attached to every region. `()` records nothing.
 pub type DirtyLog = ();

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod pmem;
 pub mod seccomp;
+pub mod settle;
 
 pub use crate::machine::gdb;
 

@@ -418,15 +418,6 @@ fn populate(regions: &[GuestRegion], wanted: &[bool]) -> Result<()> {
     })
 }
 
-/// Gives back to the host what building the machine has left of the allocator's memory.
-pub fn trim_heap() {
-    // SAFETY: only returns free memory.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -10,10 +10,10 @@ use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::landlock;
 use crate::machine::{Ended, Machine, Place, addition, resize};
-use crate::memory;
 use crate::message::{Event, Inbox};
 use crate::metrics;
 use crate::seccomp::{self, ThreadKind};
+use crate::settle::settle;
 use anyhow::Result;
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
@@ -157,7 +157,7 @@ impl Monitor {
     /// # Errors
     /// When the host fails the machine in a way it cannot go on after.
     pub fn run(mut self) -> Result<Ended> {
-        memory::trim_heap();
+        settle();
         loop {
             if let Some(ended) = self.next()? {
                 self.events.emit("vmm", "shutdown");
@@ -409,6 +409,7 @@ impl Monitor {
             Vm::Absent => return Err(not_created()),
         };
         self.boot(config).map_err(|error| ApiError::bad(crate::cli::failure(&error)))?;
+        settle();
         Ok(Reply::Done)
     }
 

@@ -7,10 +7,11 @@
 use super::ConsoleOutput;
 use super::system::Timer;
 use machine::inspect::{Inspect, Value, json};
+use machine::memory::{LazyRegion, VolatileMemory};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How many bytes a ring holds.
@@ -19,7 +20,7 @@ const GATHER: Duration = Duration::from_micros(500);
 const AT_ONCE: Duration = Duration::from_nanos(1);
 
 struct Ring {
-    bytes: Box<[AtomicU8]>,
+    bytes: LazyRegion,
     /// Bytes ever written, wrapping. Changed by the writer alone.
     written: AtomicUsize,
     /// Bytes ever read, wrapping. Changed by the reader alone.
@@ -29,13 +30,36 @@ struct Ring {
     timer: Timer,
 }
 
+impl Ring {
+    /// Copies to `at`, counted as in `written`. What lies there is the writer's: the reader has read it, and is told of the
+    /// new bytes when they are there.
+    fn fill(&self, at: usize, bytes: &[u8]) {
+        let offset = at % RING_SIZE;
+        let (first, rest) = bytes.split_at(bytes.len().min(RING_SIZE.saturating_sub(offset)));
+        for (offset, part) in [(offset, first), (0, rest)] {
+            // Both parts lie in the ring.
+            let _ = self.bytes.get_slice(offset, part.len()).map(|place| place.copy_from(part));
+        }
+    }
+
+    /// Copies from `at`, counted as in `read`. What lies there is the reader's until it tells that it has read it.
+    fn take(&self, at: usize, buffer: &mut [u8]) {
+        let offset = at % RING_SIZE;
+        let (first, rest) = buffer.split_at_mut(buffer.len().min(RING_SIZE.saturating_sub(offset)));
+        for (offset, part) in [(offset, first), (0, rest)] {
+            let _ = self.bytes.get_slice(offset, part.len()).map(|place| place.copy_to(part));
+        }
+    }
+}
+
 /// Makes a ring.
 ///
 /// # Errors
-/// When the host is out of file descriptors.
+/// When the host is out of file descriptors or memory.
 pub fn output_ring() -> io::Result<(RingWriter, RingReader)> {
     let ring = Arc::new(Ring {
-        bytes: (0..RING_SIZE).map(|_| AtomicU8::new(0)).collect(),
+        // Most guests print little, and one that ends early never comes to most of it.
+        bytes: LazyRegion::new(RING_SIZE).map_err(io::Error::other)?,
         written: AtomicUsize::new(0),
         read: AtomicUsize::new(0),
         dropped: AtomicU64::new(0),
@@ -57,13 +81,8 @@ impl ConsoleOutput for RingWriter {
         let start = ring.written.load(Ordering::Relaxed);
         let used = start.wrapping_sub(ring.read.load(Ordering::Acquire));
         let count = bytes.len().min(RING_SIZE.saturating_sub(used));
-        let mut at = start;
-        for &byte in bytes.iter().take(count) {
-            if let Some(cell) = ring.bytes.get(at % RING_SIZE) {
-                cell.store(byte, Ordering::Relaxed);
-            }
-            at = at.wrapping_add(1);
-        }
+        ring.fill(start, bytes.get(..count).unwrap_or_default());
+        let at = start.wrapping_add(count);
         let dropped = bytes.len().saturating_sub(count);
         if dropped > 0 {
             ring.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
@@ -103,7 +122,7 @@ impl RingReader {
     /// readable when it no longer is.
     pub fn read(&mut self, buffer: &mut [u8]) -> usize {
         let ring = &*self.ring;
-        let mut at = ring.read.load(Ordering::Relaxed);
+        let at = ring.read.load(Ordering::Relaxed);
         if ring.written.load(Ordering::SeqCst) == at {
             ring.timer.clear();
             // Something may have been written, and its timer cleared, in between.
@@ -113,11 +132,8 @@ impl RingReader {
         }
         let available = ring.written.load(Ordering::Acquire).wrapping_sub(at);
         let count = available.min(buffer.len());
-        for byte in buffer.iter_mut().take(count) {
-            *byte = ring.bytes.get(at % RING_SIZE).map_or(0, |cell| cell.load(Ordering::Relaxed));
-            at = at.wrapping_add(1);
-        }
-        ring.read.store(at, Ordering::SeqCst);
+        ring.take(at, buffer.get_mut(..count).unwrap_or_default());
+        ring.read.store(at.wrapping_add(count), Ordering::SeqCst);
         count
     }
 }

@@ -8,7 +8,7 @@ use machine::doorbell::Doorbell;
 use machine::inspect::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
@@ -124,10 +124,10 @@ pub(super) struct Terminal {
 
 impl Terminal {
     pub(super) fn open(watch: &Watch) -> Result<Self, OpenError> {
-        let (stdin, stdout) = (io::stdin(), io::stdout());
-        let (input, _) = own(stdin.as_fd(), false).map_err(OpenError::new("opening", "/dev/stdin"))?;
+        let (stdin, stdout) = (system::standard_input(), system::standard_output());
+        let (input, _) = own(stdin, false).map_err(OpenError::new("opening", "/dev/stdin"))?;
         let (output, output_never_blocks) =
-            own(stdout.as_fd(), true).map_err(OpenError::new("opening", "/dev/stdout"))?;
+            own(stdout, true).map_err(OpenError::new("opening", "/dev/stdout"))?;
         let error = |what| OpenError::new(what, "/dev/stdin");
         let resized = Doorbell::new().map_err(error("watching"))?;
         watch.add(resized.as_raw_fd(), EventSet::IN).map_err(error("watching"))?;
