@@ -72,7 +72,8 @@ pub fn arm_tables(data: &[u8]) {
         power_button: config.power_button,
         pvpanic: config.pvpanic,
     };
-    let tables = acpi::build(&tables, ACPI_PLACE, GuestAddress(ACPI_PLACE.start - 64)).expect("the tables fit");
+    let tables =
+        acpi::build(&tables, ACPI_PLACE, GuestAddress(ACPI_PLACE.start - 64)).expect("the tables fit");
     for (signature, table) in tables.iter() {
         let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         assert_eq!(sum, 0, "{signature:?}");

@@ -79,7 +79,8 @@ impl BootInfo {
         // SAFETY: the caller's promise.
         unsafe {
             if cell(address) == MAGIC {
-                information.walk(address + u64::from(cell(address + 8)), address + u64::from(cell(address + 12)));
+                information
+                    .walk(address + u64::from(cell(address + 8)), address + u64::from(cell(address + 12)));
             }
         }
         information
@@ -155,8 +156,12 @@ impl BootInfo {
 
 impl Node {
     unsafe fn named(name: u64) -> Self {
-        let kinds: [(&[u8], Self); 4] =
-            [(b"chosen\0", Node::Chosen), (b"memory", Node::Memory), (b"pcie@", Node::Pci), (b"pci@", Node::Pci)];
+        let kinds: [(&[u8], Self); 4] = [
+            (b"chosen\0", Node::Chosen),
+            (b"memory", Node::Memory),
+            (b"pcie@", Node::Pci),
+            (b"pci@", Node::Pci),
+        ];
         // SAFETY: the caller's promise.
         let found = kinds.into_iter().find(|(start, _)| unsafe { starts_with(name, start) });
         found.map_or(Node::Other, |(_, kind)| kind)

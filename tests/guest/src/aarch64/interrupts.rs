@@ -26,7 +26,13 @@ pub fn install() {}
 #[unsafe(no_mangle)]
 pub extern "C" fn exception_main() -> ! {
     let field = |index: usize| EXCEPTION[index].load(Ordering::Relaxed);
-    report!("exception syndrome={:#x} pc={:#x} sp={:#x} address={:#x}", field(0), field(1), field(2), field(3));
+    report!(
+        "exception syndrome={:#x} pc={:#x} sp={:#x} address={:#x}",
+        field(0),
+        field(1),
+        field(2),
+        field(3)
+    );
     report!("done rc=102");
     cpu::end(None)
 }
