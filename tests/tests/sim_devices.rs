@@ -219,7 +219,7 @@ fn every_device_is_where_it_was_told_to_be() {
         id: Some("pmem".into()),
         ..PmemConfig::default()
     };
-    machine.pmem = vec![PmemConfig { bus: Some("rp1".into()), ..pmem.clone() }];
+    machine.pmem = vec![PmemConfig { bus: Some("rp1".into()), ..pmem }];
     let control = Control::boot(&sim, machine.clone());
     let tree = control.info()["device_tree"].clone();
     for (id, bdf) in [
