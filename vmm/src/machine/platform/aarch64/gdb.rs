@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// What the machine knows of its debugger: there is none.
 #[derive(Default)]
-pub struct Debugger;
+pub struct Debugger(());
 
 impl Debugger {
     /// Memory is loaded anew.
