@@ -158,7 +158,7 @@ def _key(kind):
     """Changes when QEMU, the kernel, the initramfs, these scripts or the processor do."""
     version = run([kind.program, "--version"], "asking QEMU's version")
     kernel = nested_host(kind.processor)
-    names = ("nested-init", "nested_image.py", "nested_machine.py", "nested_host.py", "nested_kinds.py")
+    names = ("nested-init", "nested_image.py", "nested_machine.py", "nested_host.py", "nested_kinds.py", "tsc.py")
     return fingerprint(version, kernel.version, *(LIBRARY / name for name in names), _processor())
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import packages
 from places import CACHE, PROJECT, TARGET
 from processors import AARCH64, X86_64, Processor
+from tsc import kilohertz
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Kind:
 
     def command_line(self):
         """The kernel's."""
+        counter = kilohertz() if self.processor is X86_64 else None
         return (
             f"console={self.serial} quiet loglevel=4 mitigations=off nokaslr panic=-1 oops=panic random.trust_cpu=on "
-            f"nowatchdog {self.words}"
+            f"nowatchdog {self.words} {f'tsc_early_khz={counter}' if counter else ''}"
         ).strip()
 
     def kernel_file(self, kernel):

@@ -17,6 +17,7 @@ import packages
 import processors
 import report
 import results
+import tsc
 from cpio import Archive
 
 
@@ -157,6 +158,16 @@ class Reports(unittest.TestCase):
         text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n"
         text += "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n"
         self.assertEqual(results.of_libtest(text).summary(), "4 passed, 2 failed, 1 skipped")
+
+
+class TimeStampCounter(unittest.TestCase):
+    """The rate that the nested host's kernel is told."""
+
+    @unittest.skipUnless(os.uname().machine == "x86_64", "x86_64 has such a counter")
+    def test_it_is_one_a_processor_can_have_and_the_same_each_time(self):
+        rates = [tsc.kilohertz() for _ in range(3)]
+        self.assertTrue(all(500_000 < rate < 10_000_000 for rate in rates), rates)
+        self.assertLess(max(rates) - min(rates), min(rates) / 1000)
 
 
 class NestedJobs(unittest.TestCase):
