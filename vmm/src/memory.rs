@@ -516,10 +516,11 @@ mod tests {
         memory.ram.write_obj(1u8, GuestAddress((5 << 30) + 4 * M - 1)).unwrap();
         assert!(memory.ram.write_obj(1u8, GuestAddress((5 << 30) + 4 * M)).is_err());
 
-        let (size, room) = (ByteSize(M), Some(ByteSize(8 * M)));
+        // ACPI's memory comes in whole pieces.
+        let (size, room) = (ByteSize(M), Some(ByteSize(257 * M)));
         let acpi = MemoryConfig { size, hotplug_size: room, ..MemoryConfig::default() };
-        assert_eq!(hotplug_space(&acpi), 8 * M);
-        let memory = provide(&acpi, &[(0, M)], Some(Range { start: 1 << 32, size: 8 * M })).unwrap();
+        assert_eq!(hotplug_space(&acpi), 256 * M);
+        let memory = provide(&acpi, &[(0, M)], Some(Range { start: 1 << 32, size: 256 * M })).unwrap();
         assert_eq!(memory.zones[0].hotplug, None, "ACPI's memory is not virtio-mem's");
         assert_eq!((memory.boot_regions().count(), memory.ram.num_regions()), (1, 2));
     }
