@@ -7,6 +7,7 @@ use super::request::{
     SetLink, SetRateLimit, SetThrottle,
 };
 use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -403,7 +404,7 @@ fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
     Ok(options)
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Refusal> {
     from_tree(tree(body)?)
 }
 
@@ -416,7 +417,6 @@ fn tree(body: &[u8]) -> Result<Value, Refusal> {
     let mut tree: Value = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
     reader.end().map_err(|error| Refusal::bad(format!("the body goes on after its end: {error}")))?;
     if !tree.is_object() {
-        // Serde would take an array for an object's fields in their order.
         return Err(Refusal::bad("takes a JSON object, and has something else"));
     }
     leave_out_null(&mut tree);
@@ -434,8 +434,31 @@ fn leave_out_null(tree: &mut Value) {
     }
 }
 
-fn from_tree<T: DeserializeOwned>(tree: Value) -> Result<T, Refusal> {
-    serde_path_to_error::deserialize(tree).map_err(refusal)
+fn from_tree<T: DeserializeOwned + Serialize>(tree: Value) -> Result<T, Refusal> {
+    let read: T = serde_path_to_error::deserialize(&tree).map_err(refusal)?;
+    let meant = serde_json::to_value(&read).map_err(|error| Refusal::bad(error.to_string()))?;
+    if let Some(field) = array_for_object(&tree, &meant) {
+        let message = format!("{field}: takes a JSON object, and has an array");
+        return Err(Refusal { field: Some(field), ..Refusal::bad(message) });
+    }
+    Ok(read)
+}
+
+/// The first field that was said as an array and taken for an object: serde takes an object's fields in their order, too.
+fn array_for_object(said: &Value, meant: &Value) -> Option<String> {
+    match (said, meant) {
+        (Value::Array(_), Value::Object(_)) => Some(String::new()),
+        (Value::Array(said), Value::Array(meant)) => {
+            let mut pairs = said.iter().zip(meant).enumerate();
+            pairs.find_map(|(at, (said, meant))| Some(format!("[{at}]{}", array_for_object(said, meant)?)))
+        }
+        (Value::Object(said), Value::Object(meant)) => said.iter().find_map(|(name, said)| {
+            let rest = array_for_object(said, meant.get(name)?)?;
+            let joint = if rest.is_empty() || rest.starts_with('[') { "" } else { "." };
+            Some(format!("{name}{joint}{rest}"))
+        }),
+        _ => None,
+    }
 }
 
 /// Names the field that could not be read.
