@@ -26,7 +26,8 @@ fn gdb(commands: &[&str]) -> String {
 }
 
 /// Whether this host is the nested one, whose CPU QEMU emulates. Its SVM does not intercept the breakpoint instruction (it looks
-/// at the intercept of software interrupts only), so that KVM never hears of a breakpoint in memory.
+/// at the intercept of software interrupts only), so that KVM never hears of a breakpoint in memory; nor does it stop at
+/// data that a nested guest writes.
 fn emulated() -> bool {
     std::env::var_os("VIVARIUM_NESTED_SHARE").is_some()
 }
@@ -65,12 +66,9 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
         "stepi",
         r#"printf "stepped %lx\n", $rip"#,
         "delete",
-        &watch,
-        "continue",
-        r#"printf "watched %lx\n", $rip"#,
-        "delete",
     ];
     if !emulated() {
+        commands.extend([&*watch, "continue", r#"printf "watched %lx\n", $rip"#, "delete"]);
         commands.extend([&*soft, "continue", r#"printf "software %lx\n", $rip"#, "delete"]);
     }
     commands.extend(["thread 2", r#"printf "second %lx\n", $rip"#, "monitor registers", "detach"]);
@@ -80,22 +78,17 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
         let line = line.unwrap_or_else(|| panic!("{name} is not in:\n{output}"));
         u64::from_str_radix(line, 16).unwrap_or_else(|error| panic!("{name}{line}: {error}"))
     };
-    for expected in [
-        "Thread 1.1",
-        "Thread 1.2",
-        "Linux version 6.12",
-        "Hardware watchpoint 2",
-        "Old value",
-        "CPU 1\n",
-        "detached",
-    ] {
+    for expected in ["Thread 1.1", "Thread 1.2", "Linux version 6.12", "CPU 1\n", "detached"] {
         assert!(output.contains(expected), "{expected} is not in:\n{output}");
+    }
+    for expected in ["Hardware watchpoint 2", "Old value"] {
+        assert!(emulated() || output.contains(expected), "{expected} is not in:\n{output}");
     }
     assert_eq!(value("hardware "), get_name, "{output}");
     let step = value("stepped ").wrapping_sub(get_name);
     assert!((1..16).contains(&step), "one instruction on: {output}");
-    assert!(value("watched ") >> 63 == 1 && value("second ") != 0, "{output}");
-    assert!(emulated() || value("software ") == get_name, "{output}");
+    assert!(value("second ") != 0, "{output}");
+    assert!(emulated() || (value("watched ") >> 63 == 1 && value("software ") == get_name), "{output}");
     monitor.type_in("well\n");
     assert!(monitor.succeed().contains("@@survived well"), "{output}");
 }
@@ -103,7 +96,7 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
 /// What `readelf` and GDB find in the core dump of a kernel that had two CPUs.
 fn check_dump(core: &Path, release: &str, banner: u64) {
     let notes = shell(&format!(
-        "readelf -n {core}; strings -n 6 {core} | grep -m1 -A40 ^OSRELEASE=",
+        "readelf -n {core}; strings -n 6 {core} | grep -m1 -A40 ^OSRELEASE=[0-9]",
         core = core.display()
     ));
     assert_eq!(notes.matches("NT_PRSTATUS").count(), 2, "{notes}");
