@@ -55,7 +55,7 @@ fn a_file_comes_while_the_guest_runs_and_goes_with_what_was_written() {
             until [ -b /dev/pmem0 ]; do sleep 0.1; done
             mkfs.ext4 -q -b 4096 /dev/pmem0; mount -o dax=always /dev/pmem0 /mnt; grep pmem0 /proc/mounts
             head -c 8388608 /dev/urandom >/mnt/data; sync; echo \"@@SUM $(sha256sum </mnt/data)\"; umount /mnt; echo @@WRITTEN
-            while [ -e /dev/pmem0 ]; do sleep 0.1; done",
+            while [ -e /dev/pmem0 ]; do sleep 0.1; done; read -r answer </dev/console",
         )
         .start();
     monitor.wait_for("@@READY");
@@ -68,5 +68,6 @@ fn a_file_comes_while_the_guest_runs_and_goes_with_what_was_written() {
     shell(&format!("e2fsck -fn '{}'", file.display()));
     let there = shell(&format!("debugfs -R 'cat data' '{}' 2>/dev/null | sha256sum", file.display()));
     assert!(line.contains(&there[..64]), "the host reads what the guest wrote");
+    monitor.type_in("on\n");
     assert!(monitor.succeed().contains("dax=always"));
 }

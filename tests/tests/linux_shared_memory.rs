@@ -6,7 +6,8 @@ use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
 const SIZE: u64 = 1 << 20;
 const FROM_HOST: u64 = 0x1000;
-const FROM_GUEST: u64 = SIZE - 8;
+/// In the last page. The tool in the guest maps another one for what is nearer to its end.
+const FROM_GUEST: u64 = SIZE - 64;
 
 /// Reads what the host wrote, writes for the host, moves the memory elsewhere and back, and reads again.
 const SCRIPT: &str = r#"set -e
@@ -19,13 +20,13 @@ const SCRIPT: &str = r#"set -e
     echo "@@SIZE $(($2 - $1 + 1))"
     at() { printf '0x%x' $(($1 + $2)); }
     echo "@@HOST $(devmem $(at $1 0x1000) 32)"
-    devmem $(at $1 0xffff8) 32 0x600df00d
+    devmem $(at $1 0xfffc0) 32 0x600df00d
     # Without memory decoding it is not there.
     decoding() { printf "$1" | dd of=$shared/config bs=1 seek=4 conv=notrunc 2>/dev/null; }
     decoding '\000'
     echo "@@GONE $(devmem $(at $1 0x1000) 32)"
     decoding '\002'
-    echo "@@BACK $(devmem $(at $1 0xffff8) 32)"
+    echo "@@BACK $(devmem $(at $1 0xfffc0) 32)"
     echo "@@READY"; read -r answer </dev/console; [ "$answer" = on ]
     echo "@@AGAIN $(devmem $(at $1 0x1000) 32)""#;
 
