@@ -236,7 +236,7 @@ def aarch64(run):
         return
     environment = rust.ensure_cross(processor) | CROSS_ENVIRONMENT
     cargo = rust.cargo(environment)
-    version, _, _ = _captured([environment.get("RUSTC", "rustc"), "--version"])
+    _, version, _ = _captured([environment.get("RUSTC", "rustc"), "--version"])
     say(f"                  aarch64: {version.strip()}")
     target = ["--target", processor.target]
     # Fuzzing runs on x86_64: its targets are of that.
