@@ -372,7 +372,7 @@ fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Refusal>
 fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
     compatibility::adapt_machine(&mut tree);
-    from_tree(tree)
+    from_tree(&tree)
 }
 
 /// A device that is to come. `part` is where its configuration is in a machine's.
@@ -392,7 +392,7 @@ pub const TIMEOUT: &str = "timeout_ms";
 /// A device's configuration. `part` is where it is in a machine's.
 fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
     compatibility::adapt_part(part, &mut tree);
-    let options: T = from_tree(tree)?;
+    let options: T = from_tree(&tree)?;
     options.check_ranges().map_err(|error| {
         // The field as the body names it, which may differ from the key of the command line.
         let field = T::FIELDS.iter().find(|field| Some(field.key) == error.key.as_deref());
@@ -405,7 +405,7 @@ fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
 }
 
 fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Refusal> {
-    from_tree(tree(body)?)
+    from_tree(&tree(body)?)
 }
 
 /// A body, without what is null: that says the same as leaving it out.
@@ -434,10 +434,10 @@ fn leave_out_null(tree: &mut Value) {
     }
 }
 
-fn from_tree<T: DeserializeOwned + Serialize>(tree: Value) -> Result<T, Refusal> {
-    let read: T = serde_path_to_error::deserialize(&tree).map_err(refusal)?;
+fn from_tree<T: DeserializeOwned + Serialize>(tree: &Value) -> Result<T, Refusal> {
+    let read: T = serde_path_to_error::deserialize(tree).map_err(refusal)?;
     let meant = serde_json::to_value(&read).map_err(|error| Refusal::bad(error.to_string()))?;
-    if let Some(field) = array_for_object(&tree, &meant) {
+    if let Some(field) = array_for_object(tree, &meant) {
         let message = format!("{field}: takes a JSON object, and has an array");
         return Err(Refusal { field: Some(field), ..Refusal::bad(message) });
     }
