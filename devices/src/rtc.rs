@@ -1,8 +1,12 @@
 //! CMOS real-time clock (Motorola MC146818A) with battery-backed memory, at ports 0x70 and 0x71.
 //!
 //! The time is the host's wall clock in UTC plus an offset, which moves when the guest sets the clock. The alarm,
-//! periodic and update-ended flags in register C tell truly what happened since it was last read; there is no
-//! interrupt line, so bit 7 of register C stays clear.
+//! periodic and update-ended flags in register C tell what happened since it was last read, and those that register B
+//! enables raise the interrupt until then.
+//!
+//! The device has no timer of its own. It says when it wants to be looked at ([`Rtc::deadline`]), and that time comes
+//! nearer only with a write ([`Effect::Deadline`]) or when it is looked at ([`Rtc::look`]). A guest that does not answer a
+//! fast periodic interrupt has it looked at ever less often.
 //!
 //! | index | register |
 //! |---|---|
@@ -11,7 +15,7 @@
 //! | 6 to 9 | day of week (1 is Sunday), day of month, month, year |
 //! | 0x0a | A: bit 7 an update is near, bits 0-3 periodic rate |
 //! | 0x0b | B: bit 7 stops updates, bits 6-4 interrupt enables, bit 2 binary, bit 1 24 hours |
-//! | 0x0c | C: bits 6-4 periodic, alarm and update-ended flags; reading clears |
+//! | 0x0c | C: bit 7 interrupt, bits 6-4 periodic, alarm and update-ended flags; reading clears |
 //! | 0x0d | D: bit 7 the battery is good |
 //! | 0x32 | century |
 //! | others below 0x80 | memory |
@@ -21,6 +25,7 @@ use machine::bus::{BusDevice, Range};
 use machine::clock::Clock;
 use machine::effect::Effect;
 use machine::inspect::{Inspect, Value, json};
+use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -50,9 +55,13 @@ const A_POWER_ON: u8 = 0x26;
 const B_SET: u8 = 1 << 7;
 const B_BINARY: u8 = 1 << 2;
 const B_24_HOURS: u8 = 1 << 1;
+const B_UPDATE_ENDED: u8 = C_UPDATE_ENDED;
+const C_INTERRUPT: u8 = 1 << 7;
 const C_PERIODIC: u8 = 1 << 6;
 const C_ALARM: u8 = 1 << 5;
 const C_UPDATE_ENDED: u8 = 1 << 4;
+/// The flags, and in register B what lets each of them interrupt.
+const C_FLAGS: u8 = C_PERIODIC | C_ALARM | C_UPDATE_ENDED;
 const D_VALID: u8 = 1 << 7;
 
 const PM: u8 = 1 << 7;
@@ -61,10 +70,15 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 /// How long before an update register A announces it (MC146818A, table 5).
 const UPDATE_WARNING_NS: u32 = 244_000;
 const MEMORY: usize = 128;
+/// Up to the two-to-this-th period is looked at next when the guest does not answer.
+const MOST_SKIPPED: u32 = 7;
+/// How long is waited for an alarm at most before the time is looked at again: the host's clock may be set.
+const LONGEST_WAIT_NS: u64 = 60 * NS_PER_SECOND;
 
 /// The clock.
 pub struct Rtc {
     clock: Arc<dyn Clock>,
+    line: InterruptLine,
     /// The guest's time less the host's, in seconds.
     offset: i64,
     /// The time as the guest sees and sets it while updates are stopped.
@@ -73,8 +87,12 @@ pub struct Rtc {
     a: u8,
     b: u8,
     alarm: [u8; 3],
-    /// When register C was last read: the guest's time in seconds, and monotonic nanoseconds.
-    flags_read: (i64, u64),
+    /// The flags of register C, complete up to `seen`.
+    flags: u8,
+    /// The guest's time in seconds, and monotonic nanoseconds.
+    seen: (i64, u64),
+    /// How often in a row it was looked at, and the guest had not answered the interrupt.
+    unanswered: u32,
     memory: [u8; MEMORY],
 }
 
@@ -82,21 +100,73 @@ impl Rtc {
     /// Where the ports are.
     pub const PORTS: Range = Range { start: 0x70, size: 2 };
 
-    /// A clock that shows `clock`'s wall time.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
+    /// A clock that shows `clock`'s wall time. `line` is its interrupt, on a PC number 8, an edge.
+    pub fn new(clock: Arc<dyn Clock>, line: InterruptLine) -> Self {
         let mut rtc = Self {
             clock,
+            line,
             offset: 0,
             stopped: None,
             index: 0,
             a: A_POWER_ON,
             b: B_24_HOURS,
             alarm: [0; 3],
-            flags_read: (0, 0),
+            flags: 0,
+            seen: (0, 0),
+            unanswered: 0,
             memory: [0; MEMORY],
         };
-        rtc.flags_read = (rtc.seconds(), rtc.clock.monotonic_ns());
+        rtc.seen = (rtc.seconds(), rtc.clock.monotonic_ns());
         rtc
+    }
+
+    /// When it wants to be looked at, in the clock's monotonic nanoseconds: when an enabled interrupt is due.
+    pub fn deadline(&self) -> Option<u64> {
+        let (last, last_ns) = self.seen;
+        let mut due: Option<u64> = None;
+        let mut add = |at: u64| due = Some(due.map_or(at, |due| due.min(at)));
+        if self.b & C_PERIODIC != 0
+            && let Some(period) = self.period_ns()
+        {
+            let skipped = 1_u64.wrapping_shl(self.unanswered.min(MOST_SKIPPED));
+            let periods = last_ns.checked_div(period).unwrap_or_default().saturating_add(skipped);
+            add(periods.saturating_mul(period));
+        }
+        if self.stopped.is_none() {
+            if self.b & C_UPDATE_ENDED != 0 {
+                add(self.begin_of(last.saturating_add(1)));
+            }
+            if self.b & C_ALARM != 0
+                && let Some(alarm) = self.next_alarm(last)
+            {
+                add(self.begin_of(alarm));
+            }
+        }
+        due
+    }
+
+    /// Raises the interrupt if it is due.
+    pub fn look(&mut self) {
+        self.unanswered = if self.interrupts() != 0 { self.unanswered.saturating_add(1) } else { 0 };
+        self.note();
+        self.update();
+    }
+
+    /// When a second of the guest's time begins, or some time before, in the clock's monotonic nanoseconds.
+    fn begin_of(&self, second: i64) -> u64 {
+        let wall = self.clock.wall();
+        let whole = u64::try_from(second.saturating_sub(self.seconds())).unwrap_or(0);
+        let wait = whole.saturating_mul(NS_PER_SECOND).saturating_sub(u64::from(wall.subsec_nanos()));
+        self.clock.monotonic_ns().saturating_add(wait.min(LONGEST_WAIT_NS))
+    }
+
+    /// The flags that interrupt.
+    fn interrupts(&self) -> u8 {
+        self.flags & self.b & C_FLAGS
+    }
+
+    fn update(&self) {
+        self.line.set(self.interrupts() != 0);
     }
 
     /// The guest's time, seconds since 1970.
@@ -128,13 +198,20 @@ impl Rtc {
                 self.a | if near && self.stopped.is_none() { A_UPDATE_IN_PROGRESS } else { 0 }
             }
             REGISTER_B => self.b,
-            REGISTER_C => self.take_flags(),
+            REGISTER_C => {
+                self.note();
+                self.unanswered = 0;
+                let interrupt = if self.interrupts() != 0 { C_INTERRUPT } else { 0 };
+                std::mem::take(&mut self.flags) | interrupt
+            }
             REGISTER_D => D_VALID,
             index => self.memory.get(usize::from(index)).copied().unwrap_or(0xff),
         }
     }
 
     fn write_register(&mut self, value: u8) {
+        // What happened until now, happened by the settings until now.
+        self.note();
         match self.index {
             SECONDS_ALARM => self.alarm[0] = value,
             MINUTES_ALARM => self.alarm[1] = value,
@@ -170,6 +247,8 @@ impl Rtc {
     }
 
     fn write_b(&mut self, value: u8) {
+        // Stopping updates disables their interrupt (MC146818A, register B).
+        let value = if value & B_SET != 0 { value & !B_UPDATE_ENDED } else { value };
         match (self.stopped, value & B_SET != 0) {
             (None, true) => self.stopped = Some(self.now()),
             (Some(time), false) => {
@@ -184,29 +263,27 @@ impl Rtc {
     fn set_time(&mut self, time: DateTime) {
         let host = i64::try_from(self.clock.wall().as_secs()).unwrap_or(i64::MAX);
         self.offset = time.to_unix().saturating_sub(host);
-        self.flags_read.0 = self.seconds();
+        self.seen.0 = self.seconds();
     }
 
-    /// What happened since this was last asked.
-    fn take_flags(&mut self) -> u8 {
-        let (last, last_ns) = self.flags_read;
+    /// Brings the flags up to now.
+    fn note(&mut self) {
+        let (last, last_ns) = self.seen;
         let (now, now_ns) = (self.seconds(), self.clock.monotonic_ns());
-        let mut flags = 0;
         if self.stopped.is_none() {
             if now > last {
-                flags |= C_UPDATE_ENDED;
+                self.flags |= C_UPDATE_ENDED;
             }
             if self.next_alarm(last).is_some_and(|alarm| alarm <= now) {
-                flags |= C_ALARM;
+                self.flags |= C_ALARM;
             }
         }
         if let Some(period) = self.period_ns()
             && now_ns.checked_div(period) > last_ns.checked_div(period)
         {
-            flags |= C_PERIODIC;
+            self.flags |= C_PERIODIC;
         }
-        self.flags_read = (now, now_ns);
-        flags
+        self.seen = (now, now_ns);
     }
 
     /// The periodic interrupt's period (MC146818A, table 5, time base 32768 Hz).
@@ -277,10 +354,12 @@ impl Rtc {
 impl BusDevice for Rtc {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         read_bytes(offset, data, |at| if at == 0 { 0xff } else { self.read_register() });
+        self.update();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<Effect> {
-        write_bytes(offset, data, |at, value| {
+        let before = self.deadline();
+        let _: Option<Effect> = write_bytes(offset, data, |at, value| {
             if at == 0 {
                 // Bit 7 masks NMIs, of which this machine has none.
                 self.index = value & 0x7f;
@@ -288,7 +367,10 @@ impl BusDevice for Rtc {
                 self.write_register(value);
             }
             None
-        })
+        });
+        self.update();
+        let sooner = self.deadline()? < before.unwrap_or(u64::MAX);
+        sooner.then_some(Effect::Deadline)
     }
 }
 
@@ -301,7 +383,9 @@ impl PlatformDevice for Rtc {
         self.a = A_POWER_ON;
         self.b = B_24_HOURS;
         self.alarm = [0; 3];
-        self.flags_read = (self.seconds(), self.clock.monotonic_ns());
+        (self.flags, self.unanswered) = (0, 0);
+        self.seen = (self.seconds(), self.clock.monotonic_ns());
+        self.update();
     }
 }
 
@@ -312,6 +396,11 @@ impl Inspect for Rtc {
             "offset_s": self.offset,
             "stopped": self.stopped.is_some(),
             "index": format!("{:#04x}", self.index),
+            "a": format!("{:#04x}", self.a),
+            "b": format!("{:#04x}", self.b),
+            "flags": format!("{:#04x}", self.flags),
+            "interrupt": self.interrupts() != 0,
+            "deadline_ns": self.deadline(),
         })
     }
 }
@@ -327,6 +416,9 @@ struct SavedRtc {
     a: u8,
     b: u8,
     alarm: [u8; 3],
+    /// Register C, as far as the guest's time, in seconds, was looked at: an alarm may be due that nobody has seen.
+    flags: u8,
+    seen_s: Option<i64>,
     memory: Vec<u8>,
 }
 
@@ -344,6 +436,8 @@ impl Saved for Rtc {
             a: self.a,
             b: self.b,
             alarm: self.alarm,
+            flags: self.flags,
+            seen_s: Some(self.seen.0),
             memory: self.memory.to_vec(),
         })
     }
@@ -366,7 +460,9 @@ impl Saved for Rtc {
         for (cell, byte) in self.memory.iter_mut().zip(saved.memory) {
             *cell = byte;
         }
-        self.flags_read = (self.seconds(), self.clock.monotonic_ns());
+        self.flags = saved.flags & C_FLAGS;
+        self.seen = (saved.seen_s.unwrap_or_else(|| self.seconds()), self.clock.monotonic_ns());
+        self.update();
         Ok(())
     }
 }

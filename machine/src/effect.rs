@@ -56,6 +56,8 @@ pub enum DeviceChange {
     StopQueue(u16),
     /// It wants to be looked at sooner than before: ask it when.
     Deadline,
+    /// The guest reported a panic (pvpanic's event bits).
+    Panicked(u8),
     /// A function-level reset: as `Stop`, then the registers return to their defaults.
     Reset,
     /// The functions below this bridge are reset: it was told to, or its link went down. What it lets through changed
@@ -72,6 +74,8 @@ pub enum Effect {
     PowerOff,
     /// The guest reported a panic (pvpanic's event bits).
     Panicked(u8),
+    /// A device on the mainboard wants to be looked at sooner than before: ask it when.
+    Deadline,
     /// A PCI function wants something about itself.
     Function(FunctionAddress, DeviceChange),
     /// The guest released the devices in these slots of a hotplug controller.

@@ -22,7 +22,7 @@ fn has_no_complaint(kernel: Kernel) {
     let (folder, tap) = (Folder::new(), Tap::new("viv3", 1, "192.0.2.1/24"));
     let output = full(kernel, &folder, &tap)
         .script(
-            r#"echo "== lspci"; /usr/bin/lspci -vvD || exit 1
+            r#"modprobe pvpanic-pci; echo "== lspci"; /usr/bin/lspci -vvD || exit 1
             echo "== drivers"; for d in /sys/bus/pci/devices/*; do [ -e $d/driver ] && echo "$(basename $d) $(basename $(readlink $d/driver))"; done
             echo "== dmesg"; dmesg -r | sed -n 's/^<[0-4]>//p'
             echo "== all"; dmesg"#,
@@ -34,9 +34,13 @@ fn has_no_complaint(kernel: Kernel) {
         rest.split_once(to).map_or(rest, |(part, _)| part)
     };
     let lspci = part("== lspci", "== drivers");
-    for device in
-        ["Virtio 1.0 block device", "Virtio 1.0 network device", "Virtio 1.0 RNG", "Virtio 1.0 console"]
-    {
+    for device in [
+        "Virtio 1.0 block device",
+        "Virtio 1.0 network device",
+        "Virtio 1.0 RNG",
+        "Virtio 1.0 console",
+        "Red Hat, Inc. Device 0011",
+    ] {
         assert!(lspci.contains(device), "{device} is not in:\n{lspci}");
     }
     for bad in [
@@ -51,6 +55,10 @@ fn has_no_complaint(kernel: Kernel) {
     ] {
         assert!(!lspci.contains(bad), "lspci finds \"{bad}\":\n{lspci}");
     }
+    assert!(
+        part("== drivers", "== dmesg").contains("pvpanic-pci"),
+        "the panic device has its driver: {output}"
+    );
     assert!(lspci.lines().any(|line| line.starts_with("0001:")), "the second segment is there:\n{lspci}");
     assert_eq!(part("== drivers", "== dmesg").matches("virtio-pci").count(), 4, "{output}");
     // Some kernels do not trust the counters of several CPUs whose host does not say that they run steadily.
@@ -134,7 +142,7 @@ fn iasl_takes_every_table_the_guest_sees() {
     let tables = folder.join("out");
     let (tables, disk) = (tables.display(), disk.display());
     let list = shell(&format!("mkdir {tables}; tar -xf {disk} -C {tables}; ls {tables}"));
-    for table in ["APIC", "DSDT", "FACP", "MCFG", "SRAT", "SLIT"] {
+    for table in ["APIC", "DSDT", "FACP", "MCFG", "SRAT", "SLIT", "PPTT"] {
         assert!(list.lines().any(|line| line == table), "{table} is not in {list}");
     }
     let report = shell(&format!(
@@ -146,6 +154,25 @@ fn iasl_takes_every_table_the_guest_sees() {
             .filter(|line| line.contains(bad) && !line.contains("0 Errors, 0 Warnings"))
             .collect();
         assert!(lines.is_empty(), "{lines:#?}\n{report}");
+    }
+}
+
+/// The clock's interrupt is there, and its alarm rings: what rtcwake and the like wait for.
+#[test]
+fn the_clock_wakes_who_waits_for_an_alarm() {
+    for kernel in [Kernel::V6_1, Kernel::V6_12] {
+        MonitorBuilder::linux(kernel, Form::Elf)
+            .script(
+                r#"dmesg | grep -i rtc_cmos; grep rtc0 /proc/interrupts || exit 1
+                cd /sys/class/rtc/rtc0 || exit 2
+                rings() { awk '/rtc0/ { for (i = 2; i < NF - 2; i++) sum += $i } END { print sum + 0 }' /proc/interrupts; }
+                before=$(rings); echo +2 > wakealarm || exit 3
+                [ -n "$(cat wakealarm)" ] || exit 4
+                until [ -z "$(cat wakealarm)" ]; do sleep 0.1; done
+                echo "rings: $before, then $(rings)"; [ "$(rings)" -gt "$before" ] || exit 5"#,
+            )
+            .start()
+            .succeed();
     }
 }
 

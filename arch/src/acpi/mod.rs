@@ -10,7 +10,7 @@ pub(crate) mod testing;
 
 use machine::bus::Range;
 use machine::memory::{Bytes, GuestAddress, Memory};
-use table::{TableWriter, aligned};
+use table::{HEADER_SIZE, TableWriter, aligned};
 use thiserror::Error;
 
 pub use numa::NodeMemory;
@@ -37,6 +37,9 @@ pub enum AcpiError {
         source: vm_memory::GuestMemoryError,
     },
 }
+
+/// The size of a root table that lists one table.
+const ROOT_SIZE: usize = HEADER_SIZE + 8;
 
 /// The tables, made for certain addresses.
 #[derive(Clone, Debug)]
@@ -67,6 +70,19 @@ impl Tables {
     pub(crate) fn list(&mut self, table: Vec<u8>) {
         let address = self.add(table);
         self.listed.push(address);
+    }
+
+    /// Adds a table that the root table lists, unless it would take the room that is left.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for tables that say what is known otherwise")
+    )]
+    pub(crate) fn list_if_it_fits(&mut self, table: Vec<u8>) {
+        let root = ROOT_SIZE + 8 * self.listed.len();
+        let needed = aligned(aligned(self.bytes.len()) + table.len()) + root;
+        if needed as u64 <= self.place.size {
+            self.list(table);
+        }
     }
 
     /// Adds the root table and what points to it.

@@ -126,6 +126,7 @@ impl Machine {
             }
             DeviceChange::ResetBelow => panic!("there is no bridge"),
             DeviceChange::Deadline => panic!("these functions have no deadlines"),
+            DeviceChange::Panicked(_) => panic!("these functions hear of no panics"),
             // Its driver has no memory for rings to speak of: it can do no more than fail to start.
             DeviceChange::Start => {
                 let started = lock(&self.virtio).start();

@@ -11,7 +11,7 @@ use devices::legacy_ports::{PostCode, SystemControl};
 use devices::platform::PlatformDevice;
 use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
-use machine::clock::ManualClock;
+use machine::clock::{Clock, ManualClock};
 use machine::interrupt::recording::Sources;
 use machine::interrupt::{InterruptController, InterruptLine, MsiAllocator};
 use std::hint::black_box;
@@ -20,6 +20,9 @@ use std::time::Duration;
 
 const STEPS: usize = 300;
 const GED: u32 = 5;
+const CLOCK: u32 = 8;
+/// The most looks that the machine owes the clock for one step of time.
+const LOOKS: u64 = 100;
 
 /// Registers, interrupts and time of each.
 pub fn platform(data: &[u8]) {
@@ -38,6 +41,7 @@ struct Machine {
     clock: Arc<ManualClock>,
     ioapic: IoApic,
     acpi: AcpiRegisters,
+    rtc: Rtc,
     /// All others with their window sizes.
     others: Vec<(u64, Box<dyn PlatformDevice>)>,
     /// A line held active, if any.
@@ -51,15 +55,15 @@ impl Machine {
         let allocate = |_| sources.allocate().expect("memory suffices");
         let ioapic = IoApic::new((0..PINS).map(allocate).collect());
         let acpi = AcpiRegisters::new(clock.clone(), InterruptLine::new(ioapic.pins(), GED));
+        let rtc = Rtc::new(clock.clone(), InterruptLine::new(ioapic.pins(), CLOCK));
         let others: Vec<(u64, Box<dyn PlatformDevice>)> = vec![
-            (Rtc::PORTS.size, Box::new(Rtc::new(clock.clone()))),
             (I8042::PORTS.size, Box::new(I8042::default())),
             (DebugConsole::PORTS.size, Box::new(DebugConsole::new(Box::new(NullOutput)))),
             (Pvpanic::PORTS.size, Box::new(Pvpanic::default())),
             (PostCode::PORTS.size, Box::new(PostCode::default())),
             (SystemControl::PORTS.size, Box::new(SystemControl::default())),
         ];
-        Self { clock, ioapic, acpi, others, held: None }
+        Self { clock, ioapic, acpi, rtc, others, held: None }
     }
 
     /// A device and the size of its window. The clock comes up most: it has most behind its registers.
@@ -67,8 +71,9 @@ impl Machine {
         match input.below(16) {
             0..=3 => (IoApic::WINDOW.size, &mut self.ioapic),
             4 | 5 => (AcpiRegisters::PORTS.size, &mut self.acpi),
+            6..=10 => (Rtc::PORTS.size, &mut self.rtc),
             choice => {
-                let at = usize::from(choice.saturating_sub(10)).min(self.others.len() - 1);
+                let at = usize::from(choice - 11).min(self.others.len() - 1);
                 let (size, device) = &mut self.others[at];
                 (*size, device.as_mut())
             }
@@ -94,13 +99,23 @@ impl Machine {
                 if input.flag() {
                     self.ioapic_write(index, value);
                 } else {
-                    let (_, rtc) = &mut self.others[0];
-                    rtc.write(0, &[index]);
-                    rtc.write(1, &value[..1]);
-                    rtc.read(1, &mut [0xff]);
+                    use machine::bus::BusDevice;
+                    self.rtc.write(0, &[index]);
+                    self.rtc.write(1, &value[..1]);
+                    self.rtc.read(1, &mut [0xff]);
                 }
             }
-            10 => self.clock.advance(Duration::from_nanos(u64::from(input.u32()) << input.below(32))),
+            10 => {
+                self.clock.advance(Duration::from_nanos(u64::from(input.u32()) << input.below(32)));
+                for _ in 0..LOOKS {
+                    if self.rtc.deadline().is_none_or(|time| time > self.clock.monotonic_ns()) {
+                        break;
+                    }
+                    self.rtc.look();
+                }
+                let late = self.rtc.deadline().is_some_and(|time| time <= self.clock.monotonic_ns());
+                assert!(!late, "a look always moves the deadline past the present");
+            }
             11 => {
                 let gsi = u32::from(input.below(32));
                 match input.below(3) {
@@ -152,11 +167,11 @@ impl Machine {
         let mut version = [0; 4];
         self.ioapic.read(0x10, &mut version);
         assert_eq!(u32::from_le_bytes(version), 0x17_0020, "version 0x20 with 24 entries");
-        let (_, rtc) = &mut self.others[0];
-        rtc.reset();
-        rtc.write(0, &[0x0d]);
+        self.rtc.reset();
+        assert_eq!(self.rtc.deadline(), None);
+        self.rtc.write(0, &[0x0d]);
         let mut battery = [0];
-        rtc.read(1, &mut battery);
+        self.rtc.read(1, &mut battery);
         assert_eq!(battery, [0x80], "the battery is good");
     }
 }

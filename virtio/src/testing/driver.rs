@@ -243,8 +243,8 @@ impl Driver {
     /// Does for the device what the machine does.
     pub fn apply(&mut self, change: Option<DeviceChange>) {
         match change {
-            // There is nothing below the function, and no virtio device has a deadline.
-            None | Some(DeviceChange::ResetBelow | DeviceChange::Deadline) => {}
+            // There is nothing below the function, and no virtio device has a deadline or hears of panics.
+            None | Some(DeviceChange::ResetBelow | DeviceChange::Deadline | DeviceChange::Panicked(_)) => {}
             // The test machine has no map that could change.
             Some(DeviceChange::Remap) => {
                 let unsettled = self.function.unsettled();

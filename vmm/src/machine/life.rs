@@ -167,15 +167,12 @@ impl Machine {
         match effect {
             Effect::PowerOff => return Ok(self.end(Ended::PoweredOff)),
             Effect::Reset => return self.reset(None),
-            Effect::Panicked(events) => {
-                tracing::warn!(events, "the guest reports a panic");
-                self.events.emit_with("guest", "panic", [("events", events.into())]);
-                // Else the guest has a kernel that deals with it.
-                if events & PANICKED != 0 {
-                    self.effect_done(cpu);
-                    return self.crashed(None);
-                }
+            Effect::Panicked(events) | Effect::Function(_, DeviceChange::Panicked(events)) => {
+                self.effect_done(cpu);
+                return self.panicked(events);
             }
+            // This thread asks before it waits again.
+            Effect::Deadline => {}
             Effect::Eject { segment, devices } => {
                 if self.eject(cpu, segment, devices)? == Completion::Later {
                     return Ok(None);
@@ -201,6 +198,18 @@ impl Machine {
         }
         self.effect_done(cpu);
         Ok(None)
+    }
+
+    /// The guest reports panics, by event bits. A guest that has two devices for it reports to both; each event is told once.
+    fn panicked(&mut self, events: u8) -> Result<Option<Ended>> {
+        let new = events & !self.panics;
+        self.panics |= events;
+        if new != 0 {
+            tracing::warn!(events = new, "the guest reports a panic");
+            self.events.emit_with("guest", "panic", [("events", new.into())]);
+        }
+        // Else the guest has a kernel that deals with it.
+        if new & PANICKED != 0 { self.crashed(None) } else { Ok(None) }
     }
 
     pub(super) fn effect_done(&self, cpu: u32) {
@@ -274,6 +283,7 @@ impl Machine {
     fn finish_reset(&mut self) -> Result<()> {
         self.resets += 1;
         self.all_stopped();
+        self.panics = 0;
         // A guest that starts anew has let go of everything.
         self.complete_removals()?;
         self.settle_cpus()?;
@@ -345,7 +355,8 @@ impl Machine {
         // While it comes to rest, the watchdog waits.
         let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
-        calls.chain(pause).chain(watchdog).chain(self.throttle.deadline()).min()
+        let devices = watchdog.into_iter().chain(self.clock_deadline()).chain(self.throttle.deadline());
+        calls.chain(pause).chain(devices).min()
     }
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
@@ -375,6 +386,7 @@ impl Machine {
             )));
             self.seat_opened_if_idle();
         }
+        self.look_at_clock();
         self.look_at_watchdog()
     }
 }

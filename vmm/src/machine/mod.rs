@@ -7,6 +7,7 @@
 mod added_memory;
 pub mod addition;
 mod boot_files;
+mod clock;
 mod control;
 mod cpus;
 mod crash;
@@ -105,6 +106,8 @@ pub struct Machine {
     phase: Phase,
     throttle: Throttle,
     resets: u64,
+    /// The panics that the guest has reported since its last restart, by event bits.
+    panics: u8,
     debugger: Debugger,
     /// Takes the answer when the core dump that is being written is complete.
     dump: Option<Respond>,
@@ -120,6 +123,7 @@ pub struct Machine {
     watchdog: Option<GuestWatchdog>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
+    clock: Arc<dyn Clock>,
     modules: Modules,
     pmem: PmemSpace,
     vm: Arc<dyn Vm>,
@@ -178,6 +182,7 @@ impl Machine {
         config.set_terminals(&pumps.terminals, site.terminal());
         let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
         let watchdog = GuestWatchdog::add(&config, &clock, &own_mailbox, &mut pci)?;
+        registry::add_pvpanic(&config, &mut pci)?;
 
         let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
         if platform::is_linux(&files, entry)? {
@@ -199,6 +204,7 @@ impl Machine {
             phase: Phase::Paused,
             throttle: Throttle::default(),
             resets: 0,
+            panics: 0,
             debugger: Debugger::default(),
             dump: None,
             crash: None,
@@ -210,6 +216,7 @@ impl Machine {
             watchdog,
             memory_devices,
             _consoles: consoles.serve(pumps.list, escape),
+            clock,
             modules: Modules::new(&memory)?,
             pmem: PmemSpace::new(pmem),
             vm,

@@ -236,8 +236,8 @@ impl PciBus {
     /// When the host refuses; the function is left without what it asked for.
     pub fn apply(&mut self, address: FunctionAddress, change: DeviceChange) -> Result<Completion> {
         match change {
-            // The machine thread asks before it waits again.
-            DeviceChange::Deadline => Ok(Completion::Done),
+            // The machine thread asks before it waits again; panics are the machine's.
+            DeviceChange::Deadline | DeviceChange::Panicked(_) => Ok(Completion::Done),
             DeviceChange::Remap => {
                 self.remap(address)?;
                 let unsettled =

@@ -22,6 +22,7 @@ use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions, HostError, OnError};
 use devices::host_console::HostConsole;
 use devices::ivshmem::Ivshmem;
+use devices::pvpanic::PvpanicFunction;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
 use devices::virtio::rtc::{self, Rtc};
@@ -222,6 +223,18 @@ fn add_each<T: Clone + Into<DeviceConfig>>(
         if let Backend::Device(device) = backend {
             seat.take(device, pci)?;
         }
+    }
+    Ok(())
+}
+
+/// Adds the function by which the guest reports its panics, if it is to have one.
+///
+/// # Errors
+/// When there is no room for it.
+pub fn add_pvpanic(config: &VmConfig, pci: &mut PciBus) -> Result<()> {
+    if config.hears_panics() {
+        let device = PvpanicFunction::new().context("--pvpanic")?;
+        pci.add_function("__pvpanic", 0, Arc::new(Mutex::new(device))).context("--pvpanic")?;
     }
     Ok(())
 }

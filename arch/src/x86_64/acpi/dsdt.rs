@@ -231,12 +231,14 @@ fn serial(port: IsaDevice, number: u8, out: &mut Vec<u8>) {
 }
 
 /// The CMOS clock.
-fn clock(port: u16, out: &mut Vec<u8>) {
+fn clock(rtc: IsaDevice, out: &mut Vec<u8>) {
+    let interrupt = Interrupt::new(true, true, false, false, rtc.gsi);
+    let ports = IO::new(rtc.port, rtc.port, 1, 2);
     Device::new(
         "RTC0".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 2)])),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
         ],
     )
     .to_aml_bytes(out);

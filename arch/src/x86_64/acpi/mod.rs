@@ -2,16 +2,17 @@
 //!
 //! [`AcpiConfig`] says what there is, [`build`] makes the tables for the addresses they will have, and
 //! [`Tables::write`] puts them into guest memory. There are an RSDP, XSDT, FADT, DSDT, MADT and MCFG, and with
-//! NUMA nodes an SRAT and a SLIT. There is no PPTT: on x86_64 an operating system takes the CPU topology from
-//! CPUID.
+//! NUMA nodes an SRAT and a SLIT. Where CPUs are grouped as the user chose there is a PPTT, which says what CPUID says.
 
 mod dsdt;
 mod fixed;
 mod hotplug;
 mod numa;
 
-use crate::acpi::{numa as shared_numa, pci};
+use crate::acpi::{numa as shared_numa, pci, pptt};
+use crate::caches::Cache;
 use crate::layout::SegmentWindows;
+use crate::topology::Topology;
 use crate::wiring::InterruptPins;
 use machine::bus::Range;
 use machine::memory::GuestAddress;
@@ -33,6 +34,8 @@ pub struct AcpiConfig {
     pub interrupt_pins: InterruptPins,
     /// Which memory belongs to which NUMA node. Without any there is no SRAT.
     pub memory: Vec<NodeMemory>,
+    /// How the CPUs are grouped. Without it there is no PPTT.
+    pub processors: Option<Processors>,
     /// Row by row, how far one NUMA node's memory is from another's: 10 to itself, 255 for unreachable. All rows
     /// have as many entries as there are rows. Without any there is no SLIT.
     pub distances: Vec<Vec<u8>>,
@@ -52,8 +55,8 @@ pub struct AcpiConfig {
     pub fw_cfg: Option<u16>,
     /// The 16550A serial ports.
     pub serial: Vec<IsaDevice>,
-    /// The first of the CMOS clock's two ports. It has a century register at `0x32`, and no interrupt.
-    pub rtc: Option<u16>,
+    /// The CMOS clock, which has two ports, and a century register at `0x32`.
+    pub rtc: Option<IsaDevice>,
     /// The pvpanic device's port.
     pub pvpanic: Option<u16>,
 }
@@ -67,6 +70,15 @@ pub struct Cpu {
     pub enabled: bool,
     /// NUMA node.
     pub node: u32,
+}
+
+/// How CPUs are grouped, and what they share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processors {
+    /// Their groups.
+    pub topology: Topology,
+    /// Every kind of cache that CPUs have.
+    pub caches: Vec<Cache>,
 }
 
 /// The I/O APIC.
@@ -151,6 +163,11 @@ pub fn build(config: &AcpiConfig, place: Range, rsdp: GuestAddress) -> Result<Ta
     }
     if !config.distances.is_empty() {
         tables.list(shared_numa::slit(&config.distances));
+    }
+    if let Some(processors) = &config.processors {
+        // CPUID says the same: where very many CPUs and segments leave no room, the others go first.
+        let pptt = pptt::pptt(processors.topology, config.cpus.len() as u32, &processors.caches);
+        tables.list_if_it_fits(pptt);
     }
     tables.finish()
 }

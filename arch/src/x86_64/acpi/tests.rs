@@ -3,12 +3,19 @@
 
 use super::*;
 use crate::acpi::testing;
+use crate::caches::{CacheKind, CacheScope, CacheShape};
 use machine::memory::{Bytes, GuestRam, Memory};
 use std::process::Command;
 use std::sync::Arc;
 
 const PLACE: Range = Range { start: 0xc_0000, size: 0x2_ff00 };
 const RSDP: GuestAddress = GuestAddress(0xe_ffc0);
+
+fn cache(level: u8, kind: CacheKind, size: u32) -> Cache {
+    let scope = if level > 2 { CacheScope::Die } else { CacheScope::Core };
+    let shape = CacheShape { size, line: 64, sets: size / 512, ways: 8 };
+    Cache { level, kind, scope, shape: Some(shape) }
+}
 
 pub(super) fn config() -> AcpiConfig {
     let segment = |n: u64| SegmentWindows {
@@ -27,6 +34,15 @@ pub(super) fn config() -> AcpiConfig {
             NodeMemory { node: 0, range: Range { start: 0, size: 1 << 30 }, hotplug: false },
             NodeMemory { node: 1, range: Range { start: 1 << 32, size: 1 << 30 }, hotplug: true },
         ],
+        processors: Some(Processors {
+            topology: Topology::new(2, 1, 1, 2, 4).unwrap(),
+            caches: vec![
+                cache(1, CacheKind::Data, 32 << 10),
+                cache(1, CacheKind::Instruction, 32 << 10),
+                cache(2, CacheKind::Unified, 1 << 20),
+                cache(3, CacheKind::Unified, 32 << 20),
+            ],
+        }),
         distances: vec![vec![10, 20], vec![30, 10]],
         registers: Registers {
             sleep_status: 0x600,
@@ -42,7 +58,7 @@ pub(super) fn config() -> AcpiConfig {
         generation_id: Some(0x9_0000),
         fw_cfg: Some(0x510),
         serial: vec![IsaDevice { port: 0x3f8, gsi: 4 }],
-        rtc: Some(0x70),
+        rtc: Some(IsaDevice { port: 0x70, gsi: 8 }),
         pvpanic: Some(0x505),
     }
 }
@@ -88,11 +104,11 @@ fn all_tables_are_found_from_the_rsdp() {
     build(&config(), PLACE, RSDP).unwrap().write(&memory).unwrap();
     let found: Vec<_> =
         walk(&memory).into_iter().map(|(s, _)| String::from_utf8(s.to_vec()).unwrap()).collect();
-    assert_eq!(found, ["DSDT", "FACP", "APIC", "MCFG", "SRAT", "SLIT"]);
+    assert_eq!(found, ["DSDT", "FACP", "APIC", "MCFG", "SRAT", "SLIT", "PPTT"]);
 
-    let plain = AcpiConfig { memory: Vec::new(), distances: Vec::new(), ..config() };
+    let plain = AcpiConfig { memory: Vec::new(), distances: Vec::new(), processors: None, ..config() };
     build(&plain, PLACE, RSDP).unwrap().write(&memory).unwrap();
-    assert_eq!(walk(&memory).len(), 4, "without NUMA nodes their tables are left out");
+    assert_eq!(walk(&memory).len(), 4, "without NUMA nodes and groups of CPUs their tables are left out");
 }
 
 #[test]
@@ -152,6 +168,9 @@ fn iasl_takes_every_table() {
         ("mcfg", "Base Address : 0000001010000000"),
         ("srat", "Hot Pluggable : 1"),
         ("slit", "Locality   1 : 1E 0A"),
+        ("pptt", "Physical package : 1"),
+        ("pptt", "Processor is a thread : 1"),
+        ("pptt", "Size : 02000000"),
     ] {
         let found = source(name).lines().any(|line| {
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -168,6 +187,7 @@ fn iasl_takes_a_machine_with_little_and_one_with_much() {
         segments: config().segments[..1].to_vec(),
         memory: Vec::new(),
         distances: Vec::new(),
+        processors: None,
         registers: Registers { pm_timer: None, ..config().registers },
         pci_hotplug: None,
         cpu_hotplug: None,

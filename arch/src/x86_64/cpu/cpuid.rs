@@ -6,6 +6,7 @@
 
 mod amd_caches;
 
+use crate::caches::{Cache, CacheKind, CacheScope, CacheShape};
 use crate::topology::{Place, Topology};
 use hypervisor::x86_64::CpuidEntry;
 
@@ -189,6 +190,13 @@ impl CpuModel {
         self.phys_bits
     }
 
+    /// The caches, as CPUID tells them.
+    pub fn caches(&self) -> Vec<Cache> {
+        let function = if self.vendor == Vendor::Amd { AMD_CACHES } else { CACHES };
+        let leaves = self.common.iter().filter(|leaf| leaf.function == function);
+        leaves.filter_map(cache).collect()
+    }
+
     /// What CPUID returns on CPU number `index`.
     pub fn cpuid(&self, index: u32) -> Vec<CpuidEntry> {
         let apic_id = self.topology.apic_id(index);
@@ -265,6 +273,28 @@ fn extend_topology(leaves: &mut Vec<CpuidEntry>) {
     }
 }
 
+/// The levels of caches that cores have to themselves end here.
+const LAST_OF_CORE: u8 = 2;
+
+/// The cache that a subleaf describes, if it does (Intel SDM 2A, leaf 4; AMD APM 3, E.4.15).
+fn cache(leaf: &CpuidEntry) -> Option<Cache> {
+    let kind = match leaf.eax & 0x1f {
+        1 => CacheKind::Data,
+        2 => CacheKind::Instruction,
+        3 => CacheKind::Unified,
+        _ => return None,
+    };
+    let (line, partitions, ways) =
+        ((leaf.ebx & 0xfff) + 1, (leaf.ebx >> 12 & 0x3ff) + 1, (leaf.ebx >> 22) + 1);
+    let sets = leaf.ecx.saturating_add(1);
+    let size = (line * partitions).saturating_mul(ways).saturating_mul(sets);
+    let level = (leaf.eax >> 5 & 7) as u8;
+    let scope = if level <= LAST_OF_CORE { CacheScope::Core } else { CacheScope::Die };
+    // More ways than the field has room for there are in no cache that tells its ways.
+    let shape = CacheShape { size, line: line as u16, sets, ways: ways.min(255) as u8 };
+    Some(Cache { level, kind, scope, shape: Some(shape) })
+}
+
 /// Says which CPUs share a cache: those of a core the first two levels, those of a die the others.
 fn group_caches(leaves: &mut [CpuidEntry], topology: Topology) {
     for leaf in leaves {
@@ -273,7 +303,8 @@ fn group_caches(leaves: &mut [CpuidEntry], topology: Topology) {
             continue;
         }
         let level = leaf.eax >> 5 & 7;
-        let shift = if level <= 2 { topology.core_shift() } else { topology.die_shift() };
+        let shift =
+            if level <= u32::from(LAST_OF_CORE) { topology.core_shift() } else { topology.die_shift() };
         leaf.eax = leaf.eax & 0x0000_3fff | ids_below(shift).min(0xfff) << 14;
         if leaf.function == CACHES {
             let cores = topology.package_shift() - topology.core_shift();

@@ -131,6 +131,14 @@ impl Platform {
         Arc::new(|_| {})
     }
 
+    /// The clock has no alarm that the guest is told of.
+    pub fn clock_deadline(&self) -> Option<u64> {
+        None
+    }
+
+    /// See [`Platform::clock_deadline`].
+    pub fn look_at_clock(&self) {}
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
         lock(&self.gpio).press_power_button();

@@ -2,14 +2,15 @@
 
 use super::super::numa::{distances, node_of};
 use super::banner::has_linux_banner;
-use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, SERIAL_GSI};
+use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, RTC_GSI, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::{self, ZoneExtent};
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
-    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Registers, loader,
+    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Processors as Groups,
+    Registers, loader,
 };
 use arch::x86_64::boot::{self, CommandLineError, E820Entry, EntryPoint, LINUX_COMMAND_LINE_LIMIT, Protocol};
 use arch::x86_64::cpu::CpuModel;
@@ -136,6 +137,10 @@ fn acpi_config(
         interrupt_pins: PCI_WIRING,
         memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),
+        processors: config
+            .cpus
+            .topology
+            .map(|_| Groups { topology: model.topology(), caches: model.caches() }),
         registers: Registers {
             sleep_status: acpi_port,
             sleep_control: acpi_port + 1,
@@ -154,7 +159,7 @@ fn acpi_config(
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
             .into_iter()
             .collect(),
-        rtc: Some(Rtc::PORTS.start as u16),
+        rtc: Some(IsaDevice { port: Rtc::PORTS.start as u16, gsi: RTC_GSI }),
         pvpanic: config.hears_panics().then_some(Pvpanic::PORTS.start as u16),
     }
 }

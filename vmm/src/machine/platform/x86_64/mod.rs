@@ -45,6 +45,8 @@ use std::sync::{Arc, Mutex};
 
 /// Interrupt of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
+/// Interrupt of the clock.
+pub const RTC_GSI: u32 = 8;
 /// Interrupt of the ACPI event device.
 pub const EVENT_GSI: u32 = 5;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
@@ -75,6 +77,7 @@ pub struct Platform {
     pci_hotplug: Arc<Mutex<PciHotplug>>,
     cpu_hotplug: Arc<Mutex<CpuHotplug>>,
     memory_hotplug: Arc<Mutex<MemoryHotplug>>,
+    rtc: Arc<Mutex<Rtc>>,
     devices: Vec<Placed>,
 }
 
@@ -107,7 +110,8 @@ impl Platform {
         let cpu_hotplug = board.put("CPU hotplug", port, CpuHotplug::PORTS, cpu_hotplug)?;
         let memory_hotplug = MemoryHotplug::new(MEMORY_SLOTS);
         let memory_hotplug = board.put("memory hotplug", port, MemoryHotplug::PORTS, memory_hotplug)?;
-        board.put("clock", port, Rtc::PORTS, Rtc::new(Arc::clone(clock)))?;
+        let rtc = Rtc::new(Arc::clone(clock), line(RTC_GSI));
+        let rtc = board.put("clock", port, Rtc::PORTS, rtc)?;
         board.put("keyboard controller", port, I8042::PORTS, I8042::default())?;
         board.put("diagnostic port", port, PostCode::PORTS, PostCode::default())?;
         board.put("system control port", port, SystemControl::PORTS, SystemControl::default())?;
@@ -134,7 +138,7 @@ impl Platform {
                 pumps.push("--debug-console", pump);
             }
         }
-        Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, devices: board.devices })
+        Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, rtc, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -158,6 +162,16 @@ impl Platform {
     pub fn end_of_interrupt(&self) -> Arc<dyn Fn(u8) + Send + Sync> {
         let pins = Arc::clone(&self.pins);
         Arc::new(move |vector| pins.end_of_interrupt(vector))
+    }
+
+    /// When the clock wants to be looked at, in monotonic nanoseconds of the machine's clock.
+    pub fn clock_deadline(&self) -> Option<u64> {
+        lock(&self.rtc).deadline()
+    }
+
+    /// Raises the clock's interrupt if it is due.
+    pub fn look_at_clock(&self) {
+        lock(&self.rtc).look();
     }
 
     /// Presses the power button.
