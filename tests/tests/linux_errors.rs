@@ -34,7 +34,8 @@ fn a_kernel_of_the_other_architecture_is_called_what_it_is() {
 
 #[test]
 fn more_cpus_than_there_can_be_are_refused() {
-    for count in ["1000", "100000"] {
+    // No KVM runs more than 4096 on x86_64, and none more than 512 on Arm.
+    for count in ["5000", "100000"] {
         let said = refusal(
             MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).args(["--cpus", &format!("boot={count}")]),
         );

@@ -42,7 +42,7 @@ options! {
 
 /// The items.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct FwCfgItemList {
     /// One after the other.
     #[cfg_attr(test, schemars(default))]
