@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
@@ -46,8 +47,9 @@ def run(seconds=60):
     program = python_programs.ensure("schemathesis", VERSION, "schemathesis")
     machine = ["--kernel", BARE_GUEST, "--cmdline", "end=spin", "--memory", "size=128M"]
     machine += ["--serial", "null", "--console", "off"]
-    output = _run_in(program, "a running machine", machine, RUNNING, seconds)
-    return output + _run_in(program, "no machine", [], ABSENT, seconds)
+    states = [("a running machine", machine, RUNNING), ("no machine", [], ABSENT)]
+    with ThreadPoolExecutor() as pool:
+        return "".join(pool.map(lambda state: _run_in(program, *state, seconds), states))
 
 
 def _run_in(program, state, arguments, left_out, seconds):
