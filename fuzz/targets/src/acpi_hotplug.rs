@@ -1,5 +1,6 @@
 //! `acpi_hotplug`: the controllers of PCI, CPU and memory hotplug, their machine and their guest.
 
+use crate::device::{reset_or_look, restore_own_state};
 use crate::input::Input;
 use devices::acpi_hotplug::cpu::CpuHotplug;
 use devices::acpi_hotplug::memory::{MemoryHotplug, Module};
@@ -7,7 +8,6 @@ use devices::acpi_hotplug::pci::PciHotplug;
 use devices::platform::PlatformDevice;
 use machine::effect::{Effect, HotplugPart};
 use std::collections::BTreeSet;
-use std::hint::black_box;
 
 const STEPS: usize = 300;
 const SEGMENTS: u16 = 3;
@@ -110,18 +110,12 @@ impl Machine {
             }
             10 => {
                 let (_, device) = self.choose(input);
-                let state = device.save().expect("the state can be saved");
-                device.restore(&state).expect("a device takes its own state");
-                assert_eq!(device.save().expect("the state can be saved"), state);
+                restore_own_state(device);
             }
             _ => {
                 let reset = input.below(4) == 0;
                 let (_, device) = self.choose(input);
-                if reset {
-                    device.reset();
-                } else {
-                    black_box(device.inspect());
-                }
+                reset_or_look(device, reset);
             }
         }
         for cpu in 0..CPUS + 2 {

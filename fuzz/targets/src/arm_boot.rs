@@ -1,6 +1,7 @@
 //! `arm_kernel`: files that are given as a kernel of an Arm machine. `arm_tables`: what describes such a machine.
 
 use crate::input::Input;
+use crate::kernel_file::{Files, check_error, memory};
 use arch::aarch64::acpi::{self, AcpiConfig, NodeMemory};
 use arch::aarch64::boot::load_kernel;
 use arch::aarch64::fdt::{self, FdtConfig};
@@ -9,29 +10,22 @@ use arch::caches::{Cache, CacheKind, CacheScope, CacheShape};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
 use machine::bus::Range;
-use machine::memory::{GuestAddress, GuestRam, Memory};
-use std::io::Cursor;
-use std::sync::{Arc, OnceLock};
+use machine::memory::{GuestAddress, Memory};
+use std::sync::OnceLock;
 
 const RAM: u64 = 16 << 20;
 const ACPI_PLACE: Range = Range { start: RAM_START + (1 << 20), size: 1 << 20 };
 
-/// The input is two bytes of choices, the initramfs's size and the command line's length, and the file.
+/// See [`Files`].
 pub fn arm_kernel(data: &[u8]) {
     // What an earlier file left in memory must not matter, so it is made only once.
     static MACHINE: OnceLock<(Memory, MemoryLayout)> = OnceLock::new();
     let (memory, layout) = MACHINE.get_or_init(|| {
         let layout = MemoryLayout::new(&LayoutRequest::new(RAM, 40)).expect("there is enough RAM");
-        let ranges: Vec<_> =
-            layout.ram().iter().map(|range| (GuestAddress(range.start), range.size as usize)).collect();
-        (Arc::new(GuestRam::from_ranges(&ranges).expect("the host has memory")), layout)
+        (memory(layout.ram()), layout)
     });
-    let input = &mut Input::new(data);
-    let initramfs = vec![0; usize::from(input.u8()) << 8];
-    let mut initramfs = (!initramfs.is_empty()).then(|| Cursor::new(&initramfs[..]));
-    let command_line = "c".repeat(usize::from(input.u8()) << 4);
-    let kernel = &mut Cursor::new(input.rest());
-    match load_kernel(memory, layout, kernel, initramfs.as_mut(), &command_line) {
+    let Files { mut kernel, mut initramfs, command_line } = Files::of(data);
+    match load_kernel(memory, layout, &mut kernel, initramfs.as_mut(), &command_line) {
         Ok(loaded) => {
             let ram = RAM_START..RAM_START + RAM;
             assert!(ram.contains(&loaded.entry.address.0), "the entry is in RAM: {loaded:?}");
@@ -39,10 +33,7 @@ pub fn arm_kernel(data: &[u8]) {
                 assert!(ram.contains(&place.last()) && place.start > loaded.entry.address.0, "{loaded:?}");
             }
         }
-        Err(error) => {
-            let text = error.to_string();
-            assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
-        }
+        Err(error) => check_error(&error),
     }
 }
 

@@ -11,12 +11,14 @@
 mod acpi_hotplug;
 mod api;
 mod arm_boot;
+mod device;
 mod disk;
 mod fw_cfg;
 mod gdb;
 mod host_pages;
 mod input;
 mod ivshmem;
+mod kernel_file;
 mod kernel_loader;
 mod link;
 mod options;

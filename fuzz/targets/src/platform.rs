@@ -1,6 +1,7 @@
 //! `platform`: the small devices with fixed places: clock, keyboard controller, ACPI registers, I/O APIC, debug console,
 //! pvpanic and legacy ports.
 
+use crate::device::{reset_or_look, restore_own_state};
 use crate::input::Input;
 use devices::acpi::{AcpiRegisters, Event};
 use devices::debug_console::DebugConsole;
@@ -138,18 +139,12 @@ impl Machine {
             }
             14 => {
                 let (_, device) = self.choose(input);
-                let state = device.save().expect("the state can be saved");
-                device.restore(&state).expect("a device takes its own state");
-                assert_eq!(device.save().expect("the state can be saved"), state);
+                restore_own_state(device);
             }
             _ => {
                 let reset = input.below(4) == 0;
                 let (_, device) = self.choose(input);
-                if reset {
-                    device.reset();
-                } else {
-                    black_box(device.inspect());
-                }
+                reset_or_look(device, reset);
             }
         }
     }
