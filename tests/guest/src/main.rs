@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 
+mod boot_info;
 mod clock;
 mod command_line;
 mod memory;
@@ -20,9 +21,10 @@ mod random;
 mod tasks;
 mod virtio;
 
+use boot_info::BootInfo;
 use command_line::CommandLine;
-use native::boot::{BootInfo, Entry};
-use native::{boot, cpu, interrupts};
+use native::boot::Entry;
+use native::{cpu, interrupts};
 
 /// Where the assembler arrives, on x86_64 in ring 3, with .bss cleared: `information` is the address of the `hvm_start_info`
 /// (PVH, `entry` 0), of the `boot_params` (Linux, `entry` 1) or, on aarch64, of the device tree. `entered` is the counter at

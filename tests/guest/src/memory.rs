@@ -3,7 +3,7 @@
 //! RAM behind the program is given out upwards to tasks, which give it back when they end, and from its end downwards
 //! to what stays. Addresses are the devices' addresses too, since everything is mapped to itself.
 
-use crate::boot::BootInfo;
+use crate::boot_info::BootInfo;
 use crate::cpu;
 use crate::native::mapping;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -1,9 +1,7 @@
 //! What the monitor tells a guest at its start: a flattened device tree (Devicetree Specification 0.4, chapter 5).
 
-/// Longest command line that is kept, in bytes.
-const COMMAND_LINE_MAXIMUM: usize = 4096;
-/// Most memory ranges that are kept.
-const REGIONS_MAXIMUM: usize = 32;
+use crate::boot_info::BootInfo;
+
 const MAGIC: u32 = 0xd00d_feed;
 const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
@@ -29,29 +27,6 @@ impl Entry {
     }
 }
 
-/// A range of usable RAM.
-#[derive(Clone, Copy, Default)]
-pub struct Region {
-    /// First byte.
-    pub start: u64,
-    /// First byte behind it.
-    pub end: u64,
-}
-
-/// A copy of the boot information.
-pub struct BootInfo {
-    /// How the guest was entered.
-    pub entry: Entry,
-    /// Address of the ACPI RSDP: there is none.
-    pub rsdp: u64,
-    /// ECAM's address.
-    pub ecam: Option<u64>,
-    line: [u8; COMMAND_LINE_MAXIMUM],
-    line_length: usize,
-    regions: [Region; REGIONS_MAXIMUM],
-    regions_count: usize,
-}
-
 /// The parts of the tree that are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Node {
@@ -67,15 +42,7 @@ impl BootInfo {
     /// # Safety
     /// There is a device tree in mapped memory.
     pub unsafe fn read(address: u64, entry: Entry) -> BootInfo {
-        let mut information = BootInfo {
-            entry,
-            rsdp: 0,
-            ecam: None,
-            line: [0; COMMAND_LINE_MAXIMUM],
-            line_length: 0,
-            regions: [Region::default(); REGIONS_MAXIMUM],
-            regions_count: 0,
-        };
+        let mut information = BootInfo::new(entry);
         // SAFETY: the caller's promise.
         unsafe {
             if cell(address) == MAGIC {
@@ -121,36 +88,16 @@ impl BootInfo {
         unsafe {
             let is = |wanted: &[u8]| starts_with(name, wanted);
             match node {
-                Node::Chosen if is(b"bootargs\0") => {
-                    self.line_length = (size as usize).saturating_sub(1).min(COMMAND_LINE_MAXIMUM);
-                    for (offset, byte) in self.line[..self.line_length].iter_mut().enumerate() {
-                        *byte = (value as *const u8).add(offset).read_volatile();
-                    }
-                }
+                Node::Chosen if is(b"bootargs\0") => self.keep_line(value, size as usize),
                 Node::Memory if is(b"reg\0") => {
                     for range in 0..size / 16 {
-                        let start = cells(value + 16 * range);
-                        let end = start.saturating_add(cells(value + 16 * range + 8));
-                        if let Some(region) = self.regions.get_mut(self.regions_count) {
-                            *region = Region { start, end };
-                            self.regions_count += 1;
-                        }
+                        self.keep_region(cells(value + 16 * range), cells(value + 16 * range + 8));
                     }
                 }
                 Node::Pci if is(b"reg\0") && self.ecam.is_none() => self.ecam = Some(cells(value)),
                 _ => {}
             }
         }
-    }
-
-    /// The kernel command line; empty if it is not UTF-8.
-    pub fn command_line(&self) -> &str {
-        core::str::from_utf8(&self.line[..self.line_length]).unwrap_or("")
-    }
-
-    /// The usable RAM, in the monitor's order.
-    pub fn regions(&self) -> &[Region] {
-        &self.regions[..self.regions_count]
     }
 }
 

@@ -1,7 +1,8 @@
 //! Interrupt counts, exceptions, the generic interrupt controller, and the virtual timer.
 
 use super::gic;
-use crate::{boot, cpu, read_register, report, write_register};
+use crate::boot_info::BootInfo;
+use crate::{cpu, read_register, report, write_register};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How often each vector's interrupt came, counted by `boot.s`. Arm knows numbers, not vectors: a processor's interrupt 0 is
@@ -84,6 +85,6 @@ pub fn arm_timer(vector: u8, ticks: u32) {
 }
 
 /// Nobody lists the processors: 0.
-pub fn processors(_information: &boot::BootInfo, _ids: &mut [u8]) -> usize {
+pub fn processors(_information: &BootInfo, _ids: &mut [u8]) -> usize {
     0
 }

@@ -15,7 +15,7 @@ mod rtc;
 mod simple;
 pub mod smp;
 
-use crate::boot::BootInfo;
+use crate::boot_info::BootInfo;
 use crate::command_line::{CommandLine, Task};
 use crate::{memory, report};
 use core::fmt;

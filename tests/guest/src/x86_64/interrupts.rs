@@ -1,6 +1,6 @@
 //! The IDT, interrupt counts, exceptions, and the local APIC through its memory page (xAPIC).
 
-use super::boot;
+use crate::boot_info::BootInfo;
 use crate::{cpu, report};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -125,7 +125,7 @@ pub fn arm_timer(vector: u8, ticks: u32) {
 
 /// The APIC IDs of the processors that the MADT lists as usable (ACPI 6.5, 5.2.12), into `ids`; returns how many.
 /// Without tables there are none.
-pub fn processors(information: &boot::BootInfo, ids: &mut [u8]) -> usize {
+pub fn processors(information: &BootInfo, ids: &mut [u8]) -> usize {
     let mut found = 0;
     let Some((start, length)) = crate::memory::acpi_table(information.rsdp, *b"APIC") else { return 0 };
     let mut offset = 44;
