@@ -56,6 +56,11 @@ pub const RAM_START: u64 = GIB;
 pub const FDT: GuestAddress = GuestAddress(RAM_START);
 /// Bytes at [`FDT`]. A kernel takes no larger one (Linux, `Documentation/arch/arm64/booting.rst`).
 pub const FDT_SIZE: u64 = 2 * MIB;
+/// The ACPI tables but the RSDP, in the second half of what is kept for the device tree: that is next to nothing where there
+/// are tables.
+pub const ACPI_TABLES: Range = Range { start: RAM_START + MIB, size: MIB - 64 * KIB };
+/// The RSDP.
+pub const ACPI_RSDP: GuestAddress = GuestAddress(ACPI_TABLES.start + ACPI_TABLES.size);
 /// A kernel's image is somewhere from here on.
 pub const KERNEL: u64 = RAM_START + FDT_SIZE;
 

@@ -21,7 +21,7 @@ options! {
         ["cmdline"] cmdline: bool = true,
         /// Hold the initramfs.
         ["initramfs"] initramfs: bool = true,
-        /// Hold the ACPI tables, as etc/acpi/tables, etc/acpi/rsdp and etc/table-loader (x86_64).
+        /// Hold the ACPI tables, as etc/acpi/tables, etc/acpi/rsdp and etc/table-loader.
         ["acpi_table"] acpi_tables: bool = true,
         /// What else it holds, separated by colons: a name of at most 55 bytes, such as opt/org.example/setting, and a file or a string.
         ["items"] items: FwCfgItemList = FwCfgItemList::default(),

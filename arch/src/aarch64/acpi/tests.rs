@@ -5,8 +5,8 @@ use crate::aarch64::layout::{self, LayoutRequest, MemoryLayout};
 use crate::acpi::testing::through_iasl;
 use crate::caches::{CacheKind, CacheScope, CacheShape};
 
-const PLACE: Range = Range { start: 0x4010_0000, size: 0xf_0000 };
-const RSDP: GuestAddress = GuestAddress(0x401f_0000);
+const PLACE: Range = layout::ACPI_TABLES;
+const RSDP: GuestAddress = layout::ACPI_RSDP;
 
 pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
     let request = LayoutRequest { segments, ..LayoutRequest::new(1 << 30, 44) };

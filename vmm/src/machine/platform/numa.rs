@@ -1,6 +1,10 @@
 //! NUMA nodes, as tables of either kind tell of them.
 
-use crate::config::NumaConfig;
+use crate::config::{NumaConfig, VmConfig};
+use crate::memory::{self, ZoneExtent};
+use arch::acpi::NodeMemory;
+use arch::native::layout::MemoryLayout;
+use machine::bus::Range;
 
 /// The node that has something; 0 where none does.
 pub fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {
@@ -18,6 +22,27 @@ pub fn distances(numa: &[NumaConfig]) -> Vec<Vec<u8>> {
         if from == to { 10 } else { given(from, to).or_else(|| given(to, from)).unwrap_or(20) }
     };
     (0..count).map(|from| (0..count).map(|to| distance(from, to)).collect()).collect()
+}
+
+/// Which memory belongs to which node. Also without nodes, if memory can be added: Linux learns from this up to where there
+/// may be memory.
+pub fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -> Vec<NodeMemory> {
+    if config.numa.is_empty() && memory::hotplug_space(&config.memory) == 0 {
+        return Vec::new();
+    }
+    let node = |zone: &ZoneExtent| node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
+    let boot = zones.iter().flat_map(|zone| {
+        let ranges = zone.ranges.iter().map(|&(start, size)| Range { start, size });
+        ranges.map(move |range| NodeMemory { node: node(zone), range, hotplug: false })
+    });
+    let added = zones
+        .iter()
+        .filter_map(|zone| Some(NodeMemory { node: node(zone), range: zone.hotplug?.range, hotplug: true }));
+    // Memory modules are those of the first node: there are others only where memory is in zones.
+    let size = config.memory.modules_size();
+    let modules = layout.hotplug().filter(|_| size > 0).map(|space| Range { size, ..space });
+    let modules = modules.map(|range| NodeMemory { node: 0, range, hotplug: true });
+    boot.chain(added).chain(modules).collect()
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! What firmware would have left for the guest: its kernel, and the device tree.
 
 use super::super::numa::{distances, node_of};
+use super::tables::tables;
 use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
 use anyhow::Result;
+use arch::aarch64::acpi::loader;
 use arch::aarch64::boot::{self, EntryPoint};
 use arch::aarch64::cpu::CpuModel;
 use arch::aarch64::fdt::{self, FdtConfig};
@@ -63,18 +65,24 @@ pub fn load(
     Ok(loaded.entry)
 }
 
-/// Adds nothing: the device tree tells all.
+/// Adds what firmware would have to know of the machine: its ACPI tables.
 ///
 /// # Errors
-/// None.
+/// When the tables are too large.
 pub fn describe(
-    _: &FwCfgConfig,
-    _: &VmConfig,
-    _: &[ZoneExtent],
-    _: &MemoryLayout,
-    _: &CpuModel,
-    _: &mut Items,
+    chosen: &FwCfgConfig,
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+    items: &mut Items,
 ) -> Result<()> {
+    if chosen.acpi_tables {
+        let files = tables(config, zones, layout, model)?.loader_files();
+        items.add(loader::TABLES_FILE, files.tables)?;
+        items.add(loader::RSDP_FILE, files.rsdp)?;
+        items.add(loader::SCRIPT_FILE, files.script)?;
+    }
     Ok(())
 }
 

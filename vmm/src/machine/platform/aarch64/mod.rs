@@ -2,6 +2,7 @@
 
 mod firmware;
 pub mod gdb;
+mod tables;
 
 pub use firmware::{describe, is_linux, load, setup_part};
 pub use gdb::Debugger;

@@ -1,16 +1,16 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
-use super::super::numa::{distances, node_of};
+use super::super::numa::{distances, node_memory, node_of};
 use super::banner::has_linux_banner;
 use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, RTC_GSI, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
-use crate::memory::{self, ZoneExtent};
+use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
-    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, NodeMemory, Processors as Groups,
-    Registers, loader,
+    self, AcpiConfig, Cpu, EventDevice, IoApic, IsaDevice, MemorySlots, Processors as Groups, Registers,
+    loader,
 };
 use arch::x86_64::boot::{self, CommandLineError, E820Entry, EntryPoint, LINUX_COMMAND_LINE_LIMIT, Protocol};
 use arch::x86_64::cpu::CpuModel;
@@ -162,27 +162,6 @@ fn acpi_config(
         rtc: Some(IsaDevice { port: Rtc::PORTS.start as u16, gsi: RTC_GSI }),
         pvpanic: config.hears_panics().then_some(Pvpanic::PORTS.start as u16),
     }
-}
-
-/// Which memory belongs to which node. Also without nodes, if memory can be added: Linux learns from this up to where there
-/// may be memory.
-fn node_memory(config: &VmConfig, zones: &[ZoneExtent], layout: &MemoryLayout) -> Vec<NodeMemory> {
-    if config.numa.is_empty() && memory::hotplug_space(&config.memory) == 0 {
-        return Vec::new();
-    }
-    let node = |zone: &ZoneExtent| node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
-    let boot = zones.iter().flat_map(|zone| {
-        let ranges = zone.ranges.iter().map(|&(start, size)| Range { start, size });
-        ranges.map(move |range| NodeMemory { node: node(zone), range, hotplug: false })
-    });
-    let added = zones
-        .iter()
-        .filter_map(|zone| Some(NodeMemory { node: node(zone), range: zone.hotplug?.range, hotplug: true }));
-    // Memory modules are those of the first node: there are others only where memory is in zones.
-    let size = config.memory.modules_size();
-    let modules = layout.hotplug().filter(|_| size > 0).map(|space| Range { size, ..space });
-    let modules = modules.map(|range| NodeMemory { node: 0, range, hotplug: true });
-    boot.chain(added).chain(modules).collect()
 }
 
 fn smbios_config(config: &VmConfig, layout: &MemoryLayout, model: &CpuModel) -> Result<SmbiosConfig> {

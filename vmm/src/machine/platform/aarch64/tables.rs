@@ -1,0 +1,52 @@
+//! What the ACPI tables say of a machine.
+
+use super::super::numa::{distances, node_memory, node_of};
+use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
+use crate::config::VmConfig;
+use crate::machine::platform::serial_mode;
+use crate::memory::ZoneExtent;
+use anyhow::Result;
+use arch::aarch64::acpi::{self, AcpiConfig, Tables};
+use arch::aarch64::cpu::CpuModel;
+use arch::aarch64::layout::{self, MemoryLayout};
+use devices::primecell::pl061::Pl061;
+
+/// Makes the tables of a machine, to lie where a kernel that is loaded directly finds them. Firmware that chooses their place
+/// itself takes [`Tables::loader_files`].
+///
+/// # Errors
+/// When they are too large.
+pub fn tables(
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> Result<Tables> {
+    let described = acpi_config(config, zones, layout, model);
+    Ok(acpi::build(&described, layout::ACPI_TABLES, layout::ACPI_RSDP)?)
+}
+
+fn acpi_config(
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> AcpiConfig {
+    AcpiConfig {
+        topology: model.topology(),
+        caches: model.caches().to_vec(),
+        cpu_nodes: (0..config.cpus.limit())
+            .map(|index| node_of(&config.numa, |node| node.cpus.contains(&index)))
+            .collect(),
+        pmu: model.has_pmu(),
+        gic: layout.gic(config.cpus.limit()),
+        segments: layout.segments().to_vec(),
+        interrupt_pins: PCI_WIRING,
+        memory: node_memory(config, zones, layout),
+        distances: distances(&config.numa),
+        serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
+        gpio: GPIO_GSI,
+        power_button: Pl061::POWER_BUTTON,
+        pvpanic: config.hears_panics(),
+    }
+}
