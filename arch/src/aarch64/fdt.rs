@@ -1,6 +1,10 @@
 //! The flattened device tree: what a guest that is not booted by firmware learns of the machine (Devicetree Specification
 //! 0.4, and the bindings in Linux, `Documentation/devicetree/bindings`).
 
+mod chosen;
+
+pub use chosen::{Chosen, build_for_efi};
+
 use super::cpu::{PMU_INTERRUPT, TIMER_HYPERVISOR, TIMER_PHYSICAL, TIMER_SECURE, TIMER_VIRTUAL, affinity};
 use super::layout::{self, FDT_SIZE};
 use crate::caches::{Cache, CacheKind, CacheScope};
@@ -43,12 +47,8 @@ pub struct FdtConfig {
     pub pvpanic: bool,
     /// There is a firmware configuration device.
     pub fw_cfg: bool,
-    /// The kernel's command line.
-    pub command_line: String,
-    /// The initramfs.
-    pub initramfs: Option<Range>,
-    /// Random bytes for the kernel.
-    pub seed: Vec<u8>,
+    /// What the kernel is started with.
+    pub chosen: Chosen,
 }
 
 /// Why there is no tree.
@@ -101,7 +101,11 @@ pub fn build(config: &FdtConfig) -> Result<Vec<u8>> {
         tree.0.property_u32("#size-cells", 2)?;
         tree.0.property_u32("interrupt-parent", PHANDLE_GIC)?;
         tree.0.property_null("dma-coherent")?;
-        chosen(tree, config)?;
+        let serial = format!("/serial@{:x}", layout::SERIAL);
+        chosen::node(tree, &config.chosen, |tree| match config.serial {
+            Some(_) => Ok(tree.0.property_string("stdout-path", &serial)?),
+            None => Ok(()),
+        })?;
         memory(tree, config)?;
         cpus(tree, config)?;
         psci(tree)?;
@@ -146,25 +150,6 @@ impl Tree {
         }
         Ok(self.0.property_u32("numa-node-id", node)?)
     }
-}
-
-fn chosen(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
-    tree.node("chosen", |tree| {
-        tree.0.property_string("bootargs", &config.command_line)?;
-        if config.serial.is_some() {
-            tree.0.property_string("stdout-path", &format!("/serial@{:x}", layout::SERIAL))?;
-        }
-        if let Some(initramfs) = config.initramfs {
-            tree.0.property_u64("linux,initrd-start", initramfs.start)?;
-            tree.0.property_u64("linux,initrd-end", initramfs.start + initramfs.size)?;
-        }
-        if !config.seed.is_empty() {
-            let (address, rest) = config.seed.split_at(config.seed.len().min(8));
-            tree.0.property("kaslr-seed", address)?;
-            tree.0.property("rng-seed", rest)?;
-        }
-        Ok(())
-    })
 }
 
 fn memory(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
@@ -512,9 +497,11 @@ mod tests {
             power_button: 3,
             pvpanic: true,
             fw_cfg: true,
-            command_line: "quiet console=ttyAMA0".into(),
-            initramfs: Some(Range { start: 0x7000_0000, size: 0x1234 }),
-            seed: vec![0xa5; 40],
+            chosen: Chosen {
+                command_line: "quiet console=ttyAMA0".into(),
+                initramfs: Some(Range { start: 0x7000_0000, size: 0x1234 }),
+                seed: vec![0xa5; 40],
+            },
         }
     }
 

@@ -9,7 +9,7 @@
 //! | `0x1000_0000` | `0x2000_0000` | interrupt redistributors |
 //! | `0x2000_0000` | `0x3000_0000` | 32-bit BARs, divided among the PCI segments |
 //! | `0x3000_0000` | `0x4000_0000` | ECAM of PCI segment 0 |
-//! | 1 GiB | | RAM, in one piece; the device tree is in its first 2 MiB, the kernel follows |
+//! | 1 GiB | | RAM, in one piece; the device tree and ACPI tables are in its first 2 MiB, the kernel follows |
 //! | above RAM | | space for RAM added later, ECAMs of further PCI segments, 64-bit BARs |
 
 use machine::bus::Range;
@@ -56,8 +56,10 @@ pub const RAM_START: u64 = GIB;
 pub const FDT: GuestAddress = GuestAddress(RAM_START);
 /// Bytes at [`FDT`]. A kernel takes no larger one (Linux, `Documentation/arch/arm64/booting.rst`).
 pub const FDT_SIZE: u64 = 2 * MIB;
-/// The ACPI tables but the RSDP, in the second half of what is kept for the device tree: that is next to nothing where there
-/// are tables.
+/// What EFI firmware would have left. This and the ACPI tables take most of what is kept for the device tree: a machine with
+/// tables has next to nothing in that.
+pub const EFI: Range = Range { start: RAM_START + MIB / 2, size: MIB / 2 };
+/// The ACPI tables but the RSDP.
 pub const ACPI_TABLES: Range = Range { start: RAM_START + MIB, size: MIB - 64 * KIB };
 /// The RSDP.
 pub const ACPI_RSDP: GuestAddress = GuestAddress(ACPI_TABLES.start + ACPI_TABLES.size);

@@ -20,8 +20,12 @@
     )
 )]
 
+mod crc32;
 mod decompress;
+mod efi;
 mod image;
+
+pub use efi::{Handover, place_efi};
 
 pub use crate::boot::{BootError, BootFile, CommandLineError, InitramfsError, KernelError};
 

@@ -1,6 +1,7 @@
 //! Reads what gzip compressed (RFC 1952), in constant memory.
 
 use super::{Decompress, Method, Source, cut_off};
+use crate::aarch64::boot::crc32::Crc32;
 use crate::boot::{BootFile, KernelError, fields};
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
@@ -107,38 +108,4 @@ fn header_size(head: &[u8]) -> Option<usize> {
         at = at.checked_add(2)?;
     }
     (at <= head.len()).then_some(at)
-}
-
-/// The checksum of RFC 1952, 8.
-#[derive(Default)]
-struct Crc32(u32);
-
-impl Crc32 {
-    #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "the compiler evaluates it")]
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut n = 0;
-        while n < 256 {
-            let mut value = n as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                value = if value & 1 != 0 { 0xedb8_8320 ^ value >> 1 } else { value >> 1 };
-                bit += 1;
-            }
-            table[n] = value;
-            n += 1;
-        }
-        table
-    };
-
-    fn add(&mut self, bytes: &[u8]) {
-        self.0 = !bytes.iter().fold(!self.0, |value, &byte| {
-            let at = (value as u8 ^ byte) as usize;
-            Self::TABLE.get(at).copied().unwrap_or(0) ^ value >> 8
-        });
-    }
-
-    fn value(&self) -> u32 {
-        self.0
-    }
 }

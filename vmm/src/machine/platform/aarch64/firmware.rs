@@ -1,8 +1,8 @@
-//! What firmware would have left for the guest: its kernel, and the device tree.
+//! What firmware would have left for the guest: its kernel, and the device tree or ACPI tables.
 
 use super::super::numa::{distances, node_of};
 use super::tables::tables;
-use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
+use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI, has_acpi};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
 use crate::machine::platform::serial_mode;
@@ -11,7 +11,7 @@ use anyhow::Result;
 use arch::aarch64::acpi::loader;
 use arch::aarch64::boot::{self, EntryPoint};
 use arch::aarch64::cpu::CpuModel;
-use arch::aarch64::fdt::{self, FdtConfig};
+use arch::aarch64::fdt::{self, Chosen, FdtConfig};
 use arch::aarch64::layout::MemoryLayout;
 use devices::fw_cfg::Items;
 use devices::primecell::pl061::Pl061;
@@ -36,11 +36,29 @@ pub fn load(
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
     let loaded = boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline)
         .map_err(|error| name_option(config, error))?;
+    let chosen = Chosen { command_line: cmdline.to_owned(), initramfs: loaded.initramfs, seed: seed() };
+    let tree = if has_acpi(config) {
+        tables(config, zones, layout, model)?.write(memory)?;
+        fdt::build_for_efi(&chosen, &boot::place_efi(memory, layout)?)?
+    } else {
+        fdt::build(&fdt_config(chosen, config, zones, layout, model))?
+    };
+    boot::place_fdt(memory, &tree)?;
+    Ok(loaded.entry)
+}
+
+fn fdt_config(
+    chosen: Chosen,
+    config: &VmConfig,
+    zones: &[ZoneExtent],
+    layout: &MemoryLayout,
+    model: &CpuModel,
+) -> FdtConfig {
     let memory_nodes = zones.iter().flat_map(|zone| {
         let node = node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
         zone.ranges.iter().map(move |&(start, size)| (Range { start, size }, node))
     });
-    let tree = fdt::build(&FdtConfig {
+    FdtConfig {
         topology: model.topology(),
         caches: model.caches().to_vec(),
         cpu_nodes: (0..config.cpus.boot_vcpus)
@@ -49,7 +67,7 @@ pub fn load(
         pmu: model.has_pmu(),
         memory: memory_nodes.collect(),
         distances: distances(&config.numa),
-        gic: layout.gic(config.cpus.boot_vcpus),
+        gic: layout.gic(config.cpus.limit()),
         segments: layout.segments().to_vec(),
         interrupt_pins: PCI_WIRING,
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
@@ -57,12 +75,8 @@ pub fn load(
         power_button: Pl061::POWER_BUTTON,
         pvpanic: config.hears_panics(),
         fw_cfg: config.payload.fw_cfg_config.is_some(),
-        command_line: cmdline.to_owned(),
-        initramfs: loaded.initramfs,
-        seed: seed(),
-    })?;
-    boot::place_fdt(memory, &tree)?;
-    Ok(loaded.entry)
+        chosen,
+    }
 }
 
 /// Adds what firmware would have to know of the machine: its ACPI tables.
@@ -77,7 +91,7 @@ pub fn describe(
     model: &CpuModel,
     items: &mut Items,
 ) -> Result<()> {
-    if chosen.acpi_tables {
+    if chosen.acpi_tables && has_acpi(config) {
         let files = tables(config, zones, layout, model)?.loader_files();
         items.add(loader::TABLES_FILE, files.tables)?;
         items.add(loader::RSDP_FILE, files.rsdp)?;

@@ -59,6 +59,11 @@ pub mod calls {
     pub const UNLINK: i64 = libc::SYS_unlinkat;
 }
 
+/// Whether ACPI tables describe the machine. Without, it has a device tree.
+pub fn has_acpi(config: &VmConfig) -> bool {
+    config.platform.acpi.unwrap_or(false)
+}
+
 /// The mainboard.
 pub struct Platform {
     /// The interrupt controller.

@@ -15,7 +15,7 @@ use super::{
     reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
 use arch::x86_64::boot::EntryPoint;
@@ -278,6 +278,11 @@ pub fn create_vcpu(vm: &dyn Vm, model: &CpuModel, index: u32) -> Result<Box<dyn 
 /// # Errors
 /// When the host cannot have such a machine, naming the option at fault.
 pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundation> {
+    ensure!(
+        config.platform.acpi != Some(false),
+        "--platform acpi=off: a PC is always described by ACPI tables; leave it out, and use --cmdline acpi=off for a Linux \
+         that is to ignore them"
+    );
     let topology = cpu_topology(config)?;
     // A host that is a machine itself traps CPUID, and to ask for all of it takes as long as to make the machine.
     let (made, cpuid) = std::thread::scope(|scope| {
