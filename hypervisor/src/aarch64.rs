@@ -1,8 +1,15 @@
 //! What is particular to aarch64: the features and registers of a CPU, and the interrupt controller.
 //!
 //! The order matters when a machine is built: make all CPUs, [`VcpuState::init`] each, then `Vm::create_gic` (no
-//! CPU can be added after it), then [`VcpuState::start_pmu`]. When it is restored: registers of the CPUs, then the
-//! interrupt controller.
+//! CPU can be added after it), then [`VcpuState::start_pmu`]. When it is saved: the CPUs, then the interrupt controller, then
+//! memory, to which that writes. When it is restored: memory, devices (which hold pins of the interrupt controller), the CPUs,
+//! then the interrupt controller.
+
+mod cpu_state;
+mod gic_state;
+
+pub use cpu_state::{CpuState, PendingEvents, RegisterState};
+pub use gic_state::{CpuInterfaceState, GicCpuState, GicState, InterruptsState, ItsState};
 
 use crate::Result;
 use machine::interrupt::InterruptController;
@@ -119,6 +126,11 @@ pub trait VcpuState {
     fn mp_state(&self) -> Result<MpState>;
     /// Sets whether it runs.
     fn set_mp_state(&mut self, state: MpState) -> Result<()>;
+
+    /// What waits to be taken.
+    fn events(&self) -> Result<PendingEvents>;
+    /// Sets what waits to be taken.
+    fn set_events(&mut self, events: &PendingEvents) -> Result<()>;
 }
 
 /// Where the interrupt controller's parts are (GIC architecture version 3).
@@ -162,6 +174,19 @@ pub trait Gic: InterruptController {
     /// # Errors
     /// When the host refuses.
     fn reset(&self) -> Result<()>;
+
+    /// The state now, while no CPU runs. Writes the rest of it to guest memory, where the guest has provided for that.
+    ///
+    /// # Errors
+    /// When the host refuses, such as for tables of the guest's that are not in memory.
+    fn save(&self) -> Result<GicState>;
+
+    /// Becomes what `state`, and the guest memory that was saved after it, say, while no CPU runs.
+    ///
+    /// # Errors
+    /// When the state is of a machine with other CPUs or interrupts, or the host refuses it. It is then in no usable state,
+    /// until it is reset.
+    fn restore(&self, state: &GicState) -> Result<()>;
 }
 
 /// The general registers, as text for a person.

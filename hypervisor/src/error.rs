@@ -1,6 +1,7 @@
 //! What can go wrong between the monitor and the hypervisor.
 
 use crate::AddressSpace;
+use machine::state::StateError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -125,6 +126,19 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
+    /// A register or table of the interrupt controller could not be read or set.
+    #[error("interrupt controller: cannot {verb} {what}: {source}")]
+    Gic {
+        /// What was being done, such as `"read"`.
+        verb: &'static str,
+        /// The register or table, with where it is.
+        what: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// A saved state is not one of this machine.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The host does not know a model-specific register, or refuses the value.
     #[error("CPU {id}: cannot {verb} MSR {index:#x}: the host does not know it or refuses the value")]
     Msr {

@@ -61,6 +61,7 @@ const REQUIRED_NATIVE: &[(Cap, &str, &str)] = &[
     (Cap::DeviceCtrl, "KVM_CAP_DEVICE_CTRL", "the interrupt controller"),
     (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2", "starting further CPUs"),
     (Cap::OneReg, "KVM_CAP_ONE_REG", "CPU state"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "CPU state"),
 ];
 
 /// The host's KVM.

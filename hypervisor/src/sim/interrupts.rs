@@ -46,6 +46,21 @@ impl Apics {
         }
     }
 
+    /// What is pending on one CPU.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn pending(&self, id: u32) -> Vec<u8> {
+        let lane = lock(&self.0).get(&id).cloned();
+        lane.map(|lane| lane.state().pending.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Makes nothing pending on one CPU.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn forget_pending(&self, id: u32) {
+        if let Some(lane) = lock(&self.0).get(&id) {
+            lane.change(|state| state.pending.clear());
+        }
+    }
+
     /// Delivers a message: its data is the vector.
     #[cfg(target_arch = "aarch64")]
     fn deliver(&self, message: MsiMessage) {

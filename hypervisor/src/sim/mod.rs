@@ -275,8 +275,8 @@ impl Vm for SimVm {
     }
 
     #[cfg(target_arch = "aarch64")]
-    fn create_gic(&self, _: &crate::aarch64::GicConfig) -> Result<Arc<dyn crate::aarch64::Gic>> {
-        Ok(Arc::new(aarch64::SimGic::new(self)))
+    fn create_gic(&self, config: &crate::aarch64::GicConfig) -> Result<Arc<dyn crate::aarch64::Gic>> {
+        Ok(Arc::new(aarch64::SimGic::new(self, config)))
     }
 }
 

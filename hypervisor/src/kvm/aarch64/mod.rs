@@ -1,15 +1,17 @@
 //! KVM on aarch64: the state of a CPU, and in [`gic`] the interrupt controller.
 
+mod attributes;
 pub(super) mod gic;
+mod gic_state;
 
 use super::vcpu::KvmVcpu;
-use crate::aarch64::{HostFeatures, MpState, RegisterId, VcpuFeatures, VcpuState};
+use crate::aarch64::{HostFeatures, MpState, PendingEvents, RegisterId, VcpuFeatures, VcpuState};
 use crate::{Error, Result};
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
     KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, RegList,
-    kvm_device_attr, kvm_mp_state, kvm_vcpu_init,
+    kvm_device_attr, kvm_mp_state, kvm_vcpu_events, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm};
 use std::io;
@@ -134,5 +136,20 @@ impl VcpuState for KvmVcpu {
             MpState::PoweredOff => KVM_MP_STATE_STOPPED,
         };
         self.refused("set whether the CPU runs", self.fd.set_mp_state(kvm_mp_state { mp_state }))
+    }
+
+    fn events(&self) -> Result<PendingEvents> {
+        let exception = self.refused("read the pending events", self.fd.get_vcpu_events())?.exception;
+        let serror = exception.serror_pending != 0;
+        let syndrome = (serror && exception.serror_has_esr != 0).then_some(exception.serror_esr);
+        Ok(PendingEvents { serror, serror_syndrome: syndrome })
+    }
+
+    fn set_events(&mut self, events: &PendingEvents) -> Result<()> {
+        let mut kvm = kvm_vcpu_events::default();
+        kvm.exception.serror_pending = events.serror.into();
+        kvm.exception.serror_has_esr = events.serror_syndrome.is_some().into();
+        kvm.exception.serror_esr = events.serror_syndrome.unwrap_or_default();
+        self.refused("set the pending events", self.fd.set_vcpu_events(&kvm))
     }
 }
