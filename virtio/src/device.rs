@@ -21,14 +21,20 @@ pub trait VirtioDevice: Send + Inspect + Saved {
     /// Device type (virtio 1.2, 5), such as 2 for a block device.
     fn device_type(&self) -> u16;
 
-    /// The device-type feature bits offered (bits 0 to 23 and 50 upwards). The transport adds the ring's and its own.
-    fn features(&self) -> u64;
+    /// The device-type feature bits offered (bits 0 to 23 and 50 upwards), by default none. The transport adds the ring's and
+    /// its own.
+    fn features(&self) -> u64 {
+        0
+    }
 
     /// The largest size of each queue, which is also the number of queues. Powers of two up to 32768.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// The driver reads its configuration space. `data` is zero on entry; bytes outside the space stay so.
-    fn config_read(&self, offset: u64, data: &mut [u8]);
+    /// The driver reads its configuration space. `data` is zero on entry; bytes outside the space stay so. By default there is
+    /// no space.
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        let _ = (offset, data);
+    }
 
     /// The driver writes its configuration space.
     fn config_write(&mut self, offset: u64, data: &[u8]) {
@@ -81,6 +87,22 @@ pub struct Activation {
     pub clock: Arc<dyn Clock>,
 }
 
+impl Activation {
+    /// The queue of a device that has one.
+    ///
+    /// # Errors
+    /// When the driver did not enable it.
+    pub fn only_queue(&mut self) -> Result<Queue, ActivateError> {
+        self.queues.pop().map(|(_, queue)| queue).ok_or(ActivateError::QueueMissing(0))
+    }
+}
+
+/// Puts what `fields`, a configuration space byte by byte, have from `offset` on into `data`; what is beyond is left as it is.
+pub fn read_fields(fields: impl IntoIterator<Item = u8>, offset: u64, data: &mut [u8]) {
+    let bytes = fields.into_iter().skip(usize::try_from(offset).unwrap_or(usize::MAX));
+    data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+}
+
 /// Tells the driver that the configuration space changed. Clones tell the same driver.
 #[derive(Clone)]
 pub struct ConfigChange(Arc<dyn Fn() + Send + Sync>);
@@ -126,6 +148,13 @@ pub struct QueueTask {
     pub handler: Box<dyn QueueHandler>,
 }
 
+impl QueueTask {
+    /// A handler that runs one queue.
+    pub fn single(name: impl Into<String>, queue: u16, handler: impl QueueHandler + 'static) -> Self {
+        Self { name: name.into(), queues: vec![queue], handler: Box::new(handler) }
+    }
+}
+
 /// What running a handler came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -158,8 +187,11 @@ pub trait QueueHandler: Send + Inspect {
     }
 
     /// No new requests are to be started; `true` once none is in flight. Called again after each wake until it is.
-    /// After it returned `true` the handler may be saved, dropped, or run again.
-    fn quiesce(&mut self) -> bool;
+    /// After it returned `true` the handler may be saved, dropped, or run again. The default is right where nothing is in flight
+    /// between two runs.
+    fn quiesce(&mut self) -> bool {
+        true
+    }
 
     /// The queues, for their state when saved.
     fn queues(&self) -> Vec<&Queue>;

@@ -17,6 +17,7 @@ pub mod features;
 pub mod pci_transport;
 pub mod queue;
 pub mod rate_limit;
+pub mod service;
 pub mod stand_in;
 pub mod worker;
 

@@ -5,7 +5,9 @@
 //! requests in the device's own words ([`VirtioDevice::refusal`]), and can be reset.
 
 use crate::chain::Chain;
-use crate::device::{ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice};
+use crate::device::{
+    ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice, read_fields,
+};
 use crate::queue::Queue;
 use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
@@ -78,9 +80,7 @@ impl VirtioDevice for StandIn {
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let from =
-            usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..)).unwrap_or_default();
-        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        read_fields(self.config.iter().copied(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
@@ -196,10 +196,6 @@ impl QueueHandler for Refuser {
 
     fn has_work(&self) -> bool {
         false
-    }
-
-    fn quiesce(&mut self) -> bool {
-        true
     }
 
     fn queues(&self) -> Vec<&Queue> {

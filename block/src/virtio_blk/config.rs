@@ -1,6 +1,7 @@
 //! What the driver can find out and set: feature bits and the configuration space (virtio 1.2, 5.2.3 and 5.2.4).
 
 use crate::image::{SECTOR, Topology};
+use virtio::device::read_fields;
 
 /// `VIRTIO_BLK_F_SEG_MAX`: the number of segments in a request is limited.
 pub const SEG_MAX: u64 = 1 << 2;
@@ -63,11 +64,7 @@ impl Space {
 
     /// Copies from the space. Bytes past its end are left alone.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.bytes();
-        let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_fields(self.bytes(), offset, data);
     }
 
     fn bytes(&self) -> [u8; SIZE] {

@@ -283,11 +283,7 @@ impl VirtioDevice for Block {
                 Arc::clone(&clock),
                 settle.clone(),
             );
-            tasks.push(QueueTask {
-                name: format!("q{index}"),
-                queues: vec![index],
-                handler: Box::new(handler),
-            });
+            tasks.push(QueueTask::single(format!("q{index}"), index, handler));
         }
         *self.shared.config_changed() = Some(config_changed);
         *self.shared.settle() = Some(settle);

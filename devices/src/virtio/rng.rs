@@ -55,20 +55,12 @@ impl VirtioDevice for Rng {
         DEVICE_TYPE
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> Vec<u16> {
         vec![QUEUE_SIZE]
     }
 
-    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
-        let Some((0, queue)) = activation.queues.into_iter().next() else {
-            return Err(ActivateError::QueueMissing(0));
-        };
+    fn activate(&mut self, mut activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
+        let queue = activation.only_queue()?;
         let host = |source| ActivateError::Host { what: "opening the source of entropy again", source };
         let source = match &self.file {
             None => None,
@@ -76,7 +68,7 @@ impl VirtioDevice for Rng {
         };
         let handler =
             Handler { queue, source, chain: Chain::new(), buffer: [0; PER_BUFFER], bytes: 0, waits: 0 };
-        Ok(vec![QueueTask { name: "requests".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+        Ok(vec![QueueTask::single("requests", 0, handler)])
     }
 
     fn reset(&mut self) {}
@@ -212,10 +204,6 @@ impl QueueHandler for Handler {
         self.source.iter().map(|source| source.refilled.as_raw_fd()).collect()
     }
 
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
     fn queues(&self) -> Vec<&Queue> {
         vec![&self.queue]
     }
@@ -227,7 +215,12 @@ impl QueueHandler for Handler {
 
 impl Inspect for Handler {
     fn inspect(&self) -> Value {
-        json!({ "bytes": self.bytes, "waits_for_source": self.waits })
+        json!({
+            "bytes": self.bytes,
+            "waits_for_source": self.waits,
+            "waiting": self.source.as_ref().is_some_and(|source| source.waiting),
+            "queue": self.queue.inspect(),
+        })
     }
 }
 

@@ -4,15 +4,11 @@ use super::state::Shared;
 use crate::features::Features;
 use crate::link::Link;
 use crate::mac::MacAddress;
-use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio::chain::Chain;
-use virtio::device::{Progress, QueueHandler};
-use virtio::queue::Queue;
-
-/// Commands dealt with before others have their turn.
-const BUDGET: usize = 16;
+use virtio::queue::QueueError;
+use virtio::service::Service;
 
 /// Answers.
 const OK: u8 = 0;
@@ -41,10 +37,8 @@ const HEADER: u64 = 2;
 /// The most entries a table of MAC addresses is read for; it is not kept.
 const MAX_TABLE: u32 = 4096;
 
-/// Runs the control queue.
+/// Carries out the commands of the control queue.
 pub(super) struct Control {
-    queue: Queue,
-    chain: Chain,
     shared: Arc<Shared>,
     links: Vec<Arc<dyn Link>>,
     features: Features,
@@ -54,30 +48,26 @@ pub(super) struct Control {
     refused: u64,
 }
 
-/// What a [`Control`] is made of.
-pub(super) struct Parts {
-    pub(super) queue: Queue,
-    pub(super) shared: Arc<Shared>,
-    pub(super) links: Vec<Arc<dyn Link>>,
-    pub(super) features: Features,
-    pub(super) pairs: u16,
-}
-
 impl Control {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts { queue, shared, links, features, pairs } = parts;
-        Self { queue, chain: Chain::new(), shared, links, features, pairs, commands: 0, refused: 0 }
+    /// For a driver that accepted `features` and enabled so many `pairs` of queues.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        links: Vec<Arc<dyn Link>>,
+        features: Features,
+        pairs: u16,
+    ) -> Self {
+        Self { shared, links, features, pairs, commands: 0, refused: 0 }
     }
 
     /// Carries out the command in `chain`; `None`: it is none, or is refused.
-    fn execute(&self) -> Option<()> {
-        let [class, command] = self.chain.read_array(0)?;
+    fn execute(&self, chain: &Chain) -> Option<()> {
+        let [class, command] = chain.read_array(0)?;
         match (class, command) {
             (CLASS_RECEIVE_MODE, 0..=LAST_MODE) => {
                 let needed =
                     if command < FIRST_EXTRA_MODE { Features::CTRL_RX } else { Features::CTRL_RX_EXTRA };
                 self.need(needed)?;
-                let [on] = self.chain.read_array(HEADER)?;
+                let [on] = chain.read_array(HEADER)?;
                 let bit = 1_u8.wrapping_shl(command.into());
                 let mode = self.shared.receive_mode.load(Ordering::Relaxed);
                 let mode = if on == 0 { mode & !bit } else { mode | bit };
@@ -86,11 +76,11 @@ impl Control {
             }
             (CLASS_MAC, MAC_TABLE_SET) => {
                 self.need(Features::CTRL_RX)?;
-                self.check_tables()
+                check_tables(chain)
             }
             (CLASS_MAC, MAC_ADDRESS_SET) => {
                 self.need(Features::CTRL_MAC_ADDR)?;
-                self.shared.set_mac(MacAddress::new(self.chain.read_array(HEADER)?).ok()?);
+                self.shared.set_mac(MacAddress::new(chain.read_array(HEADER)?).ok()?);
                 Some(())
             }
             (CLASS_ANNOUNCE, ANNOUNCE_ACK) => {
@@ -102,7 +92,7 @@ impl Control {
             }
             (CLASS_MQ, MQ_PAIRS_SET) => {
                 self.need(Features::MQ)?;
-                let pairs = u16::from_le_bytes(self.chain.read_array(HEADER)?);
+                let pairs = u16::from_le_bytes(chain.read_array(HEADER)?);
                 if pairs == 0 || pairs > self.pairs {
                     return None;
                 }
@@ -110,7 +100,7 @@ impl Control {
             }
             (CLASS_OFFLOADS, OFFLOADS_SET) => {
                 self.need(Features::CTRL_GUEST_OFFLOADS)?;
-                let offloads = Features::from_bits_retain(u64::from_le_bytes(self.chain.read_array(HEADER)?));
+                let offloads = Features::from_bits_retain(u64::from_le_bytes(chain.read_array(HEADER)?));
                 // Only what was negotiated may be turned off and on.
                 if !(self.features & Features::GUEST_OFFLOADS).contains(offloads) {
                     return None;
@@ -126,21 +116,21 @@ impl Control {
     fn need(&self, features: Features) -> Option<()> {
         self.features.contains(features).then_some(())
     }
+}
 
-    /// Checks that the two tables of MAC addresses, of stations and of groups, are as long as they say.
-    fn check_tables(&self) -> Option<()> {
-        const COUNT: u64 = 4;
-        const ADDRESS: u64 = 6;
-        let mut at = HEADER;
-        for _ in 0..2 {
-            let entries = u32::from_le_bytes(self.chain.read_array(at)?);
-            if entries > MAX_TABLE {
-                return None;
-            }
-            at = at.checked_add(COUNT)?.checked_add(u64::from(entries).checked_mul(ADDRESS)?)?;
+/// Checks that the two tables of MAC addresses, of stations and of groups, are as long as they say.
+fn check_tables(chain: &Chain) -> Option<()> {
+    const COUNT: u64 = 4;
+    const ADDRESS: u64 = 6;
+    let mut at = HEADER;
+    for _ in 0..2 {
+        let entries = u32::from_le_bytes(chain.read_array(at)?);
+        if entries > MAX_TABLE {
+            return None;
         }
-        (at <= self.chain.readable_len()).then_some(())
+        at = at.checked_add(COUNT)?.checked_add(u64::from(entries).checked_mul(ADDRESS)?)?;
     }
+    (at <= chain.readable_len()).then_some(())
 }
 
 /// Makes the first `pairs` queue pairs the ones in use. In an order that never has a queue pair in use that the link does not
@@ -163,55 +153,16 @@ pub(super) fn set_active_pairs(shared: &Shared, links: &[Arc<dyn Link>], pairs: 
     Ok(())
 }
 
-impl QueueHandler for Control {
-    fn run(&mut self) -> Progress {
-        self.queue.disable_notifications();
-        let mut progress = Progress::More;
-        for _ in 0..BUDGET {
-            if !matches!(self.queue.pop(&mut self.chain), Ok(true)) {
-                progress = Progress::Idle;
-                break;
-            }
-            self.commands = self.commands.wrapping_add(1);
-            let answer = if self.execute().is_some() { OK } else { ERROR };
-            if answer != OK {
-                self.refused = self.refused.wrapping_add(1);
-            }
-            // A command without room for its answer goes without.
-            let written = self.chain.write_at(0, &[answer]);
-            self.queue.push(self.chain.token(), written as u32);
+impl Service for Control {
+    fn answer(&mut self, request: &Chain) -> Result<u32, QueueError> {
+        self.commands = self.commands.wrapping_add(1);
+        let answer = if self.execute(request).is_some() { OK } else { ERROR };
+        if answer != OK {
+            self.refused = self.refused.wrapping_add(1);
         }
-        self.queue.notify();
-        progress
-    }
-
-    fn arm(&mut self) -> bool {
-        self.queue.enable_notifications()
-    }
-
-    fn has_work(&self) -> bool {
-        self.queue.has_available()
-    }
-
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
-    fn queues(&self) -> Vec<&Queue> {
-        vec![&self.queue]
-    }
-
-    fn into_queues(self: Box<Self>) -> Vec<Queue> {
-        vec![self.queue]
+        // A command without room for its answer goes without.
+        Ok(request.write_at(0, &[answer]) as u32)
     }
 }
 
-impl Inspect for Control {
-    fn inspect(&self) -> Value {
-        json!({
-            "commands": self.commands,
-            "refused": self.refused,
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(Control { commands, refused });

@@ -26,9 +26,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
 use virtio::queue::Queue;
 use virtio::rate_limit::RateLimiter;
+use virtio::service;
 use virtio::stand_in::Refusal;
 
 /// Device type (virtio 1.2, 5).
@@ -214,7 +215,7 @@ impl Net {
                 features,
                 mtu: self.config.mtu.max(1500),
             })?;
-            tasks.push(task(format!("rx{pair}"), receive, handler));
+            tasks.push(QueueTask::single(format!("rx{pair}"), receive, handler));
         }
         if let Some(counters) = self.transmit_counters.get(pair)
             && let Some(queue) = queues.remove(&transmit)
@@ -228,7 +229,7 @@ impl Net {
                 limiter: self.transmit_limit.clone(),
                 features,
             })?;
-            tasks.push(task(format!("tx{pair}"), transmit, handler));
+            tasks.push(QueueTask::single(format!("tx{pair}"), transmit, handler));
         }
         Ok(tasks)
     }
@@ -252,10 +253,6 @@ impl Net {
             tracing::warn!(%error, "cannot turn off a network link's offloads");
         }
     }
-}
-
-fn task(name: String, queue: u16, handler: impl virtio::device::QueueHandler + 'static) -> QueueTask {
-    QueueTask { name, queues: vec![queue], handler: Box::new(handler) }
 }
 
 impl VirtioDevice for Net {
@@ -285,9 +282,7 @@ impl VirtioDevice for Net {
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let space = self.config_space();
-        let from = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
-        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        read_fields(self.config_space(), offset, data);
     }
 
     /// What is sent is lost, what is asked of the device fails, and nothing is received.
@@ -335,14 +330,9 @@ impl VirtioDevice for Net {
         if features.contains(Features::CTRL_VQ)
             && let Some(queue) = queues.remove(&index)
         {
-            let handler = control::Control::new(control::Parts {
-                queue,
-                shared: Arc::clone(&self.shared),
-                links: self.links.clone(),
-                features,
-                pairs: enabled,
-            });
-            tasks.push(task("ctrl".to_owned(), index, handler));
+            let control =
+                control::Control::new(Arc::clone(&self.shared), self.links.clone(), features, enabled);
+            tasks.push(service::task("ctrl", index, queue, control));
         }
         Ok(tasks)
     }

@@ -163,10 +163,6 @@ impl QueueHandler for EchoQueue {
         self.queues.iter().any(Queue::has_available)
     }
 
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
     fn queues(&self) -> Vec<&Queue> {
         self.queues.iter().collect()
     }

@@ -28,7 +28,7 @@ use shared::Shared;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
 
 const DEVICE_TYPE: u16 = 5;
 const QUEUE_SIZE: u16 = 128;
@@ -112,11 +112,7 @@ impl VirtioDevice for Balloon {
 
     /// `struct virtio_balloon_config` (5.5.4): wanted size, actual size, hint command, poison value.
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.shared.config().into_iter().flat_map(u32::to_le_bytes);
-        let bytes = bytes.skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = from;
-        }
+        read_fields(self.shared.config().into_iter().flat_map(u32::to_le_bytes), offset, data);
     }
 
     fn config_write(&mut self, offset: u64, data: &[u8]) {

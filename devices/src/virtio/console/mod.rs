@@ -20,7 +20,7 @@ use port::PortQueues;
 use state::SavedConsole;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
 use virtio::queue::Queue;
 
 const DEVICE_TYPE: u16 = 3;
@@ -129,10 +129,7 @@ impl VirtioDevice for Console {
         let size = self.shared.size();
         let ports = u32::try_from(self.port_count).unwrap_or(u32::MAX);
         let fields = [&size.columns.to_le_bytes()[..], &size.rows.to_le_bytes(), &ports.to_le_bytes()];
-        let bytes = fields.into_iter().flatten().skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        read_fields(fields.into_iter().flatten().copied(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {

@@ -1,74 +1,29 @@
-//! Runs the request queue.
+//! Answers the requests of the queue.
 
 use super::request::{ANSWER, Request};
 use super::shared::Shared;
 use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
 use virtio::chain::Chain;
-use virtio::device::{Progress, QueueHandler};
-use virtio::queue::{Queue, QueueError};
+use virtio::queue::QueueError;
+use virtio::service::Service;
 
-/// How many requests one run handles at most.
-const BUDGET: u32 = 16;
+/// Plugs and unplugs what the driver asks for.
+pub(super) struct Plugger(pub(super) Arc<Shared>);
 
-pub(super) struct Handler {
-    queue: Queue,
-    shared: Arc<Shared>,
-    chain: Chain,
-}
-
-impl Handler {
-    pub(super) fn new(queue: Queue, shared: Arc<Shared>) -> Self {
-        Self { queue, shared, chain: Chain::new() }
-    }
-}
-
-impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
-        self.queue.disable_notifications();
-        let mut progress = Progress::More;
-        for _ in 0..BUDGET {
-            // A broken queue has told the driver already.
-            let Ok(true) = self.queue.pop(&mut self.chain) else {
-                progress = Progress::Idle;
-                break;
-            };
-            if self.chain.writable_len() < ANSWER as u64 {
-                self.queue.fail(QueueError::Request("for memory has no room for the answer"));
-                progress = Progress::Idle;
-                break;
-            }
-            let answer = self.shared.answer(Request::read(&self.chain));
-            let written = self.chain.write_at(0, &answer.bytes());
-            self.queue.push(self.chain.token(), u32::try_from(written).unwrap_or(0));
+impl Service for Plugger {
+    fn answer(&mut self, request: &Chain) -> Result<u32, QueueError> {
+        if request.writable_len() < ANSWER as u64 {
+            return Err(QueueError::Request("for memory has no room for the answer"));
         }
-        self.queue.notify();
-        progress
-    }
-
-    fn arm(&mut self) -> bool {
-        self.queue.enable_notifications()
-    }
-
-    fn has_work(&self) -> bool {
-        self.queue.has_available()
-    }
-
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
-    fn queues(&self) -> Vec<&Queue> {
-        vec![&self.queue]
-    }
-
-    fn into_queues(self: Box<Self>) -> Vec<Queue> {
-        vec![self.queue]
+        let answer = self.0.answer(Request::read(request));
+        Ok(request.write_at(0, &answer.bytes()) as u32)
     }
 }
 
-impl Inspect for Handler {
+/// What there is to see is the device's.
+impl Inspect for Plugger {
     fn inspect(&self) -> Value {
-        json!({ "queue": self.queue.inspect() })
+        json!({})
     }
 }

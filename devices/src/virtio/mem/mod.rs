@@ -15,7 +15,7 @@ mod shared;
 pub use shared::{MemControl, ResizeError};
 
 use blocks::Run;
-use handler::Handler;
+use handler::Plugger;
 use machine::bus::Range;
 use machine::inspect::{Inspect, Value};
 use machine::memory::HostPages;
@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use shared::Shared;
 use std::sync::Arc;
 use thiserror::Error;
-use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
+use virtio::service;
 
 const DEVICE_TYPE: u16 = 24;
 const QUEUE_SIZE: u16 = 128;
@@ -124,20 +125,13 @@ impl VirtioDevice for Mem {
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.shared.config().into_iter().flat_map(u64::to_le_bytes);
-        let bytes = bytes.skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = from;
-        }
+        read_fields(self.shared.config().into_iter().flat_map(u64::to_le_bytes), offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
-        let Some((0, queue)) = activation.queues.into_iter().next() else {
-            return Err(ActivateError::QueueMissing(0));
-        };
+    fn activate(&mut self, mut activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
+        let queue = activation.only_queue()?;
         self.shared.set_config_changed(Some(activation.config_changed));
-        let handler = Handler::new(queue, Arc::clone(&self.shared));
-        Ok(vec![QueueTask { name: "requests".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+        Ok(vec![service::task("requests", 0, queue, Plugger(Arc::clone(&self.shared)))])
     }
 
     fn readings(&self) -> Vec<Reading> {

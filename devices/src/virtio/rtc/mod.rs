@@ -71,8 +71,6 @@ impl VirtioDevice for Rtc {
         vec![QUEUE_SIZE; 2]
     }
 
-    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
         let (mut requests, mut alarms) = (None, None);
         for (index, queue) in activation.queues {
@@ -207,10 +205,6 @@ impl QueueHandler for Handler {
         self.requests.has_available() || room && lock(&self.clocks).pending().is_some()
     }
 
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
     fn queues(&self) -> Vec<&Queue> {
         [&self.requests].into_iter().chain(&self.alarms).collect()
     }
@@ -222,7 +216,8 @@ impl QueueHandler for Handler {
 
 impl Inspect for Handler {
     fn inspect(&self) -> Value {
-        json!({ "requests": self.served, "alarms": self.notifications })
+        let queues: Vec<_> = self.queues().into_iter().map(Inspect::inspect).collect();
+        json!({ "requests": self.served, "alarms": self.notifications, "queues": queues })
     }
 }
 

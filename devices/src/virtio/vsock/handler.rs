@@ -260,10 +260,6 @@ impl QueueHandler for Handler {
         vec![self.mux.descriptor()]
     }
 
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
     fn queues(&self) -> Vec<&Queue> {
         vec![&self.receive, &self.transmit, &self.events]
     }

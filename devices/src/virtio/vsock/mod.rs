@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice};
+use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
 
 const DEVICE_TYPE: u16 = 19;
 /// Packets to the guest, packets from the guest, events.
@@ -99,9 +99,7 @@ impl VirtioDevice for Vsock {
 
     /// `struct virtio_vsock_config` (5.10.4): the guest's address.
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = self.shared.cid.to_le_bytes();
-        data.iter_mut().zip(bytes.iter().skip(skip)).for_each(|(to, from)| *to = *from);
+        read_fields(self.shared.cid.to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {

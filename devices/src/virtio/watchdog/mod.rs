@@ -10,15 +10,14 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio::chain::Chain;
-use virtio::device::{ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice};
-use virtio::queue::{Queue, QueueError};
+use virtio::device::{ActivateError, Activation, Progress, QueueTask, VirtioDevice};
+use virtio::queue::QueueError;
+use virtio::service::{self, Service};
 
 const DEVICE_TYPE: u16 = 35;
 const QUEUE_SIZE: u16 = 8;
 /// How long a guest may be silent, in nanoseconds.
 const LIMIT_NS: u64 = 20_000_000_000;
-/// How many buffers one run answers at most.
-const BUDGET: u32 = 16;
 
 /// What is kept while the driver's queue goes from one handler to another.
 #[derive(Default)]
@@ -48,33 +47,23 @@ impl VirtioDevice for Watchdog {
         DEVICE_TYPE
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> Vec<u16> {
         vec![QUEUE_SIZE]
     }
 
-    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
-
     /// A guest that was paused has all of its time again.
-    fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
-        let Some((0, queue)) = activation.queues.into_iter().next() else {
-            return Err(ActivateError::QueueMissing(0));
-        };
+    fn activate(&mut self, mut activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
+        let queue = activation.only_queue()?;
         let clock = activation.clock;
         let running = self.watch.running.load(Ordering::Relaxed);
         let deadline = running.then(|| clock.monotonic_ns().saturating_add(LIMIT_NS));
-        let handler = Handler {
-            queue,
+        let guard = Guard {
             clock,
             watch: Arc::clone(&self.watch),
             expired: Arc::clone(&self.expired),
-            deadline,
-            chain: Chain::new(),
+            deadline_ns: deadline,
         };
-        Ok(vec![QueueTask { name: "watchdog".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+        Ok(vec![service::task("watchdog", 0, queue, guard)])
     }
 
     fn reset(&mut self) {
@@ -117,46 +106,32 @@ impl Saved for Watchdog {
     }
 }
 
-struct Handler {
-    queue: Queue,
+/// Answers the driver, and notes when it stays silent.
+struct Guard {
     clock: Arc<dyn Clock>,
     watch: Arc<Watch>,
     expired: Arc<dyn Fn() + Send + Sync>,
-    /// When the guest's time is over: monotonic, in nanoseconds.
-    deadline: Option<u64>,
-    chain: Chain,
+    /// When the guest's time is over: monotonic.
+    deadline_ns: Option<u64>,
 }
 
-impl Handler {
-    /// Answers the driver. `true`: there may be more.
-    fn answer(&mut self) -> bool {
-        for _ in 0..BUDGET {
-            // A broken queue has told the driver already.
-            let Ok(true) = self.queue.pop(&mut self.chain) else { return false };
-            if self.chain.write_at(0, &[1]) == 0 {
-                self.queue.fail(QueueError::Request("to the watchdog has no room for an answer"));
-                return false;
-            }
-            self.deadline = Some(self.clock.monotonic_ns().saturating_add(LIMIT_NS));
-            self.watch.running.store(true, Ordering::Relaxed);
-            self.watch.pings.fetch_add(1, Ordering::Relaxed);
-            self.queue.push(self.chain.token(), 1);
+impl Service for Guard {
+    fn answer(&mut self, request: &Chain) -> Result<u32, QueueError> {
+        if request.write_at(0, &[1]) == 0 {
+            return Err(QueueError::Request("to the watchdog has no room for an answer"));
         }
-        true
+        self.deadline_ns = Some(self.clock.monotonic_ns().saturating_add(LIMIT_NS));
+        self.watch.running.store(true, Ordering::Relaxed);
+        self.watch.pings.fetch_add(1, Ordering::Relaxed);
+        Ok(1)
     }
-}
 
-impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
-        self.queue.disable_notifications();
-        let more = self.answer();
-        self.queue.notify();
-        match self.deadline {
-            _ if more => Progress::More,
+    fn rest(&mut self) -> Progress {
+        match self.deadline_ns {
             None => Progress::Idle,
             Some(deadline) if self.clock.monotonic_ns() < deadline => Progress::Until(deadline),
             Some(_) => {
-                self.deadline = None;
+                self.deadline_ns = None;
                 self.watch.running.store(false, Ordering::Relaxed);
                 self.watch.expirations.fetch_add(1, Ordering::Relaxed);
                 (self.expired)();
@@ -164,33 +139,9 @@ impl QueueHandler for Handler {
             }
         }
     }
-
-    fn arm(&mut self) -> bool {
-        self.queue.enable_notifications()
-    }
-
-    fn has_work(&self) -> bool {
-        self.queue.has_available()
-    }
-
-    fn quiesce(&mut self) -> bool {
-        true
-    }
-
-    fn queues(&self) -> Vec<&Queue> {
-        vec![&self.queue]
-    }
-
-    fn into_queues(self: Box<Self>) -> Vec<Queue> {
-        vec![self.queue]
-    }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        json!({ "deadline_ns": self.deadline })
-    }
-}
+machine::inspect!(Guard { deadline_ns });
 
 #[cfg(test)]
 mod tests;
