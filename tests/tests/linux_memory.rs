@@ -113,6 +113,7 @@ impl Machine {
             let kvm = Kvm::open(DEFAULT_PATH.as_ref()).unwrap();
             let mut monitor = vmm::monitor::Monitor::new(Arc::new(kvm)).unwrap();
             monitor.boot(run.config.unwrap()).unwrap();
+            assert!(monitor.await_boot(None).unwrap().is_none());
             sender.send(monitor.inbox()).unwrap();
             monitor.run().unwrap();
         });

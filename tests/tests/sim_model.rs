@@ -8,10 +8,11 @@ mod control;
 
 use control::{Control, DOWN, EJECT, Random, STUCK, add, config, disk, remove};
 use hypervisor::sim::{Resources, Sim};
+use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use vivarium_tests::host::Folder;
+use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::{SetThrottle, VmState};
 use vmm::api::{Answer, Request};
 use vmm::config::PmemConfig;
@@ -39,6 +40,15 @@ impl Model {
 
 fn count(folder: &str) -> usize {
     std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Waits until there is no more than there should be.
+fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: T, what: &str) {
+    let begun = Instant::now();
+    while now() != expected {
+        assert!(begun.elapsed() < STUCK, "{what}: {:?}, not {expected:?}", now());
+        std::thread::yield_now();
+    }
 }
 
 /// A guest that lets go of what it is asked for, and restarts the machine now and then.
@@ -101,6 +111,56 @@ impl Images {
     }
 }
 
+/// Boots a machine one of whose images the host does not open for a while, and asks other things meanwhile. The model's next
+/// state.
+fn boot_that_hangs(
+    sim: &Sim,
+    control: &Control,
+    folder: &Folder,
+    images: &Images,
+    random: &mut Random,
+    step: u32,
+) -> Model {
+    let id = format!("hangs{step}");
+    let path = folder.sparse(&id, 1 << 20);
+    let hangs = HangingFile::new(&path);
+    control.done(disk(path, &id));
+    let boot = control.begin(Request::Boot);
+    let mut calls: Vec<_> = (0..random.below(3)).map(|_| control.begin(images.any(random, false))).collect();
+    if random.below(2) == 0 {
+        calls.push(control.begin(Request::Pause));
+        calls.push(control.begin(Request::Resume));
+    }
+    control.done(Request::Ping);
+    assert_eq!(Model::of(control), Created);
+    let given_up = match random.below(4) {
+        0 => Some((Request::Shutdown, Created)),
+        1 => Some((Request::Delete, Absent)),
+        _ => None,
+    };
+    let given_up = given_up.map(|(request, then)| (control.begin(request), then));
+    // Of those that are given up, the host completes some in time; for the others nobody waits.
+    let mut hangs = Some(hangs);
+    if given_up.is_none() || random.below(6) != 0 {
+        hangs = None;
+    }
+    let booted = boot.recv_timeout(STUCK).expect("the boot was forgotten");
+    assert_eq!(booted.is_ok(), given_up.is_none(), "{booted:?}");
+    let then = given_up.map(|(call, then)| {
+        assert!(call.recv_timeout(STUCK).expect("the end was forgotten").is_ok());
+        then
+    });
+    for call in calls {
+        let _ = call.recv_timeout(STUCK).expect("a call was forgotten");
+    }
+    drop(hangs);
+    if then.is_some() {
+        // One that nobody waited for has its images until it is taken apart.
+        becomes(|| sim.resources(), Resources::default(), "a machine that was given up");
+    }
+    then.unwrap_or_else(|| Model::of(control))
+}
+
 /// What a machine has taken that nothing was added to.
 fn untouched(folder: &Folder) -> Resources {
     let sim = Arc::new(Sim::new());
@@ -129,6 +189,10 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
             let at = |answer: &Answer, good: bool| {
                 assert_eq!(answer.is_ok(), good, "seed {seed}, step {step}, {model:?}: {answer:?}");
             };
+            if model == Created && random.below(6) == 0 {
+                model = boot_that_hangs(&sim, &control, &folder, &images, &mut random, step);
+                continue;
+            }
             let (request, allowed, then) = match random.below(10) {
                 0 => (Request::Create(config(&folder)), model == Absent, Created),
                 1 | 2 => (Request::Boot, model == Created, Running),
@@ -179,19 +243,12 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
             control.done(Request::Boot);
         }
         images.remove_all(&control);
-        assert_eq!(sim.resources(), untouched, "seed {seed}: memory slots, doorbells, interrupts");
+        // Machines that were given up are taken apart when the host lets them.
+        becomes(|| sim.resources(), untouched, &format!("seed {seed}: memory slots, doorbells, interrupts"));
         control.end();
-        assert_eq!(sim.resources(), Resources::default(), "seed {seed}");
+        becomes(|| sim.resources(), Resources::default(), &format!("seed {seed}"));
         // A thread is counted until the kernel has done with it.
-        let begun = Instant::now();
         let left = || (count("/proc/self/fd"), count("/proc/self/task"));
-        while left() != before {
-            assert!(
-                begun.elapsed() < STUCK,
-                "seed {seed}: descriptors and threads: {:?}, not {before:?}",
-                left()
-            );
-            std::thread::yield_now();
-        }
+        becomes(left, before, &format!("seed {seed}: descriptors and threads"));
     }
 }

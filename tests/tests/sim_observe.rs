@@ -44,6 +44,7 @@ impl Machine {
             sim.program(0, program);
             let mut monitor = Monitor::new(sim as _).unwrap();
             monitor.boot(config).unwrap();
+            assert!(monitor.await_boot(None).unwrap().is_none());
             sender.send(monitor.inbox()).unwrap();
             monitor.run().unwrap();
         });

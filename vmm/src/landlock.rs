@@ -58,12 +58,32 @@ pub fn hint(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// Confines the calling thread, and those it starts from now on, to the files that `config` names. `own_sockets` are there
-/// already, and are taken away at the end.
+/// What a machine may reach.
+pub struct Rules(RulesetCreated);
+
+impl Rules {
+    /// Confines the calling thread, and those it starts from now on.
+    ///
+    /// # Errors
+    /// When the kernel has no Landlock.
+    pub fn enforce(self) -> Result<()> {
+        let status = self.0.restrict_self().context("--landlock: enforcing the rules")?;
+        if status.ruleset == RulesetStatus::NotEnforced {
+            bail!(
+                "--landlock: this host's kernel has no Landlock; boot it with landlock among lsm=, or leave the option out"
+            );
+        }
+        ENFORCED.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Allows the files that `config` names. `own_sockets` are there already, and are taken away at the end. This opens the files,
+/// which takes as long as their file systems do.
 ///
 /// # Errors
-/// When a file cannot be had, or the kernel has no Landlock.
-pub fn restrict(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<()> {
+/// When a file cannot be had.
+pub fn rules(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<Rules> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(RULES))
@@ -98,14 +118,7 @@ pub fn restrict(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<()> {
         };
         rules = allow(rules, "--landlock-rules path", &rule.path, access)?;
     }
-    let status = rules.restrict_self().context("--landlock: enforcing the rules")?;
-    if status.ruleset == RulesetStatus::NotEnforced {
-        bail!(
-            "--landlock: this host's kernel has no Landlock; boot it with landlock among lsm=, or leave the option out"
-        );
-    }
-    ENFORCED.store(true, Ordering::Relaxed);
-    Ok(())
+    Ok(Rules(rules))
 }
 
 /// The folder that a file is in.

@@ -27,10 +27,15 @@ pub use crate::machine::gdb;
 
 use crate::machine::Ended;
 use crate::monitor::Monitor;
+use crate::seccomp::ThreadKind;
 use anyhow::{Result, bail};
 use hypervisor::kvm::{DEFAULT_PATH, Kvm};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the API's clients wait for the machine of the command line to be built.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Runs the machine the command line describes, until it ends.
 ///
@@ -59,21 +64,21 @@ pub fn run(run: cli::Run) -> Result<()> {
     // What may have to make a file later.
     let dumps = run.config.as_ref().and_then(|config| config.on_crash.as_ref());
     let builds = listener.is_some() || dumps.is_some_and(|crash| crash.coredump.is_some());
+    let serves = listener.is_some();
     if let Some(config) = run.config {
-        let new_files = absent_output_files(&config);
-        monitor.boot(config).inspect_err(|_| {
-            for path in &new_files {
-                // It may not have come to be made.
-                let _ = std::fs::remove_file(path);
-            }
-        })?;
+        monitor.boot(config)?;
     }
-    // Clients may have come by now; the guest goes first.
-    let api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
-    seccomp::confine(if builds { seccomp::ThreadKind::Control } else { seccomp::ThreadKind::Machine });
-    let ended = monitor.run();
-    drop(api);
-    match ended? {
+    // Clients may have come by now; the guest goes first, unless the host lets it wait.
+    let limit = serves.then(|| Instant::now() + HEAD_START);
+    let ended = match monitor.await_boot(limit)? {
+        Some(ended) => ended,
+        None => {
+            let _api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
+            seccomp::confine(if builds { ThreadKind::Control } else { ThreadKind::Machine });
+            monitor.run()?
+        }
+    };
+    match ended {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
         Ended::Failed(failure) => {
             bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)
@@ -85,13 +90,7 @@ pub fn run(run: cli::Run) -> Result<()> {
 fn serve(listener: api::socket::Listener, monitor: &Monitor) -> Result<api::server::Server> {
     let inbox = monitor.inbox();
     let ask = Box::new(move |call| inbox.tell(message::Event::Call(call)));
-    api::server::Server::start(listener, ask, monitor.events(), || seccomp::confine(seccomp::ThreadKind::Api))
-}
-
-/// The files for the guest's output that are not there yet: a machine that cannot be made leaves none behind.
-fn absent_output_files(config: &config::VmConfig) -> Vec<std::path::PathBuf> {
-    let files = [&config.serial.file, &config.console.file, &config.debug_console.file];
-    files.into_iter().flatten().filter(|path| !path.exists()).cloned().collect()
+    api::server::Server::start(listener, ask, monitor.events(), || seccomp::confine(ThreadKind::Api))
 }
 
 /// Has all threads share the allocator's one arena. Nothing allocates on a data path, so there is no contention to

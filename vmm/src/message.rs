@@ -3,11 +3,11 @@
 //! The machine thread outlives machines: one is shut down, and another one is booted. What is told by the threads of a machine
 //! carries that machine's number, so that what comes late from one that is gone is not taken for another's.
 
-use crate::api::Call;
-use crate::machine::{Machine, Opened};
+use crate::api::{ApiError, Call};
+use crate::machine::{Loaded, Machine, Opened};
+use crate::monitor::Progress;
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
-use std::io;
 use std::sync::mpsc;
 use virtio::device::QueueTask;
 
@@ -54,10 +54,12 @@ pub enum Message {
         /// The device.
         result: anyhow::Result<Box<Opened>>,
     },
+    /// The kernel was loaded for a machine that restarts, or cannot be.
+    Loaded(Box<Loaded>),
     /// The guest was silent for too long for the watchdog that a worker runs.
     WatchdogExpired,
     /// A core dump is complete, or could not be written.
-    Dumped(io::Result<()>),
+    Dumped(Result<(), ApiError>),
     /// A worker gave back what it ran for a function.
     TasksStopped {
         /// The function.
@@ -78,6 +80,13 @@ pub enum Event {
         machine: u64,
         /// What it tells.
         message: Message,
+    },
+    /// A machine that is being built has come this far.
+    Boot {
+        /// The machine's number.
+        machine: u64,
+        /// How far.
+        progress: Progress,
     },
     /// The API asks for something.
     Call(Call),

@@ -1,26 +1,31 @@
 //! The machine thread: owns the configuration and the machine, and does what it is told, one thing after the other.
 //!
 //! What is told arrives as an [`Event`]. Queries are answered at once, whatever is under way. A call that changes the machine
-//! waits its turn while a pause, a restart or an end is being completed.
+//! waits its turn while a start, a pause, a restart or an end is being completed; one that ends the machine does not.
+
+mod booting;
+
+pub use booting::Progress;
 
 use crate::api::request::{AddDevice, InfoReply, PingReply, VmState};
 use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
 use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
-use crate::landlock;
-use crate::machine::{Ended, Machine, Place, addition, resize};
+use crate::machine::{Ended, Machine, addition, resize};
 use crate::message::{Event, Inbox};
 use crate::metrics;
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use anyhow::Result;
+use booting::Booting;
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +35,8 @@ enum Vm {
     Absent,
     /// A configuration.
     Created(Box<VmConfig>),
+    /// A machine that is being built.
+    Booting(Box<Booting>),
     /// A machine.
     Booted(Box<Machine>),
 }
@@ -54,6 +61,8 @@ pub struct Monitor {
     vm: Vm,
     /// Counts machines.
     machines: u64,
+    /// Threads that build one.
+    builders: Arc<AtomicUsize>,
     /// Calls whose turn has not come.
     waiting: VecDeque<Call>,
     after_end: Option<AfterEnd>,
@@ -94,6 +103,7 @@ impl Monitor {
             events: Events::default(),
             vm: Vm::Absent,
             machines: 0,
+            builders: Arc::default(),
             waiting: VecDeque::new(),
             after_end: None,
             quitting: None,
@@ -123,55 +133,31 @@ impl Monitor {
         self.own_sockets.push(socket.to_owned());
     }
 
-    /// Builds the machine of `config` and lets it run.
-    ///
-    /// # Errors
-    /// When something it is made of cannot be had, naming the option it comes from.
-    pub fn boot(&mut self, config: VmConfig) -> Result<()> {
-        self.events.emit("vm", "booting");
-        if config.landlock_enable && !landlock::enforced() {
-            landlock::restrict(&config, &self.own_sockets)?;
-        }
-        self.machines += 1;
-        let place = Place {
-            hypervisor: &*self.hypervisor,
-            mailbox: self.inbox.mailbox(self.machines),
-            consoles: &self.consoles,
-            events: self.events.clone(),
-        };
-        let mut machine = Machine::new(config, place).map_err(|error| {
-            let hint = landlock::hint(&error);
-            anyhow::anyhow!("{}{hint}", crate::cli::failure(&error))
-        })?;
-        if self.held {
-            machine.hold_for_debugger();
-        }
-        machine.start();
-        self.vm = Vm::Booted(Box::new(machine));
-        self.events.emit("vm", "booted");
-        Ok(())
-    }
-
     /// Does what the thread is told until the process is to end. The machine's own end is one, unless the API asked for it.
     ///
     /// # Errors
-    /// When the host fails the machine in a way it cannot go on after.
+    /// When the machine of the command line cannot be had, naming the option at fault, or the host fails the machine in a way it
+    /// cannot go on after.
     pub fn run(mut self) -> Result<Ended> {
-        settle();
+        if matches!(self.vm, Vm::Absent) {
+            settle();
+        }
         loop {
-            if let Some(ended) = self.next()? {
+            if let Some(ended) = self.next(None)? {
                 self.events.emit("vmm", "shutdown");
                 return Ok(ended);
             }
         }
     }
 
-    fn next(&mut self) -> Result<Option<Ended>> {
+    /// Does the next thing the thread is told, if it is before `limit`. `Some`: the process is to end.
+    fn next(&mut self, limit: Option<Instant>) -> Result<Option<Ended>> {
         let deadline = match &self.vm {
             Vm::Booted(machine) => machine.deadline(),
-            _ => None,
+            Vm::Booting(booting) => booting.deadline(),
+            Vm::Absent | Vm::Created(_) => None,
         };
-        let event = match deadline {
+        let event = match deadline.into_iter().chain(limit).min() {
             None => self.received.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => self.received.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
@@ -179,6 +165,9 @@ impl Monitor {
             Ok(event) => self.handle(event)?,
             Err(RecvTimeoutError::Timeout) => match &mut self.vm {
                 Vm::Booted(machine) => machine.overdue(Instant::now())?,
+                Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= Instant::now()) => {
+                    Some(Ended::Terminated)
+                }
                 _ => None,
             },
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("every thread of the machine has ended"),
@@ -204,6 +193,7 @@ impl Monitor {
         let config = match &self.vm {
             Vm::Absent => None,
             Vm::Created(config) => Some(&**config),
+            Vm::Booting(booting) => Some(booting.config()),
             Vm::Booted(machine) => Some(machine.config()),
         };
         let named = |file: &OwnedFd| {
@@ -215,7 +205,20 @@ impl Monitor {
     }
 
     fn busy(&self) -> bool {
-        matches!(&self.vm, Vm::Booted(machine) if machine.busy())
+        match &self.vm {
+            Vm::Absent | Vm::Created(_) => false,
+            Vm::Booting(_) => true,
+            Vm::Booted(machine) => machine.busy(),
+        }
+    }
+
+    /// Whether what there is comes to its end.
+    fn ending(&self) -> bool {
+        match &self.vm {
+            Vm::Absent | Vm::Created(_) => false,
+            Vm::Booting(booting) => booting.ending(),
+            Vm::Booted(machine) => machine.ending(),
+        }
     }
 
     /// `Some`: the machine has ended.
@@ -226,11 +229,13 @@ impl Monitor {
                 _ => Ok(None),
             },
             Event::Call(call) => self.call(call),
+            Event::Boot { machine, progress } => self.boot_went_on(machine, progress),
             Event::Debugger(ask) => {
-                ask(match &mut self.vm {
-                    Vm::Booted(machine) => Some(machine),
-                    _ => None,
-                });
+                match &mut self.vm {
+                    Vm::Booted(machine) => ask(Some(machine)),
+                    Vm::Booting(booting) => booting.ask_later(ask),
+                    Vm::Absent | Vm::Created(_) => ask(None),
+                }
                 Ok(None)
             }
             Event::PowerButton => {
@@ -245,11 +250,7 @@ impl Monitor {
 
     /// Begins to end the process.
     fn terminate(&mut self, respond: Option<Respond>) -> Option<Ended> {
-        let Vm::Booted(machine) = &mut self.vm else {
-            answer(respond, Ok(Reply::Done));
-            return Some(Ended::Terminated);
-        };
-        if machine.ending() {
+        if self.ending() {
             if matches!(self.after_end, Some(AfterEnd::Quit(_))) {
                 if self.quitting.is_some_and(|since| since.elapsed() < PATIENCE) {
                     answer(respond, Ok(Reply::Done));
@@ -266,9 +267,21 @@ impl Monitor {
             }
             return None;
         }
-        self.after_end = Some(AfterEnd::Quit(respond));
         self.quitting = Some(Instant::now());
-        machine.end(Ended::Terminated)
+        self.end(AfterEnd::Quit(respond))
+    }
+
+    /// Begins to end what there is. `Some`: it has ended.
+    fn end(&mut self, after: AfterEnd) -> Option<Ended> {
+        self.after_end = Some(after);
+        match &mut self.vm {
+            Vm::Booted(machine) => machine.end(Ended::Terminated),
+            Vm::Booting(booting) => {
+                booting.end();
+                None
+            }
+            Vm::Absent | Vm::Created(_) => Some(Ended::Terminated),
+        }
     }
 
     /// The machine has ended: `Some` if the process is to end with it.
@@ -281,8 +294,14 @@ impl Monitor {
                 drop(machine);
                 config
             }
+            Vm::Booting(booting) => booting.abandon(),
             // There was none, and the process was asked to end.
-            _ => return Some(ended),
+            Vm::Absent | Vm::Created(_) => {
+                if let Some(AfterEnd::Quit(respond)) = self.after_end.take() {
+                    answer(respond, Ok(Reply::Done));
+                }
+                return Some(ended);
+            }
         };
         self.events.emit("vm", "shutdown");
         match self.after_end.take() {
@@ -310,7 +329,12 @@ impl Monitor {
             call.request,
             Request::Ping | Request::Info | Request::Counters | Request::Inspect(_) | Request::Metrics
         );
-        if self.busy() && !query && !matches!(call.request, Request::VmmShutdown) {
+        let at_once = match call.request {
+            Request::VmmShutdown => true,
+            Request::Shutdown | Request::Delete => !self.ending(),
+            _ => query,
+        };
+        if self.busy() && !at_once {
             self.waiting.push_back(call);
             return Ok(None);
         }
@@ -322,7 +346,7 @@ impl Monitor {
             Request::VmmShutdown => return Ok(self.terminate(Some(respond))),
             Request::Create(config) => respond(self.create(config)),
             Request::Delete => return Ok(self.delete(respond)),
-            Request::Boot => respond(self.boot_created()),
+            Request::Boot => self.boot_created(respond),
             request => return self.call_machine(request, files, respond),
         }
         Ok(None)
@@ -337,6 +361,13 @@ impl Monitor {
     ) -> Result<Option<Ended>> {
         let machine = match &mut self.vm {
             Vm::Booted(machine) => machine,
+            Vm::Booting(_) if matches!(request, Request::Shutdown) => {
+                return Ok(self.end(AfterEnd::Keep(respond)));
+            }
+            Vm::Booting(_) => {
+                respond(Err(not_booted()));
+                return Ok(None);
+            }
             Vm::Created(config) => {
                 let request = with_files(request, &files);
                 self.files.extend(files);
@@ -360,10 +391,7 @@ impl Monitor {
                 machine.resume();
                 respond(Ok(Reply::Done));
             }
-            Request::Shutdown => {
-                self.after_end = Some(AfterEnd::Keep(respond));
-                return Ok(machine.end(Ended::Terminated));
-            }
+            Request::Shutdown => return Ok(self.end(AfterEnd::Keep(respond))),
             Request::Reboot => return machine.reset(Some(respond)),
             Request::PowerButton => {
                 machine.press_power_button();
@@ -402,15 +430,17 @@ impl Monitor {
         Ok(Reply::Done)
     }
 
-    fn boot_created(&mut self) -> Answer {
+    fn boot_created(&mut self, respond: Respond) {
         let config = match &self.vm {
-            Vm::Created(config) => VmConfig::clone(config),
-            Vm::Booted(_) => return Err(ApiError::new(ErrorKind::State, "the machine is running already")),
-            Vm::Absent => return Err(not_created()),
+            Vm::Created(config) => config.clone(),
+            Vm::Booting(_) | Vm::Booted(_) => {
+                return respond(Err(ApiError::new(ErrorKind::State, "the machine is running already")));
+            }
+            Vm::Absent => return respond(Err(not_created())),
         };
-        self.boot(config).map_err(|error| ApiError::bad(crate::cli::failure(&error)))?;
-        settle();
-        Ok(Reply::Done)
+        if let Err((error, respond)) = self.begin_boot(config, Some(respond)) {
+            answer(respond, Err(ApiError::internal(format!("{error:#}"))));
+        }
     }
 
     fn delete(&mut self, respond: Respond) -> Option<Ended> {
@@ -421,24 +451,23 @@ impl Monitor {
                 self.events.emit("vm", "deleted");
                 respond(Ok(Reply::Done));
             }
-            Vm::Booted(machine) => {
-                self.after_end = Some(AfterEnd::Forget(respond));
-                return machine.end(Ended::Terminated);
-            }
+            Vm::Booting(_) | Vm::Booted(_) => return self.end(AfterEnd::Forget(respond)),
         }
         None
     }
 
     fn info(&self) -> Answer {
+        let created = |config: &VmConfig| InfoReply {
+            config: config.clone(),
+            state: VmState::Created,
+            memory_actual_size: 0,
+            throttle_percent: 0,
+            device_tree: Default::default(),
+        };
         let mut info = match &self.vm {
             Vm::Absent => return Err(not_created()),
-            Vm::Created(config) => InfoReply {
-                config: VmConfig::clone(config),
-                state: VmState::Created,
-                memory_actual_size: 0,
-                throttle_percent: 0,
-                device_tree: Default::default(),
-            },
+            Vm::Created(config) => created(config),
+            Vm::Booting(booting) => created(booting.config()),
             Vm::Booted(machine) => InfoReply {
                 config: machine.config().clone(),
                 state: match machine.paused() {

@@ -5,8 +5,7 @@
 
 use super::pci_bus::Completion;
 use super::watchdog::GuestWatchdog;
-use super::workers::Purpose;
-use super::{Ended, Machine, platform};
+use super::{Ended, Machine};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::message::Message;
 use anyhow::Result;
@@ -35,6 +34,11 @@ pub enum Phase {
         /// Takes the answer, if the API asked for it.
         respond: Option<Respond>,
     },
+    /// All is as at power-on; the kernel is being read.
+    Loading {
+        /// Takes the answer, if the API asked for it.
+        respond: Option<Respond>,
+    },
     /// The CPUs have ended; workers come to rest.
     Ending(Ended),
 }
@@ -55,7 +59,7 @@ impl Machine {
 
     /// Whether it begins anew.
     pub(super) fn resetting(&self) -> bool {
-        matches!(self.phase, Phase::Resetting { .. })
+        matches!(self.phase, Phase::Resetting { .. } | Phase::Loading { .. })
     }
 
     /// Whether the CPUs are stopped by a pause.
@@ -96,6 +100,10 @@ impl Machine {
                     return Ok(ended);
                 }
             }
+            Message::Loaded(reloaded) => {
+                self.loaded(*reloaded)?;
+                self.seat_opened_if_idle();
+            }
             Message::WatchdogExpired => return self.watchdog_expired(),
             Message::Opened { addition, result } => {
                 self.opened(addition, result);
@@ -125,7 +133,7 @@ impl Machine {
     }
 
     /// All workers have come to rest: completes the phase that waited for it.
-    fn at_rest(&mut self) -> Result<Option<Ended>> {
+    pub(super) fn at_rest(&mut self) -> Result<Option<Ended>> {
         match std::mem::replace(&mut self.phase, Phase::Paused) {
             Phase::Pausing { respond, .. } => {
                 self.events.emit("vm", "paused");
@@ -133,16 +141,10 @@ impl Machine {
                 return self.dump_crash();
             }
             Phase::Resetting { respond } => {
-                let finished = self.finish_reset();
-                if let Some(respond) = respond {
-                    let failed = |error: &anyhow::Error| {
-                        ApiError::internal(format!("the machine cannot restart: {error:#}"))
-                    };
-                    respond(finished.as_ref().map(|()| Reply::Done).map_err(failed));
+                self.phase = Phase::Loading { respond };
+                if let Err(error) = self.power_on().and_then(|()| self.begin_loading()) {
+                    self.answer_restart(Err(error))?;
                 }
-                finished.inspect_err(|error| {
-                    self.events.emit_with("vm", "restart-failed", [("reason", format!("{error:#}").into())]);
-                })?;
             }
             Phase::Ending(ended) => return Ok(Some(ended)),
             other => self.phase = other,
@@ -218,7 +220,7 @@ impl Machine {
         }
     }
 
-    fn park_cpus(&self) {
+    pub(super) fn park_cpus(&self) {
         for cpu in &self.cpus {
             cpu.pause();
         }
@@ -256,57 +258,6 @@ impl Machine {
         self.events.emit("vm", "resumed");
     }
 
-    /// Restarts the machine in place.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub fn reset(&mut self, respond: Option<Respond>) -> Result<Option<Ended>> {
-        if matches!(self.phase, Phase::Resetting { .. }) {
-            return Ok(None);
-        }
-        tracing::info!("the machine restarts");
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.forget();
-        }
-        self.events.emit("vm", "rebooting");
-        self.phase = Phase::Resetting { respond };
-        self.park_cpus();
-        // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
-        // would go on in the memory of the restarted guest.
-        self.cpus.forget_effects();
-        self.waiting.clear();
-        self.held.clear();
-        if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
-    }
-
-    /// Makes the machine what it was at power-on, and lets it run.
-    fn finish_reset(&mut self) -> Result<()> {
-        self.resets += 1;
-        self.all_stopped();
-        self.panics = 0;
-        // A guest that starts anew has let go of everything.
-        self.complete_removals()?;
-        self.settle_cpus()?;
-        self.settle_memory()?;
-        self.pci.reset()?;
-        self.pci.place_bars(self.layout.segments())?;
-        self.platform.reset();
-        self.memory_devices.reset();
-        self.debugger.memory_is_lost();
-        for option in self.files.changed()? {
-            tracing::warn!(
-                "{option}: the file was changed since the machine was made; the guest restarts from what it is now"
-            );
-            self.events.emit_with("vm", "boot-file-changed", [("option", option.into())]);
-        }
-        let (ram, zones) = (&self.memory.ram, &self.memory.zones);
-        let entry = platform::load(&mut self.files, &self.config, ram, zones, &self.layout, &self.model)?;
-        self.cpus.reset(entry)?;
-        self.start();
-        self.events.emit("vm", "rebooted");
-        Ok(())
-    }
-
     /// Begins to end what runs, so that requests in flight are complete and the last output is carried. `Some`: it has ended.
     pub fn end(&mut self, ended: Ended) -> Option<Ended> {
         if self.ending() {
@@ -321,9 +272,9 @@ impl Machine {
         let refusal = || ApiError::new(ErrorKind::Conflict, "the machine ended");
         let refused = || Err(refusal());
         match std::mem::replace(&mut self.phase, Phase::Paused) {
-            Phase::Pausing { respond, .. } | Phase::Resetting { respond: Some(respond) } => {
-                respond(refused())
-            }
+            Phase::Pausing { respond, .. }
+            | Phase::Resetting { respond: Some(respond) }
+            | Phase::Loading { respond: Some(respond) } => respond(refused()),
             _ => {}
         }
         if let Some(respond) = self.dump.take() {

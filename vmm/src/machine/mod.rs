@@ -22,6 +22,7 @@ mod platform;
 mod registry;
 mod removal;
 pub mod resize;
+mod restart;
 mod shared_memory;
 pub mod throttle;
 mod watchdog;
@@ -59,6 +60,7 @@ use platform::{Debugger, Foundation, Platform, Pumps};
 pub use registry::Opened;
 use registry::Site;
 use removal::Removal;
+pub use restart::Loaded;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use throttle::Throttle;
@@ -94,7 +96,8 @@ pub struct Machine {
     pci: PciBus,
     platform: Platform,
     config: VmConfig,
-    files: BootFiles,
+    /// A restart that is under way has them.
+    files: Option<BootFiles>,
     layout: MemoryLayout,
     model: CpuModel,
     site: Arc<Site>,
@@ -194,7 +197,7 @@ impl Machine {
             pci,
             platform,
             config,
-            files,
+            files: Some(files),
             layout,
             model,
             site: Arc::new(site),

@@ -6,7 +6,6 @@ use crate::machine::Machine;
 use crate::message::Inbox;
 use anyhow::{Result, bail};
 use hypervisor::DebugStop;
-use std::io;
 use std::path::Path;
 
 /// What the machine knows of its debugger: there is none.
@@ -59,5 +58,5 @@ impl Machine {
     }
 
     /// No core dump is ever complete.
-    pub(in crate::machine) fn dumped(&mut self, _: io::Result<()>) {}
+    pub(in crate::machine) fn dumped(&mut self, _: Result<(), ApiError>) {}
 }

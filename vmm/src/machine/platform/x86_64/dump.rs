@@ -2,7 +2,7 @@
 
 use super::coredump::{self, CpuState};
 use crate::api::request::Coredump;
-use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
+use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::machine::Machine;
 use crate::message::Message;
 use crate::seccomp::{self, ThreadKind};
@@ -36,26 +36,26 @@ impl Machine {
                 "the machine is running; pause it with vm.pause first",
             ));
         }
-        let path = destination(destination_url)?;
-        let failed = |error: io::Error| {
-            let kind = match error.kind() {
-                io::ErrorKind::AlreadyExists => ErrorKind::Conflict,
-                _ => ErrorKind::BadRequest,
-            };
-            let field = Some("destination_url".into());
-            ApiError { field, ..ApiError::new(kind, format!("{}: {error}", path.display())) }
-        };
+        let path = destination(destination_url)?.to_owned();
         let internal = |error: anyhow::Error| ApiError::internal(format!("{error:#}"));
         let mut cpus = Vec::new();
         for cpu in &self.cpus {
             let state = cpu.call(|vcpu| CpuState::read(vcpu.x86_64())).map_err(internal)?;
             cpus.push(state.map_err(|error| internal(error.into()))?);
         }
-        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
         let (memory, mailbox) = (Arc::clone(&self.memory.ram), self.mailbox.clone());
         let write = move || {
+            // The file system may take its time, which nobody else has to wait for.
+            let file = OpenOptions::new().write(true).create_new(true).open(&path);
             seccomp::confine(ThreadKind::Dump);
-            mailbox.post(Message::Dumped(coredump::write(&file, &memory, &cpus)));
+            let written = file.map_err(|error| not_made(&path, &error)).and_then(|file| {
+                coredump::write(&file, &memory, &cpus).map_err(|error| {
+                    ApiError::internal(format!("the core dump could not be written: {error}"))
+                })
+            });
+            // A machine that ended meanwhile has its memory back before anybody is told.
+            drop(memory);
+            mailbox.post(Message::Dumped(written));
         };
         let thread = std::thread::Builder::new().name("coredump".into()).stack_size(256 << 10);
         thread.spawn(write).map_err(|error| ApiError::internal(format!("starting a thread: {error}")))?;
@@ -64,13 +64,18 @@ impl Machine {
     }
 
     /// The dump is written, or could not be.
-    pub(in crate::machine) fn dumped(&mut self, result: io::Result<()>) {
+    pub(in crate::machine) fn dumped(&mut self, result: Result<(), ApiError>) {
         let Some(respond) = self.dump.take() else { return };
         self.events.emit("vm", if result.is_ok() { "coredumped" } else { "coredump-failed" });
-        let answer: Answer = match result {
-            Ok(()) => Ok(Reply::Done),
-            Err(error) => Err(ApiError::internal(format!("the core dump could not be written: {error}"))),
-        };
-        respond(answer);
+        respond(result.map(|()| Reply::Done));
     }
+}
+
+fn not_made(path: &Path, error: &io::Error) -> ApiError {
+    let kind = match error.kind() {
+        io::ErrorKind::AlreadyExists => ErrorKind::Conflict,
+        _ => ErrorKind::BadRequest,
+    };
+    let field = Some("destination_url".into());
+    ApiError { field, ..ApiError::new(kind, format!("{}: {error}", path.display())) }
 }

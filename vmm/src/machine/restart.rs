@@ -1,0 +1,124 @@
+//! How a machine restarts in place: CPUs park, workers come to rest, everything is as at power-on, and the kernel is loaded again.
+//!
+//! The kernel is read by a thread of its own, as it is for a machine that is built: its file system may take as long as it likes.
+
+use super::boot_files::BootFiles;
+use super::life::Phase;
+use super::workers::Purpose;
+use super::{Ended, Machine, platform};
+use crate::api::{ApiError, Reply, Respond};
+use crate::message::Message;
+use anyhow::{Context, Result};
+use arch::native::boot::EntryPoint;
+use std::sync::Arc;
+
+/// What was loaded for a machine that restarts.
+pub struct Loaded {
+    files: BootFiles,
+    result: Result<(Vec<&'static str>, EntryPoint)>,
+}
+
+impl Machine {
+    /// Restarts the machine in place.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub fn reset(&mut self, respond: Option<Respond>) -> Result<Option<Ended>> {
+        if self.resetting() {
+            return Ok(None);
+        }
+        tracing::info!("the machine restarts");
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.forget();
+        }
+        self.events.emit("vm", "rebooting");
+        self.phase = Phase::Resetting { respond };
+        self.park_cpus();
+        // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
+        // would go on in the memory of the restarted guest.
+        self.cpus.forget_effects();
+        self.waiting.clear();
+        self.held.clear();
+        if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+    }
+
+    /// Makes all but memory what it was at power-on.
+    pub(super) fn power_on(&mut self) -> Result<()> {
+        self.resets += 1;
+        self.all_stopped();
+        self.panics = 0;
+        // A guest that starts anew has let go of everything.
+        self.complete_removals()?;
+        self.settle_cpus()?;
+        self.settle_memory()?;
+        self.pci.reset()?;
+        self.pci.place_bars(self.layout.segments())?;
+        self.platform.reset();
+        self.memory_devices.reset();
+        self.debugger.memory_is_lost();
+        Ok(())
+    }
+
+    /// Has a thread load the kernel and write the tables.
+    pub(super) fn begin_loading(&mut self) -> Result<()> {
+        let mut files = self.files.take().context("the kernel is being loaded already")?;
+        let (config, ram, zones) =
+            (self.config.clone(), Arc::clone(&self.memory.ram), self.memory.zones.clone());
+        let (layout, model, mailbox) = (self.layout.clone(), self.model.clone(), self.mailbox.clone());
+        let load = move || {
+            let result = files.changed().and_then(|changed| {
+                let entry = platform::load(&mut files, &config, &ram, &zones, &layout, &model)?;
+                Ok((changed, entry))
+            });
+            // A machine that ended meanwhile has its memory back before anybody is told.
+            drop(ram);
+            mailbox.post(Message::Loaded(Box::new(Loaded { files, result })));
+        };
+        std::thread::Builder::new().name("load".into()).spawn(load).context("starting a thread")?;
+        Ok(())
+    }
+
+    /// The kernel was loaded, or could not be: the machine runs.
+    ///
+    /// # Errors
+    /// When the host fails the machine in a way it cannot go on after.
+    pub(super) fn loaded(&mut self, loaded: Loaded) -> Result<()> {
+        let Loaded { files, result } = loaded;
+        self.files = Some(files);
+        if !matches!(self.phase, Phase::Loading { .. }) {
+            return Ok(());
+        }
+        let restarted = result.and_then(|(changed, entry)| {
+            for option in changed {
+                tracing::warn!(
+                    "{option}: the file was changed since the machine was made; the guest restarts from what it is now"
+                );
+                self.events.emit_with("vm", "boot-file-changed", [("option", option.into())]);
+            }
+            self.cpus.reset(entry)
+        });
+        self.answer_restart(restarted)
+    }
+
+    /// Answers who asked for a restart that is complete, or failed.
+    ///
+    /// # Errors
+    /// That with which it failed.
+    pub(super) fn answer_restart(&mut self, restarted: Result<()>) -> Result<()> {
+        let Phase::Loading { respond } = std::mem::replace(&mut self.phase, Phase::Paused) else {
+            return restarted;
+        };
+        if restarted.is_ok() {
+            self.start();
+            self.events.emit("vm", "rebooted");
+        }
+        if let Some(respond) = respond {
+            let failed =
+                |error: &anyhow::Error| ApiError::internal(format!("the machine cannot restart: {error:#}"));
+            respond(restarted.as_ref().map(|()| Reply::Done).map_err(failed));
+        }
+        restarted.inspect_err(|error| {
+            self.events.emit_with("vm", "restart-failed", [("reason", format!("{error:#}").into())]);
+        })
+    }
+}

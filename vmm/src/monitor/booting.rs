@@ -1,0 +1,257 @@
+//! Building a machine, which is done by a thread of its own: it opens images and reads a kernel, for as long as their file
+//! systems take, and gives the guest its memory, which may be much. Meanwhile the machine thread answers what it is asked, and
+//! gives the machine up when it is told to.
+
+use super::{Monitor, Vm, answer};
+use crate::api::{ApiError, ErrorKind, Reply, Respond};
+use crate::config::VmConfig;
+use crate::landlock::{self, Rules};
+use crate::machine::{Ended, Machine, Place};
+use crate::message::{Event, Inquiry};
+use crate::settle::settle;
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a machine that is no longer wanted may take to be complete, so that it is taken apart in good order; after that,
+/// nobody waits for it.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+/// How many machines may be being built at a time, those among them that nobody waits for.
+const MOST_THREADS: usize = 16;
+
+/// A machine that is being built.
+pub(super) struct Booting {
+    config: Box<VmConfig>,
+    /// Takes the answer, if the API asked for it; else the process ends when the machine cannot be built.
+    respond: Option<Respond>,
+    /// It is no longer wanted, and this is when nobody waits for it any more.
+    give_up: Option<Instant>,
+    abandoned: Arc<AtomicBool>,
+    made: Arc<NewFiles>,
+    /// What debuggers asked, who came early.
+    inquiries: Vec<Inquiry>,
+}
+
+/// How far building a machine has come.
+pub enum Progress {
+    /// What the machine may reach is known.
+    Rules(Result<Rules>),
+    /// It is complete, or cannot be had.
+    Built(Result<Box<Machine>>),
+}
+
+/// The files for the guest's output that are not there yet: a machine that cannot be had leaves none behind.
+#[derive(Default)]
+struct NewFiles(Mutex<Vec<PathBuf>>);
+
+impl NewFiles {
+    fn note(&self, config: &VmConfig) {
+        let files = [&config.serial.file, &config.console.file, &config.debug_console.file];
+        let absent = files.into_iter().flatten().filter(|path| !path.exists()).cloned().collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = absent;
+    }
+
+    fn remove(&self) {
+        for path in std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+            // It may not have come to be made.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Counts a thread until it ends.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Booting {
+    pub(super) fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Whether it is no longer wanted.
+    pub(super) fn ending(&self) -> bool {
+        self.give_up.is_some()
+    }
+
+    /// When nobody waits for it any more.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.give_up
+    }
+
+    /// It is no longer wanted.
+    pub(super) fn end(&mut self) {
+        self.give_up = Some(Instant::now() + LAST_CHANCE);
+    }
+
+    /// Keeps what a debugger asks until there is a machine.
+    pub(super) fn ask_later(&mut self, inquiry: Inquiry) {
+        self.inquiries.push(inquiry);
+    }
+
+    /// Gives it up, built or not.
+    pub(super) fn abandon(self) -> Box<VmConfig> {
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.made.remove();
+        answer(
+            self.respond,
+            Err(ApiError::new(ErrorKind::Conflict, "the machine was ended while it was being built")),
+        );
+        self.config
+    }
+}
+
+impl Monitor {
+    /// Begins to build the machine of `config`, which then runs; [`Monitor::run`] or [`Monitor::await_boot`] completes it. That it
+    /// cannot be had is then their error.
+    ///
+    /// # Errors
+    /// When the host is out of resources.
+    pub fn boot(&mut self, config: VmConfig) -> Result<()> {
+        self.begin_boot(Box::new(config), None).map_err(|(error, _)| error)
+    }
+
+    /// Does what the thread is told until no machine is being built any more, at most until `limit`. `Some`: the process is to
+    /// end.
+    ///
+    /// # Errors
+    /// When the machine of the command line cannot be had, naming the option at fault.
+    pub fn await_boot(&mut self, limit: Option<Instant>) -> Result<Option<Ended>> {
+        while matches!(self.vm, Vm::Booting(_)) && limit.is_none_or(|limit| Instant::now() < limit) {
+            if let Some(ended) = self.next(limit)? {
+                return Ok(Some(ended));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Begins to build a machine. Gives `respond` back with an error.
+    pub(super) fn begin_boot(
+        &mut self,
+        config: Box<VmConfig>,
+        respond: Option<Respond>,
+    ) -> Result<(), (anyhow::Error, Option<Respond>)> {
+        self.machines += 1;
+        let booting = Booting {
+            config,
+            respond,
+            give_up: None,
+            abandoned: Arc::default(),
+            made: Arc::default(),
+            inquiries: Vec::new(),
+        };
+        let begun = if booting.config.landlock_enable && !landlock::enforced() {
+            let (config, own_sockets) = (booting.config.clone(), self.own_sockets.clone());
+            self.on_a_thread(&booting, move || Progress::Rules(landlock::rules(&config, &own_sockets)))
+        } else {
+            self.build(&booting)
+        };
+        if let Err(error) = begun {
+            return Err((error, booting.respond));
+        }
+        self.events.emit("vm", "booting");
+        self.vm = Vm::Booting(Box::new(booting));
+        Ok(())
+    }
+
+    /// Has a thread build the machine.
+    fn build(&self, booting: &Booting) -> Result<()> {
+        let (config, made) = (VmConfig::clone(&booting.config), Arc::clone(&booting.made));
+        let (hypervisor, consoles) = (Arc::clone(&self.hypervisor), Arc::clone(&self.consoles));
+        let (mailbox, events) = (self.inbox.mailbox(self.machines), self.events.clone());
+        self.on_a_thread(booting, move || {
+            made.note(&config);
+            let place = Place { hypervisor: &*hypervisor, mailbox, consoles: &consoles, events };
+            let built = Machine::new(config, place);
+            Progress::Built(built.map(Box::new).map_err(|error| {
+                let hint = landlock::hint(&error);
+                anyhow::anyhow!("{}{hint}", crate::cli::failure(&error))
+            }))
+        })
+    }
+
+    fn on_a_thread(&self, booting: &Booting, work: impl FnOnce() -> Progress + Send + 'static) -> Result<()> {
+        let counted = Counted(Arc::clone(&self.builders));
+        if counted.0.fetch_add(1, Ordering::SeqCst) >= MOST_THREADS {
+            anyhow::bail!(
+                "{MOST_THREADS} machines are being built, which the host does not complete; try again later"
+            );
+        }
+        let (inbox, machine) = (self.inbox.clone(), self.machines);
+        let abandoned = Arc::clone(&booting.abandoned);
+        let thread = std::thread::Builder::new().name("build".into());
+        let spawned = thread.spawn(move || {
+            let progress = work();
+            drop(counted);
+            if !abandoned.load(Ordering::SeqCst) {
+                inbox.tell(Event::Boot { machine, progress });
+            }
+        });
+        spawned.map(drop).context("starting a thread")
+    }
+
+    /// Building a machine has gone on. `Some`: it has ended.
+    ///
+    /// # Errors
+    /// When it was the command line's, and cannot be had.
+    pub(super) fn boot_went_on(&mut self, machine: u64, progress: Progress) -> Result<Option<Ended>> {
+        let booting = match std::mem::replace(&mut self.vm, Vm::Absent) {
+            Vm::Booting(booting) if machine == self.machines => booting,
+            // It was given up.
+            vm => {
+                self.vm = vm;
+                return Ok(None);
+            }
+        };
+        if booting.ending() {
+            // Its files and locks are given back before anybody is told.
+            drop(progress);
+            self.vm = Vm::Booting(booting);
+            return Ok(Some(Ended::Terminated));
+        }
+        let failed = match progress {
+            Progress::Rules(rules) => {
+                match rules.and_then(Rules::enforce).and_then(|()| self.build(&booting)) {
+                    Ok(()) => {
+                        self.vm = Vm::Booting(booting);
+                        return Ok(None);
+                    }
+                    Err(error) => error,
+                }
+            }
+            Progress::Built(Ok(machine)) => {
+                self.booted(*booting, machine);
+                return Ok(None);
+            }
+            Progress::Built(Err(error)) => error,
+        };
+        booting.made.remove();
+        let reason = crate::cli::failure(&failed);
+        self.events.emit_with("vm", "boot-failed", [("reason", reason.clone().into())]);
+        let Booting { config, respond, .. } = *booting;
+        let Some(respond) = respond else { return Err(failed) };
+        self.vm = Vm::Created(config);
+        respond(Err(ApiError::bad(reason)));
+        Ok(None)
+    }
+
+    fn booted(&mut self, booting: Booting, mut machine: Box<Machine>) {
+        if self.held {
+            machine.hold_for_debugger();
+        }
+        machine.start();
+        for inquiry in booting.inquiries {
+            inquiry(Some(&mut *machine));
+        }
+        self.vm = Vm::Booted(machine);
+        self.events.emit("vm", "booted");
+        answer(booting.respond, Ok(Reply::Done));
+        settle();
+    }
+}
