@@ -13,7 +13,6 @@ use crate::platform::{PlatformDevice, read_bytes, write_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::clock::Clock;
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -137,15 +136,11 @@ impl PlatformDevice for AcpiRegisters {
     }
 }
 
-impl Inspect for AcpiRegisters {
-    fn inspect(&self) -> Value {
-        json!({
-            "pending_events": format!("{:#x}", self.events),
-            "events_raised": self.raised,
-            "pm_timer": self.timer(),
-        })
-    }
-}
+machine::inspect!(AcpiRegisters, this => {
+    hex pending_events: this.events,
+    events_raised: this.raised,
+    pm_timer: this.timer(),
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

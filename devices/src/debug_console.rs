@@ -4,7 +4,6 @@ use crate::host_console::ConsoleOutput;
 use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 
@@ -43,11 +42,10 @@ impl PlatformDevice for DebugConsole {
     fn reset(&mut self) {}
 }
 
-impl Inspect for DebugConsole {
-    fn inspect(&self) -> Value {
-        json!({ "bytes_written": self.written, "output": self.output.inspect() })
-    }
-}
+machine::inspect!(DebugConsole, this => {
+    bytes_written: this.written,
+    output,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -13,7 +13,6 @@
 use crate::platform::{PlatformDevice, read_bytes, write_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 
@@ -80,11 +79,7 @@ impl PlatformDevice for I8042 {
     }
 }
 
-impl Inspect for I8042 {
-    fn inspect(&self) -> Value {
-        json!({ "port_b": format!("{:#04x}", self.port_b), "resets": self.resets })
-    }
-}
+machine::inspect!(I8042 { hex port_b, resets });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

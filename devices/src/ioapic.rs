@@ -25,7 +25,7 @@
 use crate::platform::{PlatformDevice, put_value, value_of};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use machine::interrupt::{InterruptController, MsiMessage, MsiSource};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -316,21 +316,17 @@ impl PlatformDevice for IoApic {
     }
 }
 
-impl Inspect for IoApic {
-    fn inspect(&self) -> Value {
-        let pins = self.pins.lock();
-        let pins = pins.iter().enumerate().map(|(number, pin)| {
-            json!({
-                "pin": number,
-                "entry": format!("{:#018x}", pin.entry.0),
-                "holders": pin.holders,
-                "fired": pin.fired,
-                "routes_refused": pin.refused,
-            })
-        });
-        json!({ "id": self.id >> 24, "pins": pins.collect::<Vec<_>>() })
-    }
-}
+machine::inspect!(IoApic, this => {
+    id: this.id >> 24,
+    pins: this.pins.lock().iter().map(Inspect::inspect).collect::<Vec<_>>(),
+});
+
+machine::inspect!(Pin, this => {
+    hex entry: this.entry.0,
+    holders,
+    fired,
+    routes_refused: this.refused,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

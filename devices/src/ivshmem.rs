@@ -11,7 +11,6 @@
 //! | 12 | doorbell, write only |
 
 use machine::effect::DeviceChange;
-use machine::inspect::{Inspect, Value, hex, json, size};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use pci::bar::BarKind;
 use pci::config::{ConfigError, ConfigSpace, ConfigState, Identity};
@@ -85,15 +84,11 @@ impl Function for Ivshmem {
     }
 }
 
-impl Inspect for Ivshmem {
-    fn inspect(&self) -> Value {
-        json!({
-            "size": size(&self.size),
-            "interrupt_mask": hex(&self.interrupt_mask),
-            "pci": self.config.inspect(),
-        })
-    }
-}
+machine::inspect!(Ivshmem, this => {
+    size size,
+    hex interrupt_mask,
+    pci: this.config,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

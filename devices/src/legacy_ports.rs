@@ -13,7 +13,6 @@
 use crate::platform::{PlatformDevice, read_bytes, write_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 
@@ -45,11 +44,7 @@ impl PlatformDevice for PostCode {
     }
 }
 
-impl Inspect for PostCode {
-    fn inspect(&self) -> Value {
-        json!({ "last": format!("{:#04x}", self.last) })
-    }
-}
+machine::inspect!(PostCode { hex last });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -107,11 +102,7 @@ impl PlatformDevice for SystemControl {
     fn reset(&mut self) {}
 }
 
-impl Inspect for SystemControl {
-    fn inspect(&self) -> Value {
-        json!({ "resets": self.resets })
-    }
-}
+machine::inspect!(SystemControl { resets });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -28,6 +28,7 @@ pub mod primecell;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+mod uart;
 pub mod virtio;
 pub mod watchdog;
 

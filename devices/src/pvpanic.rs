@@ -5,7 +5,6 @@
 use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::effect::{DeviceChange, Effect};
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use pci::bar::BarKind;
 use pci::config::{ConfigError, ConfigSpace, ConfigState, Identity};
@@ -48,11 +47,7 @@ impl PlatformDevice for Pvpanic {
     fn reset(&mut self) {}
 }
 
-impl Inspect for Pvpanic {
-    fn inspect(&self) -> Value {
-        json!({ "panics": self.panics })
-    }
-}
+machine::inspect!(Pvpanic { panics });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -132,11 +127,10 @@ impl Function for PvpanicFunction {
     }
 }
 
-impl Inspect for PvpanicFunction {
-    fn inspect(&self) -> Value {
-        json!({ "panics": self.panics, "pci": self.config.inspect() })
-    }
-}
+machine::inspect!(PvpanicFunction, this => {
+    panics,
+    pci: this.config,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

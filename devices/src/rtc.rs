@@ -24,7 +24,6 @@ use crate::platform::{PlatformDevice, read_bytes, write_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::clock::Clock;
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -389,21 +388,17 @@ impl PlatformDevice for Rtc {
     }
 }
 
-impl Inspect for Rtc {
-    fn inspect(&self) -> Value {
-        json!({
-            "time": self.now().to_string(),
-            "offset_s": self.offset,
-            "stopped": self.stopped.is_some(),
-            "index": format!("{:#04x}", self.index),
-            "a": format!("{:#04x}", self.a),
-            "b": format!("{:#04x}", self.b),
-            "flags": format!("{:#04x}", self.flags),
-            "interrupt": self.interrupts() != 0,
-            "deadline_ns": self.deadline(),
-        })
-    }
-}
+machine::inspect!(Rtc, this => {
+    time: this.now().to_string(),
+    offset_s: this.offset,
+    stopped: this.stopped.is_some(),
+    hex index,
+    hex a,
+    hex b,
+    hex flags,
+    interrupt: this.interrupts() != 0,
+    deadline_ns: this.deadline(),
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -22,10 +22,10 @@
 
 use crate::host_console::ConsoleOutput;
 use crate::platform::{PlatformDevice, read_bytes, write_bytes};
+use crate::uart::HostSide;
 use machine::bus::{BusDevice, Range};
 use machine::doorbell::Doorbell;
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -237,13 +237,8 @@ impl Registers {
 /// The port.
 pub struct Serial {
     line: InterruptLine,
-    output: Box<dyn ConsoleOutput>,
-    room: Doorbell,
-    /// The host has input that was not taken.
-    refused: bool,
+    host: HostSide,
     registers: Registers,
-    transmitted: u64,
-    received: u64,
 }
 
 impl Serial {
@@ -253,26 +248,16 @@ impl Serial {
     /// A port that transmits to `output`. `room` is rung when [`Serial::receive`] took less than it was given
     /// and would now take more.
     pub fn new(line: InterruptLine, output: Box<dyn ConsoleOutput>, room: Doorbell) -> Self {
-        Self {
-            line,
-            output,
-            room,
-            refused: false,
-            registers: Registers::default(),
-            transmitted: 0,
-            received: 0,
-        }
+        Self { line, host: HostSide::new(output, room), registers: Registers::default() }
     }
 
     /// Input from the host. Takes as much as the guest has room for, 0 to 16 bytes, and returns how
     /// many; the rest is to be given again when the doorbell rings.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let count = self.registers.room().min(bytes.len());
-        self.registers.received.extend(bytes.iter().take(count));
-        self.received = self.received.saturating_add(count as u64);
-        self.refused = count < bytes.len();
+        let taken = self.host.take(bytes, self.registers.room());
+        self.registers.received.extend(taken);
         self.update();
-        count
+        taken.len()
     }
 
     /// A break from the host, which Linux takes as the start of a magic SysRq sequence. `false`: the guest has
@@ -290,10 +275,8 @@ impl Serial {
     /// Tells the interrupt line and the host what an access or input changed.
     fn update(&mut self) {
         self.line.set(self.registers.pending() != IIR_NONE);
-        // An empty FIFO, not the first free byte: one wake-up brings up to 16.
-        if self.refused && self.registers.received.is_empty() && self.registers.room() > 0 {
-            self.refused = false;
-            self.room.ring();
+        if self.registers.received.is_empty() && self.registers.room() > 0 {
+            self.host.tell_of_room();
         }
     }
 
@@ -338,8 +321,7 @@ impl Serial {
                 if registers.looped() {
                     registers.take(value);
                 } else {
-                    self.transmitted = self.transmitted.saturating_add(1);
-                    self.output.write(&[value]);
+                    self.host.transmit(value);
                 }
                 registers.transmit_empty = true;
             }
@@ -377,23 +359,15 @@ impl PlatformDevice for Serial {
     }
 }
 
-impl Inspect for Serial {
-    fn inspect(&self) -> Value {
-        let registers = &self.registers;
-        json!({
-            "ier": format!("{:#04x}", registers.ier),
-            "lcr": format!("{:#04x}", registers.lcr),
-            "mcr": format!("{:#04x}", registers.mcr),
-            "divisor": registers.divisor,
-            "receive_fifo_bytes": registers.received.len(),
-            "listens": registers.listens(),
-            "input_waiting": self.refused,
-            "bytes_transmitted": self.transmitted,
-            "bytes_received": self.received,
-            "output": self.output.inspect(),
-        })
-    }
-}
+machine::inspect!(Serial, this => {
+    hex ier: this.registers.ier,
+    hex lcr: this.registers.lcr,
+    hex mcr: this.registers.mcr,
+    divisor: this.registers.divisor,
+    receive_fifo_bytes: this.registers.received.len(),
+    listens: this.registers.listens(),
+    ..this.host,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

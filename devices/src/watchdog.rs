@@ -8,7 +8,6 @@
 
 use machine::clock::Clock;
 use machine::effect::DeviceChange;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use pci::bar::BarKind;
 use pci::config::{ConfigError, ConfigSpace, ConfigState, Identity};
@@ -300,19 +299,15 @@ impl Function for Watchdog {
     }
 }
 
-impl Inspect for Watchdog {
-    fn inspect(&self) -> Value {
-        json!({
-            "enabled": self.enabled(),
-            "stage": if self.registers.second { 2 } else { 1 },
-            "deadline_ns": self.deadline(),
-            "timed_out": self.registers.timed_out,
-            "reloads": self.reloads,
-            "expirations": self.expirations,
-            "pci": self.config.inspect(),
-        })
-    }
-}
+machine::inspect!(Watchdog, this => {
+    enabled: this.enabled(),
+    stage: if this.registers.second { 2 } else { 1 },
+    deadline_ns: this.deadline(),
+    timed_out: this.registers.timed_out,
+    reloads,
+    expirations,
+    pci: this.config,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -1,9 +1,11 @@
 //! Looking at live state: the tree that the API, the metrics and the tests read.
 //!
-//! [`Inspect`] is written by hand where the tree is not the struct's, and by [`inspect!`](crate::inspect!) where it is.
+//! [`inspect!`](crate::inspect!) writes [`Inspect`] of what has fields. Where the tree is a list, it is written by hand.
 
 pub use serde_json::{Value, json};
 
+use serde_json::Map;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -12,6 +14,12 @@ pub trait Inspect {
     /// The fields, as a tree of objects. Addresses are strings in hexadecimal, sizes are in bytes,
     /// counters only grow.
     fn inspect(&self) -> Value;
+}
+
+impl<T: Inspect + ?Sized> Inspect for Box<T> {
+    fn inspect(&self) -> Value {
+        (**self).inspect()
+    }
 }
 
 /// The part of a tree at `path`: names between slashes, and numbers in lists. A PCI function of segment 0 may be named
@@ -25,8 +33,9 @@ pub fn inspect_at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     })
 }
 
-/// Implements [`Inspect`] for a struct by naming the fields to show. A field after `hex` is shown in hexadecimal, one after
-/// `size` as a size with its unit; others by their [`Field`] implementation.
+/// Implements [`Inspect`] for a type by naming what to show: fields of the struct, or what is said after a name. What comes after
+/// `hex` is shown in hexadecimal, after `size` as a size with its unit; the rest by its [`Field`] implementation. `..` adds the
+/// fields of another tree.
 ///
 /// ```
 /// use machine::inspect::{Inspect, json};
@@ -34,32 +43,78 @@ pub fn inspect_at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
 /// machine::inspect!(Window { hex base, size length, used });
 /// let window = Window { base: 0xe000_0000, length: 4096, used: true };
 /// assert_eq!(window.inspect(), json!({ "base": "0xe0000000", "length": "4 KiB", "used": true }));
+///
+/// struct Bridge { window: Window, secondary: u8 }
+/// machine::inspect!(Bridge, this => { secondary, hex end: this.window.base + this.window.length, ..this.window });
+/// let tree = Bridge { window, secondary: 1 }.inspect();
+/// assert_eq!((&tree["secondary"], &tree["end"], &tree["used"]), (&json!(1), &json!("0xe0001000"), &json!(true)));
 /// ```
 #[macro_export]
 macro_rules! inspect {
-    ($type:ty { $($fields:tt)* }) => {
+    ($type:ty { $($fields:tt)* }) => { $crate::inspect!($type, this => { $($fields)* }); };
+    ($type:ty, $this:ident => { $($fields:tt)* }) => {
         impl $crate::inspect::Inspect for $type {
             fn inspect(&self) -> $crate::inspect::Value {
-                $crate::inspect::Value::Object($crate::inspect!(@tree self [] $($fields)*).into_iter().collect())
+                let $this = self;
+                let mut tree = $crate::inspect::Tree::default();
+                $crate::inspect!(@add tree $this $($fields)*);
+                tree.into()
             }
         }
     };
-    (@tree $self:ident [$($done:tt)*]) => { [$($done)*] };
-    (@tree $self:ident [$($done:tt)*] hex $field:ident $(, $($rest:tt)*)?) => {
-        $crate::inspect!(@tree $self [
-            $($done)* (stringify!($field).to_owned(), $crate::inspect::hex(&$self.$field)),
-        ] $($($rest)*)?)
+    (@add $tree:ident $this:ident) => {};
+    (@add $tree:ident $this:ident hex $name:ident : $value:expr $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($name), $crate::inspect::hex(&$value));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
     };
-    (@tree $self:ident [$($done:tt)*] size $field:ident $(, $($rest:tt)*)?) => {
-        $crate::inspect!(@tree $self [
-            $($done)* (stringify!($field).to_owned(), $crate::inspect::size(&$self.$field)),
-        ] $($($rest)*)?)
+    (@add $tree:ident $this:ident size $name:ident : $value:expr $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($name), $crate::inspect::size(&$value));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
     };
-    (@tree $self:ident [$($done:tt)*] $field:ident $(, $($rest:tt)*)?) => {
-        $crate::inspect!(@tree $self [
-            $($done)* (stringify!($field).to_owned(), $crate::inspect::Field::field(&$self.$field)),
-        ] $($($rest)*)?)
+    (@add $tree:ident $this:ident hex $field:ident $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($field), $crate::inspect::hex(&$this.$field));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
     };
+    (@add $tree:ident $this:ident size $field:ident $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($field), $crate::inspect::size(&$this.$field));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
+    };
+    (@add $tree:ident $this:ident .. $value:expr $(, $($rest:tt)*)?) => {
+        $tree.add_all($crate::inspect::Field::field(&$value));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
+    };
+    (@add $tree:ident $this:ident $name:ident : $value:expr $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($name), $crate::inspect::Field::field(&$value));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
+    };
+    (@add $tree:ident $this:ident $field:ident $(, $($rest:tt)*)?) => {
+        $tree.add(stringify!($field), $crate::inspect::Field::field(&$this.$field));
+        $crate::inspect!(@add $tree $this $($($rest)*)?);
+    };
+}
+
+/// A tree that [`inspect!`](crate::inspect!) makes.
+#[derive(Debug, Default)]
+pub struct Tree(Map<String, Value>);
+
+impl Tree {
+    /// Adds a field.
+    pub fn add(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
+    /// Adds the fields of an object.
+    pub fn add_all(&mut self, object: Value) {
+        if let Value::Object(fields) = object {
+            self.0.extend(fields);
+        }
+    }
+}
+
+impl From<Tree> for Value {
+    fn from(tree: Tree) -> Self {
+        Self::Object(tree.0)
+    }
 }
 
 /// A value that [`inspect!`](crate::inspect!) can show.
@@ -77,7 +132,7 @@ macro_rules! plain_fields {
         }
     )* };
 }
-plain_fields!(bool, u8, u16, u32, u64, usize, i32, i64, String);
+plain_fields!(bool, u8, u16, u32, u64, usize, i32, i64, String, &'static str, Value);
 
 macro_rules! atomic_fields {
     ($($type:ty),*) => { $(
@@ -96,6 +151,12 @@ impl<T: Field> Field for Option<T> {
     }
 }
 
+impl Field for PathBuf {
+    fn field(&self) -> Value {
+        self.display().to_string().into()
+    }
+}
+
 impl<T: Field> Field for Vec<T> {
     fn field(&self) -> Value {
         self.iter().map(Field::field).collect()
@@ -108,7 +169,7 @@ impl<T: Field + ?Sized> Field for Arc<T> {
     }
 }
 
-impl<T: Inspect> Field for T {
+impl<T: Inspect + ?Sized> Field for T {
     fn field(&self) -> Value {
         self.inspect()
     }

@@ -47,6 +47,11 @@ impl MacAddress {
         Self([first & !1 | 2, b, c, d, e, f])
     }
 
+    /// What these bytes look like as an address, also if they are none.
+    pub(crate) fn text(bytes: [u8; 6]) -> String {
+        Self(bytes).to_string()
+    }
+
     /// The bytes, in the order they are sent.
     pub fn bytes(self) -> [u8; 6] {
         self.0

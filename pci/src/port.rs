@@ -16,7 +16,7 @@ use crate::function::Function;
 use crate::intx::Intx;
 use crate::msi::Msi;
 use machine::effect::DeviceChange;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Value, hex, json};
 use machine::interrupt::MsiAllocator;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -332,35 +332,40 @@ impl Function for Port {
     }
 }
 
-impl Inspect for Port {
-    fn inspect(&self) -> Value {
-        let (control, status) = (self.slot_control(), self.slot_status());
-        let slot = self.slot.map(|number| {
-            json!({
-                "number": number,
-                "occupied": self.occupied,
-                "powered": self.slot_powered(),
-                "unplug_requested": self.unplug_requested,
-                "control": format!("{control:#06x}"),
-                "status": format!("{status:#06x}"),
-                "presses": self.presses,
-                "commands": self.completed_commands,
-            })
-        });
+machine::inspect!(Port, this => {
+    kind: PortState::KIND,
+    port: format!("{:?}", this.kind).to_lowercase(),
+    slot: this.slot_tree(),
+    ..this.forwarding_tree(),
+    link: this.config.link,
+    pci: this.config,
+});
+
+impl Port {
+    fn slot_tree(&self) -> Value {
+        let Some(number) = self.slot else { return Value::Null };
+        json!({
+            "number": number,
+            "occupied": self.occupied,
+            "powered": self.slot_powered(),
+            "unplug_requested": self.unplug_requested,
+            "control": hex(&self.slot_control()),
+            "status": hex(&self.slot_status()),
+            "presses": self.presses,
+            "commands": self.completed_commands,
+        })
+    }
+
+    fn forwarding_tree(&self) -> Value {
         let forwarding = self.config.forwarding().unwrap_or_default();
         let range = |range: Option<machine::bus::Range>| {
             range.map(|range| format!("{:#x}-{:#x}", range.start, range.last()))
         };
         json!({
-            "kind": PortState::KIND,
-            "port": format!("{:?}", self.kind).to_lowercase(),
             "buses": format!("{:02x}-{:02x}", forwarding.secondary, forwarding.subordinate),
             "io": range(forwarding.windows.io),
             "memory": range(forwarding.windows.memory),
             "prefetchable": range(forwarding.windows.prefetchable),
-            "link": self.config.link,
-            "slot": slot,
-            "pci": self.config.inspect(),
         })
     }
 }

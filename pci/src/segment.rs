@@ -14,7 +14,7 @@ use crate::function::{Function, FunctionHandle};
 use crate::plan::Reserve;
 use arc_swap::ArcSwap;
 use machine::effect::{DeviceChange, Effect, FunctionAddress};
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -408,11 +408,10 @@ impl Function for HostBridge {
     }
 }
 
-impl Inspect for HostBridge {
-    fn inspect(&self) -> Value {
-        json!({"kind": HostBridgeState::KIND, "pci": self.config.inspect()})
-    }
-}
+machine::inspect!(HostBridge, this => {
+    kind: HostBridgeState::KIND,
+    pci: this.config,
+});
 
 /// What is saved of the host bridge.
 #[derive(Default, serde::Serialize, serde::Deserialize)]

@@ -2,7 +2,6 @@
 
 use arc_swap::ArcSwapOption;
 use machine::clock::Clock;
-use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -166,22 +165,18 @@ impl RateLimiter {
     }
 }
 
-impl Inspect for RateLimiter {
-    fn inspect(&self) -> Value {
-        let bucket = |bucket: &ArcSwapOption<TokenBucket>| {
-            bucket.load().as_ref().map(|bucket| {
-                json!({
-                    "size": bucket.limit.size,
-                    "refill_time_ns": bucket.limit.refill_time.as_nanos() as u64,
-                    "one_time_burst": bucket.limit.one_time_burst,
-                    "burst_left": bucket.burst_left.load(Ordering::Relaxed),
-                    "refusals": bucket.refusals.load(Ordering::Relaxed),
-                })
-            })
-        };
-        json!({"bytes": bucket(&self.buckets.bytes), "operations": bucket(&self.buckets.operations)})
-    }
-}
+machine::inspect!(RateLimiter, this => {
+    bytes: this.buckets.bytes.load_full(),
+    operations: this.buckets.operations.load_full(),
+});
+
+machine::inspect!(TokenBucket, this => {
+    size: this.limit.size,
+    refill_time_ns: this.limit.refill_time.as_nanos() as u64,
+    one_time_burst: this.limit.one_time_burst,
+    burst_left,
+    refusals,
+});
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,6 @@ use crate::device::{
     ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice, read_fields,
 };
 use crate::queue::Queue;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -108,11 +107,10 @@ impl VirtioDevice for StandIn {
     fn reset(&mut self) {}
 }
 
-impl Inspect for StandIn {
-    fn inspect(&self) -> Value {
-        json!({"kind": StandInState::KIND, "refused": self.refused.load(Ordering::Relaxed)})
-    }
-}
+machine::inspect!(StandIn, this => {
+    kind: StandInState::KIND,
+    refused: this.refused.load(Ordering::Relaxed),
+});
 
 /// Saved state: what the driver knows of the device.
 #[derive(Default, Serialize, Deserialize)]
@@ -207,12 +205,10 @@ impl QueueHandler for Refuser {
     }
 }
 
-impl Inspect for Refuser {
-    fn inspect(&self) -> Value {
-        let queues: Vec<_> = self.queues.iter().map(|(_, queue)| queue.inspect()).collect();
-        json!({"refused": self.refused.load(Ordering::Relaxed), "queues": queues})
-    }
-}
+machine::inspect!(Refuser, this => {
+    refused,
+    queues: this.queues.iter().map(|(_, queue)| queue.inspect()).collect::<Vec<_>>(),
+});
 
 #[cfg(test)]
 mod tests {

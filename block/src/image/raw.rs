@@ -8,7 +8,6 @@ use super::topology::Backing;
 use super::{Image, ResizeError, SECTOR, Stream, Topology};
 use crate::engine::{EngineError, EngineFile, Engines};
 use crate::host::{self, DirectAlignment};
-use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -107,20 +106,16 @@ impl Image for RawImage {
     }
 }
 
-impl Inspect for RawImage {
-    fn inspect(&self) -> Value {
-        json!({
-            "format": "raw",
-            "path": self.path.display().to_string(),
-            "backing": match self.backing { Backing::File => "file", Backing::Device => "block device" },
-            "size": self.size(),
-            "read_only": self.read_only,
-            "direct": self.alignment.is_some(),
-            "writes_lost": self.page_cache.as_ref().is_some_and(|cache| cache.lost()),
-            "engine": if self.engines.uses_uring() { "io_uring" } else { "threads" },
-            "logical_block": self.topology.logical_block,
-            "physical_block": self.topology.physical_block,
-            "discard_granularity": self.topology.discard_granularity,
-        })
-    }
-}
+machine::inspect!(RawImage, this => {
+    format: "raw",
+    path: this.path.display().to_string(),
+    backing: match this.backing { Backing::File => "file", Backing::Device => "block device" },
+    size: this.size(),
+    read_only,
+    direct: this.alignment.is_some(),
+    writes_lost: this.page_cache.as_ref().is_some_and(|cache| cache.lost()),
+    engine: if this.engines.uses_uring() { "io_uring" } else { "threads" },
+    logical_block: this.topology.logical_block,
+    physical_block: this.topology.physical_block,
+    discard_granularity: this.topology.discard_granularity,
+});

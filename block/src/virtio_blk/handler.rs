@@ -6,7 +6,6 @@ use super::{HostError, Shared};
 use crate::image::{Completed, Request, Stream};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -465,14 +464,10 @@ impl QueueHandler for BlockHandler {
     }
 }
 
-impl Inspect for BlockHandler {
-    fn inspect(&self) -> Value {
-        json!({
-            "engine": self.stream.engine(),
-            "in_flight": self.slots.len().saturating_sub(self.free.len()),
-            "throttled": self.throttled.is_some(),
-            "counters": self.counters.inspect(),
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(BlockHandler, this => {
+    engine: this.stream.engine(),
+    in_flight: this.slots.len().saturating_sub(this.free.len()),
+    throttled: this.throttled.is_some(),
+    counters,
+    queue,
+});

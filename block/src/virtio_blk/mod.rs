@@ -13,7 +13,6 @@ use config::{FLUSH, Space};
 use counters::Counters;
 use handler::BlockHandler;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -306,20 +305,14 @@ impl VirtioDevice for Block {
     }
 }
 
-impl Inspect for Block {
-    fn inspect(&self) -> Value {
-        let counters: Vec<Value> = self.counters.iter().map(|counters| counters.inspect()).collect();
-        let id = self.shared.id.split(|byte| *byte == 0).next().unwrap_or_default();
-        json!({
-            "image": self.shared.image.inspect(),
-            "serial": String::from_utf8_lossy(id),
-            "write_back": self.shared.write_back(),
-            "queue_size": self.queue_size,
-            "rate_limit": self.shared.limiter.as_ref().map(Inspect::inspect),
-            "queues": counters,
-        })
-    }
-}
+machine::inspect!(Block, this => {
+    image: *this.shared.image,
+    serial: String::from_utf8_lossy(this.shared.id.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
+    write_back: this.shared.write_back(),
+    queue_size,
+    rate_limit: this.shared.limiter,
+    queues: this.counters,
+});
 
 /// Saved state: what the driver set, and what it knows of the disk.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -6,7 +6,6 @@ use super::{read_word, written_word};
 use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::effect::{Effect, HotplugPart};
-use machine::inspect::{Inspect, Value};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 
@@ -72,11 +71,7 @@ impl PlatformDevice for CpuHotplug {
     }
 }
 
-impl Inspect for CpuHotplug {
-    fn inspect(&self) -> Value {
-        self.slots.inspect()
-    }
-}
+machine::inspect!(CpuHotplug, this => { ..this.slots });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

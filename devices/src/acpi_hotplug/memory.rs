@@ -114,19 +114,17 @@ impl PlatformDevice for MemoryHotplug {
     }
 }
 
-impl Inspect for MemoryHotplug {
-    fn inspect(&self) -> Value {
-        let mut value = self.slots.inspect();
-        let modules = (0u32..).zip(&self.modules).filter_map(|(slot, _)| {
-            let module = self.module(slot)?;
-            let text = format!("{:#x}+{} MiB in node {}", module.address, module.size >> 20, module.node);
-            Some((slot.to_string(), Value::from(text)))
-        });
-        let modules: Value = modules.collect();
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("modules".into(), modules);
-        }
-        value
+machine::inspect!(MemoryHotplug, this => {
+    ..this.slots,
+    modules: this.module_trees(),
+});
+
+machine::inspect!(Module { hex address, size size, node });
+
+impl MemoryHotplug {
+    fn module_trees(&self) -> Value {
+        let slots = (0u32..).zip(&self.modules);
+        slots.filter_map(|(slot, _)| Some((slot.to_string(), self.module(slot)?.inspect()))).collect()
     }
 }
 

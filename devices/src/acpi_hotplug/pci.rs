@@ -11,7 +11,6 @@ use super::{read_word, written_word};
 use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 
@@ -128,22 +127,9 @@ impl PlatformDevice for PciHotplug {
     }
 }
 
-impl Inspect for PciHotplug {
-    fn inspect(&self) -> Value {
-        let segments: Vec<_> = self
-            .segments
-            .iter()
-            .map(|slots| json!({ "up": format!("{:#x}", slots.up), "down": format!("{:#x}", slots.down) }))
-            .collect();
-        json!({
-            "segments": segments,
-            "selected": self.selected,
-            "plugged": self.plugged,
-            "unplug_requests": self.unplug_requests,
-            "ejected": self.ejected,
-        })
-    }
-}
+machine::inspect!(PciHotplug { segments, selected, plugged, unplug_requests, ejected });
+
+machine::inspect!(Slots { hex up, hex down });
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -186,6 +172,7 @@ impl Saved for PciHotplug {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use machine::inspect::json;
     use proptest::prelude::*;
 
     fn controller() -> PciHotplug {

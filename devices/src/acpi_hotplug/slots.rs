@@ -10,7 +10,6 @@
 //! | 16 | outcome | write: second argument of `_OST`, after the first |
 
 use machine::effect::{Effect, HotplugPart};
-use machine::inspect::{Value, json};
 use serde::{Deserialize, Serialize};
 
 const SELECTED: u64 = 0;
@@ -207,21 +206,21 @@ impl Slots {
         Ok(())
     }
 
-    pub(super) fn inspect(&self) -> Value {
-        let numbers = |chosen: fn(&Slot) -> bool| -> Vec<_> {
-            (0u32..).zip(&self.slots).filter(|(_, slot)| chosen(slot)).map(|(number, _)| number).collect()
-        };
-        json!({
-            "slots": self.slots.len(),
-            "present": numbers(|slot| slot.present),
-            "untold_came": numbers(|slot| slot.came),
-            "untold_going": numbers(|slot| slot.going),
-            "came": self.came,
-            "asked_to_go": self.asked,
-            "ejected": self.ejected,
-        })
+    /// The numbers of the slots that are `chosen`.
+    fn numbers(&self, chosen: fn(&Slot) -> bool) -> Vec<u32> {
+        (0u32..).zip(&self.slots).filter(|(_, slot)| chosen(slot)).map(|(number, _)| number).collect()
     }
 }
+
+machine::inspect!(Slots, this => {
+    slots: this.slots.len(),
+    present: this.numbers(|slot| slot.present),
+    untold_came: this.numbers(|slot| slot.came),
+    untold_going: this.numbers(|slot| slot.going),
+    came,
+    asked_to_go: this.asked,
+    ejected,
+});
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Output to a file.
 
 use super::{ConsoleOutput, Events, Interest, OpenError, Peer, Watch};
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -46,11 +46,11 @@ impl ConsoleOutput for FileOutput {
     }
 }
 
-impl Inspect for FileOutput {
-    fn inspect(&self) -> Value {
-        json!({ "mode": "file", "bytes_written": self.written, "bytes_dropped": self.dropped })
-    }
-}
+machine::inspect!(FileOutput, this => {
+    mode: "file",
+    bytes_written: this.written,
+    bytes_dropped: this.dropped,
+});
 
 /// The same for a console that is driven by events.
 pub(super) struct FilePeer(File);

@@ -48,11 +48,9 @@ impl ConsoleOutput for NullOutput {
     fn write(&mut self, _bytes: &[u8]) {}
 }
 
-impl Inspect for NullOutput {
-    fn inspect(&self) -> Value {
-        json!({ "mode": "null" })
-    }
-}
+machine::inspect!(NullOutput, this => {
+    mode: "null",
+});
 
 /// Where a console ends on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -365,20 +363,16 @@ impl Drop for HostConsole {
     }
 }
 
-impl Inspect for HostConsole {
-    fn inspect(&self) -> Value {
-        json!({
-            "peer": self.peer.describe(),
-            "peer_present": self.peer.present(),
-            "input_wanted": self.input_wanted,
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "bytes_waiting": self.backlog(),
-            "bytes_given_up": self.replay.given_up(),
-            "write_errors": self.errors,
-        })
-    }
-}
+machine::inspect!(HostConsole, this => {
+    peer: this.peer.describe(),
+    peer_present: this.peer.present(),
+    input_wanted,
+    bytes_read,
+    bytes_written,
+    bytes_waiting: this.backlog(),
+    bytes_given_up: this.replay.given_up(),
+    write_errors: this.errors,
+});
 
 struct NullPeer;
 

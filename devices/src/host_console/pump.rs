@@ -5,7 +5,6 @@ use super::{
     output_ring,
 };
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,8 +152,7 @@ impl ConsolePump {
     }
 }
 
-impl Inspect for ConsolePump {
-    fn inspect(&self) -> Value {
-        json!({ "console": self.console.inspect(), "input_bytes_held": self.held.len() })
-    }
-}
+machine::inspect!(ConsolePump, this => {
+    console,
+    input_bytes_held: this.held.len(),
+});

@@ -6,7 +6,6 @@
 
 use super::ConsoleOutput;
 use super::system::Timer;
-use machine::inspect::{Inspect, Value, json};
 use machine::memory::{LazyRegion, VolatileMemory};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -102,13 +101,15 @@ impl ConsoleOutput for RingWriter {
     }
 }
 
-impl Inspect for RingWriter {
-    fn inspect(&self) -> Value {
-        let read = self.ring.read.load(Ordering::Relaxed);
-        json!({
-            "bytes_waiting": self.ring.written.load(Ordering::Relaxed).wrapping_sub(read),
-            "bytes_dropped": self.ring.dropped.load(Ordering::Relaxed),
-        })
+machine::inspect!(RingWriter, this => {
+    bytes_waiting: this.ring.waiting(),
+    bytes_dropped: this.ring.dropped,
+});
+
+impl Ring {
+    fn waiting(&self) -> u64 {
+        let read = self.read.load(Ordering::Relaxed);
+        (self.written.load(Ordering::Relaxed)).wrapping_sub(read) as u64
     }
 }
 
@@ -148,6 +149,7 @@ impl AsRawFd for RingReader {
 mod tests {
     use super::*;
     use crate::host_console::system::wait_readable;
+    use machine::inspect::Inspect;
 
     #[test]
     fn what_does_not_fit_is_dropped_and_counted() {

@@ -22,10 +22,10 @@
 use super::{identification, read_register, window, written};
 use crate::host_console::{ConsoleInput, ConsoleOutput};
 use crate::platform::PlatformDevice;
+use crate::uart::HostSide;
 use machine::bus::{BusDevice, Range};
 use machine::doorbell::Doorbell;
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -242,28 +242,15 @@ impl Registers {
 /// The port.
 pub struct Pl011 {
     line: InterruptLine,
-    output: Box<dyn ConsoleOutput>,
-    room: Doorbell,
-    /// The host has input that was not taken.
-    refused: bool,
+    host: HostSide,
     registers: Registers,
-    transmitted: u64,
-    received: u64,
 }
 
 impl Pl011 {
     /// A port that transmits to `output`. `room` is rung when [`Pl011::receive`] took less than it was given and would now
     /// take more.
     pub fn new(line: InterruptLine, output: Box<dyn ConsoleOutput>, room: Doorbell) -> Self {
-        Self {
-            line,
-            output,
-            room,
-            refused: false,
-            registers: Registers::default(),
-            transmitted: 0,
-            received: 0,
-        }
+        Self { line, host: HostSide::new(output, room), registers: Registers::default() }
     }
 
     /// Where its registers are, when they begin at `start`.
@@ -274,15 +261,13 @@ impl Pl011 {
     /// Input from the host. Takes as much as the guest has room for, 0 to 32 bytes, and returns how many; the rest is to be
     /// given again when the doorbell rings.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let count = self.registers.room().min(bytes.len());
-        if count > 0 {
-            self.registers.received.extend(bytes.iter().take(count).map(|byte| u32::from(*byte)));
+        let taken = self.host.take(bytes, self.registers.room());
+        if !taken.is_empty() {
+            self.registers.received.extend(taken.iter().map(|byte| u32::from(*byte)));
             self.registers.note_received();
         }
-        self.received = self.received.saturating_add(count as u64);
-        self.refused = count < bytes.len();
         self.update();
-        count
+        taken.len()
     }
 
     /// A break from the host, which Linux takes as the start of a magic SysRq sequence. `false`: the guest has no room for
@@ -299,10 +284,8 @@ impl Pl011 {
     /// Tells the interrupt line and the host what an access or input changed.
     fn update(&mut self) {
         self.line.set(self.registers.ris & self.registers.imsc != 0);
-        // An empty FIFO, not the first free byte: one wake-up brings up to 32.
-        if self.refused && self.registers.received.is_empty() && self.registers.room() > 0 {
-            self.refused = false;
-            self.room.ring();
+        if self.registers.received.is_empty() && self.registers.room() > 0 {
+            self.host.tell_of_room();
         }
     }
 
@@ -336,8 +319,7 @@ impl Pl011 {
                 if registers.looped() {
                     registers.take(value & 0xff);
                 } else {
-                    self.transmitted = self.transmitted.saturating_add(1);
-                    self.output.write(&[value as u8]);
+                    self.host.transmit(value as u8);
                 }
                 // It went out at once, which emptied the FIFO.
                 registers.ris |= INT_TRANSMIT;
@@ -389,23 +371,15 @@ impl PlatformDevice for Pl011 {
     }
 }
 
-impl Inspect for Pl011 {
-    fn inspect(&self) -> Value {
-        let registers = &self.registers;
-        json!({
-            "lcr_h": format!("{:#04x}", registers.lcr_h),
-            "cr": format!("{:#06x}", registers.cr),
-            "imsc": format!("{:#05x}", registers.imsc),
-            "ris": format!("{:#05x}", registers.ris),
-            "receive_fifo_bytes": registers.received.len(),
-            "listens": registers.listens(),
-            "input_waiting": self.refused,
-            "bytes_transmitted": self.transmitted,
-            "bytes_received": self.received,
-            "output": self.output.inspect(),
-        })
-    }
-}
+machine::inspect!(Pl011, this => {
+    hex lcr_h: this.registers.lcr_h,
+    hex cr: this.registers.cr,
+    hex imsc: this.registers.imsc,
+    hex ris: this.registers.ris,
+    receive_fifo_bytes: this.registers.received.len(),
+    listens: this.registers.listens(),
+    ..this.host,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -487,6 +461,7 @@ mod tests {
     use super::*;
     use crate::host_console::testing::Recorder;
     use crate::primecell::WINDOW_SIZE;
+    use machine::inspect::json;
     use machine::interrupt::recording::Pins;
     use std::sync::Arc;
 

@@ -18,7 +18,6 @@ use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::clock::Clock;
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -147,11 +146,11 @@ impl PlatformDevice for Pl031 {
     }
 }
 
-impl Inspect for Pl031 {
-    fn inspect(&self) -> Value {
-        json!({ "time": self.now(), "alarm": self.alarm, "offset_seconds": self.offset as i32 })
-    }
-}
+machine::inspect!(Pl031, this => {
+    time: this.now(),
+    alarm,
+    offset_seconds: this.offset as i32,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

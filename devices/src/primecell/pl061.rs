@@ -20,7 +20,6 @@ use super::{identification, read_register, window, written};
 use crate::platform::PlatformDevice;
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, json};
 use machine::interrupt::InterruptLine;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -174,16 +173,12 @@ impl PlatformDevice for Pl061 {
     }
 }
 
-impl Inspect for Pl061 {
-    fn inspect(&self) -> Value {
-        json!({
-            "pins": format!("{:#04x}", self.registers.pins()),
-            "interrupts_enabled": format!("{:#04x}", self.registers.enable),
-            "interrupts": format!("{:#04x}", self.registers.raw()),
-            "power_button_presses": self.presses,
-        })
-    }
-}
+machine::inspect!(Pl061, this => {
+    hex pins: this.registers.pins(),
+    hex interrupts_enabled: this.registers.enable,
+    hex interrupts: this.registers.raw(),
+    power_button_presses: this.presses,
+});
 
 impl SavedFields for Registers {
     const KIND: &'static str = "pl061";

@@ -1,5 +1,6 @@
 use super::*;
 use crate::host_console::testing::Recorder;
+use machine::inspect::json;
 use machine::interrupt::recording::Pins;
 use proptest::prelude::*;
 use std::sync::Arc;

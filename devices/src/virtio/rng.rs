@@ -1,6 +1,5 @@
 //! Entropy device (virtio 1.2, 5.4): fills the driver's buffers with random bytes.
 
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -74,11 +73,9 @@ impl VirtioDevice for Rng {
     fn reset(&mut self) {}
 }
 
-impl Inspect for Rng {
-    fn inspect(&self) -> Value {
-        json!({ "source": self.path })
-    }
-}
+machine::inspect!(Rng, this => {
+    source: this.path,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -213,16 +210,12 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        json!({
-            "bytes": self.bytes,
-            "waits_for_source": self.waits,
-            "waiting": self.source.as_ref().is_some_and(|source| source.waiting),
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(Handler, this => {
+    bytes,
+    waits_for_source: this.waits,
+    waiting: this.source.as_ref().is_some_and(|source| source.waiting),
+    queue,
+});
 
 #[cfg(test)]
 mod tests;

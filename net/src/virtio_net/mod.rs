@@ -17,10 +17,8 @@ pub use state::NetState;
 use crate::features::Features;
 use crate::link::Link;
 use crate::mac::MacAddress;
-use machine::inspect::{Inspect, Value, json};
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
-use serde_json::Map;
 use state::{Counters, Shared};
 use std::collections::BTreeMap;
 use std::io;
@@ -350,26 +348,18 @@ impl VirtioDevice for Net {
     }
 }
 
-impl Inspect for Net {
-    fn inspect(&self) -> Value {
-        let counters =
-            |of: &[Arc<Counters>]| of.iter().map(|counters| counters.inspect()).collect::<Vec<_>>();
-        let [a, b, c, d, e, f] = self.shared.mac();
-        let mut tree = Map::new();
-        tree.insert("mac".into(), format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}").into());
-        tree.insert("mtu".into(), self.config.mtu.into());
-        tree.insert("link_up".into(), self.shared.link_up.load(Ordering::Relaxed).into());
-        tree.insert("announce".into(), self.shared.announce.load(Ordering::Relaxed).into());
-        tree.insert("pairs".into(), self.pairs().into());
-        tree.insert("active_pairs".into(), self.shared.active_pairs().into());
-        let offloads = self.shared.offloads().map(|offloads| format!("{:#x}", offloads.bits()));
-        tree.insert("offloads".into(), json!(offloads));
-        tree.insert("receive_mode".into(), self.shared.receive_mode.load(Ordering::Relaxed).into());
-        tree.insert("receive".into(), counters(&self.receive_counters).into());
-        tree.insert("transmit".into(), counters(&self.transmit_counters).into());
-        Value::Object(tree)
-    }
-}
+machine::inspect!(Net, this => {
+    mac: MacAddress::text(this.shared.mac()),
+    mtu: this.config.mtu,
+    link_up: this.shared.link_up,
+    announce: this.shared.announce,
+    pairs: this.pairs(),
+    active_pairs: this.shared.active_pairs(),
+    hex offloads: this.shared.offloads().map(|offloads| offloads.bits()),
+    receive_mode: this.shared.receive_mode,
+    receive: this.receive_counters,
+    transmit: this.transmit_counters,
+});
 
 impl Saved for Net {
     fn save(&self) -> Result<SavedState, StateError> {

@@ -9,7 +9,6 @@ use super::state::{Counters, Shared};
 use crate::features::Features;
 use crate::link::{Interest, Link, Readiness};
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -331,17 +330,13 @@ impl QueueHandler for Receive {
     }
 }
 
-impl Inspect for Receive {
-    fn inspect(&self) -> Value {
-        json!({
-            "pair": self.pair,
-            "waiting_for": format!("{:?}", self.waiting).to_lowercase(),
-            "link_failed": self.link_failed,
-            "stock": self.stock.len(),
-            "max_packet": self.max_packet,
-            "rate_limit": self.limiter.inspect(),
-            "counters": self.counters.inspect(),
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(Receive, this => {
+    pair,
+    waiting_for: format!("{:?}", this.waiting).to_lowercase(),
+    link_failed,
+    stock: this.stock.len(),
+    max_packet,
+    rate_limit: this.limiter,
+    counters,
+    queue,
+});

@@ -5,6 +5,7 @@ mod control;
 use super::*;
 use crate::link::SocketLink;
 use machine::clock::{Clock, ManualClock};
+use machine::inspect::Value;
 use proptest::prelude::*;
 use std::fs::File;
 use std::io::{Read, Write};

@@ -7,7 +7,6 @@ use super::header;
 use super::state::{Counters, Shared};
 use crate::features::Features;
 use crate::link::{Interest, Link, Readiness};
-use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -192,14 +191,10 @@ impl QueueHandler for Transmit {
     }
 }
 
-impl Inspect for Transmit {
-    fn inspect(&self) -> Value {
-        json!({
-            "pair": self.pair,
-            "waiting_for": format!("{:?}", self.waiting).to_lowercase(),
-            "rate_limit": self.limiter.inspect(),
-            "counters": self.counters.inspect(),
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(Transmit, this => {
+    pair,
+    waiting_for: format!("{:?}", this.waiting).to_lowercase(),
+    rate_limit: this.limiter,
+    counters,
+    queue,
+});

@@ -1,9 +1,12 @@
 //! What is saved and shown of a configuration space.
 
 use super::{ConfigSpace, register};
+use crate::bar::Bar;
+use crate::intx::Intx;
 use crate::msi::Msi;
 use crate::msix::{Msix, MsixState};
-use machine::inspect::{Value, hex, json, size};
+use crate::vectors::VectorHandle;
+use machine::inspect::{Inspect, Value, hex, json, size};
 use machine::state::StateError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -69,35 +72,35 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// The header's fields and the interrupts' counters, for inspection.
-    pub fn inspect(&self) -> Value {
-        let bars: serde_json::Map<String, Value> = self
-            .bars()
-            .map(|bar| {
-                let address = self.bar_address(bar.number).unwrap_or(0);
-                let mapped = self.mapped().into_iter().flatten().any(|window| window.bar == bar.number);
-                let kind = format!("{:?}", bar.kind);
-                let fields =
-                    json!({"kind": kind, "size": size(&bar.size), "address": hex(&address), "decoded": mapped});
-                (bar.number.to_string(), fields)
-            })
-            .collect();
-        let vectors = |handle: &crate::vectors::VectorHandle| {
-            json!({
-                "vectors": handle.count(),
-                "enabled": handle.enabled(),
-                "out_of_range": handle.out_of_range(),
-                "failures": handle.failures(),
-            })
+    fn bar_trees(&self) -> Value {
+        let tree = |bar: Bar| {
+            let address = self.bar_address(bar.number).unwrap_or(0);
+            let mapped = self.mapped().into_iter().flatten().any(|window| window.bar == bar.number);
+            let kind = format!("{:?}", bar.kind);
+            let fields =
+                json!({"kind": kind, "size": size(&bar.size), "address": hex(&address), "decoded": mapped});
+            (bar.number.to_string(), fields)
         };
-        json!({
-            "id": format!("{:04x}:{:04x}", self.word(register::VENDOR), self.word(register::DEVICE)),
-            "class": format!("{:#08x}", self.dword(register::REVISION) >> 8),
-            "command": format!("{:#06x}", self.command()),
-            "bars": bars,
-            "msi": self.msi().map(|msi| vectors(&msi.handle())),
-            "msix": self.msix().map(|msix| vectors(&msix.handle())),
-            "intx": self.intx().map(|intx| json!({"gsi": intx.gsi(), "asserted": intx.asserted()})),
-        })
+        self.bars().map(tree).collect()
     }
 }
+
+// The header's fields and the interrupts' counters.
+machine::inspect!(ConfigSpace, this => {
+    id: format!("{:04x}:{:04x}", this.word(register::VENDOR), this.word(register::DEVICE)),
+    class: format!("{:#08x}", this.dword(register::REVISION) >> 8),
+    hex command: this.command(),
+    bars: this.bar_trees(),
+    msi: this.msi().map(Msi::handle),
+    msix: this.msix().map(Msix::handle),
+    intx: this.intx().map(Inspect::inspect),
+});
+
+machine::inspect!(VectorHandle, this => {
+    vectors: this.count(),
+    enabled: this.enabled(),
+    out_of_range: this.out_of_range(),
+    failures: this.failures(),
+});
+
+machine::inspect!(Intx, this => { gsi: this.gsi(), asserted: this.asserted() });

@@ -1,7 +1,6 @@
 //! What stands in for a device that was taken out of its function.
 
 use crate::device::{ActivateError, Activation, QueueTask, VirtioDevice};
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 
 /// A device that offers nothing and cannot start. A CPU may still reach it through a map that was in force when the device was
@@ -30,11 +29,9 @@ impl VirtioDevice for Absent {
     fn reset(&mut self) {}
 }
 
-impl Inspect for Absent {
-    fn inspect(&self) -> Value {
-        json!({"kind": AbsentState::KIND})
-    }
-}
+machine::inspect!(Absent, this => {
+    kind: AbsentState::KIND,
+});
 
 /// Nothing is saved of it.
 #[derive(Default, serde::Serialize, serde::Deserialize)]

@@ -1,13 +1,12 @@
 //! What is saved of the transport and its device, and what is shown of them.
 
 use super::{QueueRegisters, VirtioPci, status};
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::{Inspect, Value, hex, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use pci::config::ConfigState;
 use pci::function::Function;
 use pci::msix::NO_VECTOR;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::Ordering;
 
 /// One queue's registers and progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,35 +168,37 @@ impl Saved for VirtioPci {
     }
 }
 
-impl Inspect for VirtioPci {
-    fn inspect(&self) -> Value {
-        let queue = |(registers, queue): (&QueueRegisters, u16)| {
+machine::inspect!(VirtioPci, this => {
+    kind: "virtio-pci",
+    device_type: this.device.device_type(),
+    status,
+    running,
+    resetting,
+    needs_reset: this.interrupts.needs_reset(),
+    resets_needed: this.interrupts.resets_needed,
+    config_changes: this.interrupts.config_changes,
+    hex offered_features: this.offered_features(),
+    hex driver_features,
+    queue: this.queue_trees(),
+    pci: this.config,
+    device: *this.device,
+});
+
+impl VirtioPci {
+    fn queue_trees(&self) -> Value {
+        let tree = |(registers, queue): (&QueueRegisters, u16)| {
             json!({
                 "size": registers.size,
                 "max_size": registers.max_size,
                 "enabled": registers.enabled,
                 "vector": self.interrupts.vector_of(Some(queue)),
-                "descriptor_area": format!("{:#x}", registers.descriptor_area),
-                "driver_area": format!("{:#x}", registers.driver_area),
-                "device_area": format!("{:#x}", registers.device_area),
+                "descriptor_area": hex(&registers.descriptor_area),
+                "driver_area": hex(&registers.driver_area),
+                "device_area": hex(&registers.device_area),
                 "progress": registers.progress,
                 "counters": self.counters.get(usize::from(queue)).map(|counters| counters.inspect()),
             })
         };
-        json!({
-            "kind": "virtio-pci",
-            "device_type": self.device.device_type(),
-            "status": self.status,
-            "running": self.running,
-            "resetting": self.resetting,
-            "needs_reset": self.interrupts.needs_reset(),
-            "resets_needed": self.interrupts.resets_needed.load(Ordering::Relaxed),
-            "config_changes": self.interrupts.config_changes.load(Ordering::Relaxed),
-            "offered_features": format!("{:#x}", self.offered_features()),
-            "driver_features": format!("{:#x}", self.driver_features),
-            "queue": self.queues.iter().zip(0..).map(queue).collect::<Vec<_>>(),
-            "pci": self.config.inspect(),
-            "device": self.device.inspect(),
-        })
+        self.queues.iter().zip(0..).map(tree).collect()
     }
 }

@@ -13,7 +13,6 @@ pub use counters::QueueCounters;
 use crate::chain::{Chain, Token};
 use crate::features::Features;
 use crate::host_memory::RamMap;
-use machine::inspect::{Inspect, Value, json};
 use machine::memory::Memory;
 use packed::Packed;
 use serde::{Deserialize, Serialize};
@@ -334,23 +333,18 @@ impl Queue {
     }
 }
 
-impl Inspect for Queue {
-    fn inspect(&self) -> Value {
-        let state = self.state();
-        json!({
-            "layout": if matches!(self.ring, Ring::Packed(_)) { "packed" } else { "split" },
-            "size": state.size,
-            "descriptor_area": format!("{:#x}", state.descriptor_area),
-            "driver_area": format!("{:#x}", state.driver_area),
-            "device_area": format!("{:#x}", state.device_area),
-            "next_available": state.next_available,
-            "next_used": state.next_used,
-            "in_flight": self.in_flight,
-            "counters": self.counters.inspect(),
-            "error": self.error.map(|error| error.to_string()),
-        })
-    }
-}
+machine::inspect!(Queue, this => {
+    layout: if matches!(this.ring, Ring::Packed(_)) { "packed" } else { "split" },
+    size: this.state.size,
+    hex descriptor_area: this.state.descriptor_area,
+    hex driver_area: this.state.driver_area,
+    hex device_area: this.state.device_area,
+    next_available: this.state().next_available,
+    next_used: this.state().next_used,
+    in_flight,
+    counters,
+    error: this.error.map(|error| error.to_string()),
+});
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 use crate::config::{ByteSize, IvshmemConfig};
 use anyhow::{Context, Result, bail};
 use hypervisor::{MemorySlot, Vm};
-use machine::inspect::{Inspect, Value, hex, json, size};
 use std::fs::File;
 use std::sync::Arc;
 use vm_memory::FileOffset;
@@ -85,8 +84,8 @@ impl SharedMemory {
     }
 }
 
-impl Inspect for SharedMemory {
-    fn inspect(&self) -> Value {
-        json!({ "size": size(&self.size().0), "mapped_at": hex(&self.mapped), "memory_slot": self.slot })
-    }
-}
+machine::inspect!(SharedMemory, this => {
+    size size: this.size().0,
+    hex mapped_at: this.mapped,
+    memory_slot: this.slot,
+});

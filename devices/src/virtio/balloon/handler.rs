@@ -4,7 +4,7 @@ use super::free_pages;
 use super::shared::Shared;
 use super::{PAGE_SIZE, feature, pages};
 use machine::clock::Clock;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use machine::memory::{HostPages, Memory};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -264,18 +264,16 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        let lanes = self.lanes.iter().map(|lane| {
-            json!({
-                "role": lane.role.map(|role| format!("{role:?}").to_lowercase()),
-                "request_offset": lane.at,
-                "queue": lane.queue.inspect(),
-            })
-        });
-        json!({ "queues": lanes.collect::<Vec<_>>() })
-    }
-}
+machine::inspect!(Handler, this => {
+    next_statistics_ns: this.next_statistics,
+    queues: this.lanes.iter().map(Inspect::inspect).collect::<Vec<_>>(),
+});
+
+machine::inspect!(Lane, this => {
+    role: this.role.map(|role| format!("{role:?}").to_lowercase()),
+    request_offset: this.at,
+    queue,
+});
 
 #[cfg(test)]
 impl Roles {

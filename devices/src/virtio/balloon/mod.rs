@@ -19,7 +19,6 @@ pub use shared::{BalloonControl, HintSink};
 pub use statistics::Statistics;
 
 use handler::{Handler, Roles};
-use machine::inspect::{Inspect, Value, json};
 use machine::memory::HostPages;
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
@@ -148,16 +147,11 @@ impl VirtioDevice for Balloon {
     }
 }
 
-impl Inspect for Balloon {
-    fn inspect(&self) -> Value {
-        let mut value = self.shared.inspect();
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("deflate_on_oom".into(), json!(self.options.deflate_on_oom));
-            fields.insert("free_page_reporting".into(), json!(self.options.free_page_reporting));
-        }
-        value
-    }
-}
+machine::inspect!(Balloon, this => {
+    ..this.shared,
+    deflate_on_oom: this.options.deflate_on_oom,
+    free_page_reporting: this.options.free_page_reporting,
+});
 
 /// Saved state: what the driver told. How large the balloon is to be is the machine's configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use super::statistics::{Statistics, StatisticsStore};
 use super::{PAGE_SIZE, hint};
 use machine::bus::Range;
 use machine::doorbell::Doorbell;
-use machine::inspect::{Inspect, Value, json, size};
+use machine::inspect::{Inspect, Value};
 use machine::metrics::{Counter, Reading};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -178,27 +178,25 @@ impl Shared {
     }
 }
 
-impl Inspect for Shared {
-    fn inspect(&self) -> Value {
-        let [num_pages, actual, hint_command, poison_val] = self.config();
-        let counters = &self.counters;
-        json!({
-            "size": size(&bytes(num_pages)),
-            "actual": size(&bytes(actual)),
-            "hint_command": hint_command,
-            "hints_complete": self.hints().complete,
-            "poison_value": format!("{poison_val:#x}"),
-            "inflated_bytes": counters.inflated_pages.get().saturating_mul(PAGE_SIZE),
-            "deflated_bytes": counters.deflated_pages.get().saturating_mul(PAGE_SIZE),
-            "reported_bytes": counters.reported_bytes.get(),
-            "hinted_bytes": counters.hinted_bytes.get(),
-            "released_bytes": counters.released_bytes.get(),
-            "refused_pages": counters.refused_pages.get(),
-            "release_errors": counters.release_errors.get(),
-            "statistics": self.statistics.read().inspect(),
-        })
-    }
-}
+machine::inspect!(Shared, this => {
+    size size: bytes(this.num_pages.load(Ordering::SeqCst)),
+    size actual: bytes(this.actual.load(Ordering::SeqCst)),
+    hint_command,
+    hints_complete: this.hints().complete,
+    hex poison_value: this.poison_val,
+    ..this.counters,
+    statistics: this.statistics.read(),
+});
+
+machine::inspect!(Counters, this => {
+    inflated_bytes: this.inflated_pages.get().saturating_mul(PAGE_SIZE),
+    deflated_bytes: this.deflated_pages.get().saturating_mul(PAGE_SIZE),
+    reported_bytes,
+    hinted_bytes,
+    released_bytes,
+    refused_pages,
+    release_errors,
+});
 
 /// Controls a balloon while its device is in use. Clones control the same balloon.
 #[derive(Clone)]

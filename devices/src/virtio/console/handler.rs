@@ -4,7 +4,7 @@ use super::control::{HEADER, Message, event};
 use super::port::{PortQueues, RunningPort};
 use super::state::SavedConsole;
 use super::{MAX_PORTS, Port, Shared};
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -251,14 +251,10 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        json!({
-            "multiport": self.control.is_some(),
-            "driver_ready": self.driver_ready,
-            "messages_waiting": self.messages.len(),
-            "unknown_messages": self.unknown_messages,
-            "ports": self.ports.iter().map(Inspect::inspect).collect::<Vec<_>>(),
-        })
-    }
-}
+machine::inspect!(Handler, this => {
+    multiport: this.control.is_some(),
+    driver_ready,
+    messages_waiting: this.messages.len(),
+    unknown_messages,
+    ports: this.ports.iter().map(Inspect::inspect).collect::<Vec<_>>(),
+});

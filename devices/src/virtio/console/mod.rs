@@ -14,7 +14,6 @@ mod state;
 
 use crate::host_console::{HostConsole, WindowSize};
 use handler::Handler;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedState, StateError};
 use port::PortQueues;
 use state::SavedConsole;
@@ -174,12 +173,11 @@ impl VirtioDevice for Console {
     }
 }
 
-impl Inspect for Console {
-    fn inspect(&self) -> Value {
-        let size = self.shared.size();
-        json!({ "ports": self.port_count, "columns": size.columns, "rows": size.rows })
-    }
-}
+machine::inspect!(Console, this => {
+    ports: this.port_count,
+    columns: this.shared.size().columns,
+    rows: this.shared.size().rows,
+});
 
 impl Saved for Console {
     fn save(&self) -> Result<SavedState, StateError> {

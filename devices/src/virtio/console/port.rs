@@ -2,7 +2,6 @@
 
 use super::Port;
 use super::state::SavedPort;
-use machine::inspect::{Inspect, Value, json};
 use virtio::chain::Chain;
 use virtio::queue::{Queue, QueueError};
 
@@ -179,15 +178,11 @@ impl RunningPort {
     }
 }
 
-impl Inspect for RunningPort {
-    fn inspect(&self) -> Value {
-        json!({
-            "name": self.port.name,
-            "console": self.port.console,
-            "guest_open": self.state.guest_open,
-            "waits_for_buffers": self.starved,
-            "waits_for_host": self.throttled(),
-            "host": self.port.host.inspect(),
-        })
-    }
-}
+machine::inspect!(RunningPort, this => {
+    name: this.port.name,
+    console: this.port.console,
+    guest_open: this.state.guest_open,
+    waits_for_buffers: this.starved,
+    waits_for_host: this.throttled(),
+    host: this.port.host,
+});

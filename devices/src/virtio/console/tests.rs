@@ -2,6 +2,7 @@ use super::control::{Message, event};
 use super::*;
 use crate::host_console::Mode;
 use crate::virtio::testing::settle;
+use machine::inspect::json;
 use machine::state::Saved;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;

@@ -2,7 +2,6 @@
 
 use super::request::{ANSWER, Request};
 use super::shared::Shared;
-use machine::inspect::{Inspect, Value, json};
 use std::sync::Arc;
 use virtio::chain::Chain;
 use virtio::queue::QueueError;
@@ -21,9 +20,5 @@ impl Service for Plugger {
     }
 }
 
-/// What there is to see is the device's.
-impl Inspect for Plugger {
-    fn inspect(&self) -> Value {
-        json!({})
-    }
-}
+// What there is to see is the device's.
+machine::inspect!(Plugger {});

@@ -17,7 +17,6 @@ pub use shared::{MemControl, ResizeError};
 use blocks::Run;
 use handler::Plugger;
 use machine::bus::Range;
-use machine::inspect::{Inspect, Value};
 use machine::memory::HostPages;
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
@@ -145,11 +144,7 @@ impl VirtioDevice for Mem {
     }
 }
 
-impl Inspect for Mem {
-    fn inspect(&self) -> Value {
-        self.shared.inspect()
-    }
-}
+machine::inspect!(Mem, this => { ..this.shared });
 
 /// Saved state: which blocks are plugged. How much is to be is the machine's configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use super::MemOptions;
 use super::blocks::{Blocks, Plugged};
 use super::request::{Answer, Request};
 use machine::bus::Range;
-use machine::inspect::{Inspect, Value, hex, json, size};
+use machine::inspect::{Inspect, Value};
 use machine::memory::HostPages;
 use machine::metrics::{Counter, Reading};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,27 +223,18 @@ impl Shared {
     }
 }
 
-impl Inspect for Shared {
-    fn inspect(&self) -> Value {
-        let MemOptions { region, block_size, node, populate, .. } = self.options;
-        let counters = &self.counters;
-        json!({
-            "address": hex(&region.start),
-            "region_size": size(&region.size),
-            "block_size": size(&block_size),
-            "node": node,
-            "populate": populate,
-            "requested_size": size(&self.requested()),
-            "plugged_size": size(&self.plugged()),
-            "plugs": counters.plugs.get(),
-            "unplugs": counters.unplugs.get(),
-            "unplug_alls": counters.unplug_alls.get(),
-            "states": counters.states.get(),
-            "refused": counters.refused.get(),
-            "host_errors": counters.host_errors.get(),
-        })
-    }
-}
+machine::inspect!(Shared, this => {
+    hex address: this.options.region.start,
+    size region_size: this.options.region.size,
+    size block_size: this.options.block_size,
+    node: this.options.node,
+    populate: this.options.populate,
+    size requested_size: this.requested(),
+    size plugged_size: this.plugged(),
+    ..this.counters,
+});
+
+machine::inspect!(Counters { plugs, unplugs, unplug_alls, states, refused, host_errors });
 
 /// Controls a memory device while it is in use. Clones control the same device.
 #[derive(Clone)]

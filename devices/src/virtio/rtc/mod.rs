@@ -8,7 +8,7 @@ mod request;
 
 use clocks::{Clocks, MOST_CLOCKS, SavedClocks};
 use machine::clock::Clock;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use request::{LONGEST, Terms};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -101,11 +101,9 @@ impl VirtioDevice for Rtc {
     }
 }
 
-impl Inspect for Rtc {
-    fn inspect(&self) -> Value {
-        json!({ "clock": lock(&self.clocks).inspect() })
-    }
-}
+machine::inspect!(Rtc, this => {
+    clock: lock(&this.clocks).inspect(),
+});
 
 impl SavedFields for SavedClocks {
     const KIND: &'static str = "virtio-rtc";
@@ -214,12 +212,11 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        let queues: Vec<_> = self.queues().into_iter().map(Inspect::inspect).collect();
-        json!({ "requests": self.served, "alarms": self.notifications, "queues": queues })
-    }
-}
+machine::inspect!(Handler, this => {
+    requests: this.served,
+    alarms: this.notifications,
+    queues: this.queues().into_iter().map(Inspect::inspect).collect::<Vec<_>>(),
+});
 
 #[cfg(test)]
 mod tests;

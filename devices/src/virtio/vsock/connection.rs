@@ -3,7 +3,6 @@
 use super::packet::{HOST_CID, Header, STREAM, op, shutdown};
 use super::socket;
 use super::unsent::Unsent;
-use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -349,17 +348,13 @@ impl Connection {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused;
 
-impl Inspect for Connection {
-    fn inspect(&self) -> Value {
-        json!({
-            "guest_port": self.ports.guest,
-            "host_port": self.ports.host,
-            "state": format!("{:?}", self.state).to_lowercase(),
-            "window": self.window,
-            "unsent": self.unsent.len(),
-            "guest_credit": self.credit(),
-            "guest_ended": self.guest_ended,
-            "host_ended": self.host_ended,
-        })
-    }
-}
+machine::inspect!(Connection, this => {
+    guest_port: this.ports.guest,
+    host_port: this.ports.host,
+    state: format!("{:?}", this.state).to_lowercase(),
+    window,
+    unsent: this.unsent.len(),
+    guest_credit: this.credit(),
+    guest_ended,
+    host_ended,
+});

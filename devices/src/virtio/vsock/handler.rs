@@ -6,7 +6,7 @@ use super::mux::{Mux, Next, Outcome};
 use super::packet::{HEADER, Header, op};
 use super::socket::{self, MAX_SEGMENTS};
 use machine::clock::Clock;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -270,15 +270,11 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        json!({
-            "bytes_to_guest": self.to_guest,
-            "bytes_from_guest": self.from_guest,
-            "waits_for_buffers": self.starved,
-            "malformed": self.malformed,
-            "sockets": self.mux.inspect(),
-            "queues": self.queues().into_iter().map(Inspect::inspect).collect::<Vec<_>>(),
-        })
-    }
-}
+machine::inspect!(Handler, this => {
+    bytes_to_guest: this.to_guest,
+    bytes_from_guest: this.from_guest,
+    waits_for_buffers: this.starved,
+    malformed,
+    sockets: this.mux,
+    queues: this.queues().into_iter().map(Inspect::inspect).collect::<Vec<_>>(),
+});

@@ -21,7 +21,6 @@ mod unsent;
 pub use mux::MAX_CONNECTIONS;
 
 use handler::Handler;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use mux::{FIRST_PORT, Mux};
 use serde::{Deserialize, Serialize};
@@ -121,11 +120,10 @@ impl VirtioDevice for Vsock {
     }
 }
 
-impl Inspect for Vsock {
-    fn inspect(&self) -> Value {
-        json!({ "cid": self.shared.cid, "socket": self.path })
-    }
-}
+machine::inspect!(Vsock, this => {
+    cid: this.shared.cid,
+    socket: this.path,
+});
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default)]

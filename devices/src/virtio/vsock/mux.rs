@@ -8,7 +8,7 @@
 use super::connection::{Connection, Ports, State};
 use super::packet::{HOST_CID, Header, STREAM, op};
 use super::socket;
-use machine::inspect::{Inspect, Value, json};
+use machine::inspect::Inspect;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ffi::OsString;
@@ -563,21 +563,14 @@ impl Drop for Mux {
     }
 }
 
-impl Inspect for Mux {
-    fn inspect(&self) -> Value {
-        let connections = self.slots.iter().flatten().map(|connection| connection.inspect());
-        json!({
-            "connections": connections.collect::<Vec<_>>(),
-            "waiting_to_greet": self.greeting,
-            "refusals_waiting": self.replies.len(),
-            "opened_by_guest": self.counters.opened_by_guest,
-            "opened_by_host": self.counters.opened_by_host,
-            "refused": self.counters.refused,
-            "reset": self.counters.reset,
-            "unknown_packets": self.counters.unknown_packets,
-        })
-    }
-}
+machine::inspect!(Mux, this => {
+    connections: this.slots.iter().flatten().map(Inspect::inspect).collect::<Vec<_>>(),
+    waiting_to_greet: this.greeting,
+    refusals_waiting: this.replies.len(),
+    ..this.counters,
+});
+
+machine::inspect!(Counters { opened_by_guest, opened_by_host, refused, reset, unknown_packets });
 
 /// What a connection's socket is watched for, and the number it is told by.
 fn watched(index: usize, connection: &Connection) -> EpollEvent {

@@ -4,7 +4,6 @@
 //! watch. When none comes for 20 seconds (drivers send one every 15), the guest is taken for dead.
 
 use machine::clock::Clock;
-use machine::inspect::{Inspect, Value, json};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -71,16 +70,11 @@ impl VirtioDevice for Watchdog {
     }
 }
 
-impl Inspect for Watchdog {
-    fn inspect(&self) -> Value {
-        let Watch { running, pings, expirations } = &*self.watch;
-        json!({
-            "enabled": running.load(Ordering::Relaxed),
-            "reloads": pings.load(Ordering::Relaxed),
-            "expirations": expirations.load(Ordering::Relaxed),
-        })
-    }
-}
+machine::inspect!(Watchdog, this => {
+    enabled: this.watch.running,
+    reloads: this.watch.pings,
+    expirations: this.watch.expirations,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
