@@ -1,7 +1,7 @@
-//! Disks: image formats, I/O engines and the virtio block device.
+//! Disks: image formats, I/O engines, the virtio block device and persistent memory.
 //!
 //! An [`image`] is what is on the host: it knows its size and how requests for parts of it become operations
-//! on files. An [`engine`] performs such operations without waiting. [`virtio_blk`] is what the guest sees.
+//! on files. An [`engine`] performs such operations without waiting. [`virtio_blk`] and [`virtio_pmem`] are what the guest sees.
 
 #![cfg_attr(
     not(test),
@@ -18,3 +18,4 @@ pub mod engine;
 mod host;
 pub mod image;
 pub mod virtio_blk;
+pub mod virtio_pmem;

@@ -1,8 +1,9 @@
 //! Persistent memory: files mapped into the guest's address space, above all memory that can be added later.
 
 use crate::config::{ByteSize, Device, PmemConfig};
+use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
-use devices::virtio::pmem::Flush;
+use block::virtio_pmem::{Flush, MappedFile};
 use machine::bus::Range;
 use machine::memory::{GuestAddress, GuestRegion};
 use std::collections::BTreeMap;
@@ -77,7 +78,12 @@ impl PmemFile {
             .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
             .build()
             .context("mapping it")?;
-        Ok(Self { region, size, flush: (!config.discard_writes).then_some(file as _) })
+        let flush: Option<Arc<dyn Flush>> = if config.discard_writes {
+            None
+        } else {
+            Some(Arc::new(MappedFile::new(file, Some(Arc::new(|| seccomp::confine(ThreadKind::Worker))))?))
+        };
+        Ok(Self { region, size, flush })
     }
 
     /// The memory, at `start` of the guest's address space.

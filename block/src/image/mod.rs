@@ -17,6 +17,9 @@ pub use open::{OpenError, OpenOptions, open, same_image};
 pub use raw::RawImage;
 pub use stream::RawStream;
 
+pub(crate) use page_cache::PageCache;
+pub(crate) use stream::Layout;
+
 use crate::engine::EngineError;
 use machine::inspect::Inspect;
 use std::io;

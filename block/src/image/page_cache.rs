@@ -20,7 +20,7 @@ impl PageCache {
         if let Err(error) = result {
             if !self.lost.swap(true, Ordering::SeqCst) {
                 tracing::error!(
-                    "the host lost what was written to a disk image, whose flushes fail from now on: {error}"
+                    "the host lost what was written to a file of a disk or of persistent memory, whose flushes fail from now on: {error}"
                 );
             }
             return Err(error);

@@ -1,9 +1,8 @@
-//! Virtio devices that are neither disks nor networks.
+//! Virtio devices that are neither files nor networks.
 
 pub mod balloon;
 pub mod console;
 pub mod mem;
-pub mod pmem;
 pub mod rng;
 pub mod rtc;
 pub mod vsock;

@@ -1,19 +1,33 @@
-//! `virtio_pmem`: the persistent memory device without a file to keep, so that nothing depends on a thread's time.
+//! `virtio_pmem`: the persistent memory device, with a file to keep and without.
 
+use crate::disk::{Behaviour, MemoryDisk};
 use crate::input::Input;
 use crate::program::{self, QUEUE_STEPS, Subject};
-use devices::virtio::pmem::Pmem;
+use block::engine::EngineError;
+use block::image::{Image, Stream};
+use block::virtio_pmem::{Flush, Pmem};
 use machine::bus::Range;
+use std::sync::Arc;
 use virtio::testing::{Completion, Driver};
+
+impl Flush for MemoryDisk {
+    fn stream(&self) -> Result<Box<dyn Stream>, EngineError> {
+        Image::stream(self, 1)
+    }
+}
 
 /// The queue of the device.
 pub fn virtio_pmem(data: &[u8]) {
-    let device = Pmem::new(Range { start: 1 << 40, size: 2 << 20 }, None, || {});
-    let driver = Driver::attach(Box::new(device));
-    program::run(driver, &mut Guest, QUEUE_STEPS, None, &mut Input::new(data));
+    let input = &mut Input::new(data);
+    let file = MemoryDisk::new(0, false);
+    let flush: Option<Arc<dyn Flush>> = if input.flag() { Some(Arc::new(file.clone())) } else { None };
+    let driver = Driver::attach(Box::new(Pmem::new(Range { start: 1 << 40, size: 2 << 20 }, flush)));
+    program::run(driver, &mut Guest { file }, QUEUE_STEPS, None, input);
 }
 
-struct Guest;
+struct Guest {
+    file: MemoryDisk,
+}
 
 impl Subject for Guest {
     fn request(&mut self, driver: &mut Driver, input: &mut Input<'_>) -> bool {
@@ -25,7 +39,13 @@ impl Subject for Guest {
         length == 4 && answer >= 4
     }
 
-    fn host(&mut self, _driver: &mut Driver, _input: &mut Input<'_>) {}
+    fn host(&mut self, _driver: &mut Driver, input: &mut Input<'_>) {
+        if input.flag() {
+            self.file.behave(|behaviour| behaviour.delay = input.u8().into());
+        } else {
+            self.file.behave(|behaviour| behaviour.fail_next = Some(5));
+        }
+    }
 
     fn check(&mut self, _queue: u16, completion: &Completion) {
         assert!(matches!(completion.data.first_chunk(), Some([0 | 1, 0, 0, 0])));
@@ -35,7 +55,9 @@ impl Subject for Guest {
         true
     }
 
-    fn calm(&mut self, _driver: &mut Driver) {}
+    fn calm(&mut self, _driver: &mut Driver) {
+        self.file.behave(|behaviour| *behaviour = Behaviour::default());
+    }
 
     fn works(&mut self, driver: &mut Driver) {
         assert_eq!(driver.call(0, &[&[0; 4]], &[4]).data, [0; 4]);

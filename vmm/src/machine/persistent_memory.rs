@@ -6,9 +6,8 @@
 use super::Machine;
 use crate::api::{ApiError, Respond};
 use crate::pmem::PmemFile;
-use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
-use devices::virtio::pmem::Pmem;
+use block::virtio_pmem::Pmem;
 use hypervisor::MemorySlot;
 use machine::effect::FunctionAddress;
 use machine::memory::GuestAddress;
@@ -68,7 +67,7 @@ impl Machine {
             self.pmem.give_back(id);
             return Err(error);
         }
-        let device = Pmem::new(range, flush, || seccomp::confine(ThreadKind::Worker));
+        let device = Pmem::new(range, flush);
         Ok((Box::new(device), self.pci.change_memory(&self.memory.ram)))
     }
 

@@ -1,23 +1,26 @@
 //! Persistent memory device (virtio 1.2, 5.19): memory that is a file, which the guest reads and writes without requests.
 //!
 //! The machine maps the memory where the configuration space says. What remains are requests to flush: to make stable what was
-//! written. They are carried out by a thread of their own, one after the other, so that a slow disk keeps nothing else waiting;
-//! requests that come meanwhile share the next flush.
+//! written. They are carried out by an I/O engine, one after the other, so that a slow disk keeps nothing else waiting; requests
+//! that come meanwhile share the next flush.
 
-mod flusher;
+mod file;
 
-use flusher::Flusher;
+pub use file::MappedFile;
+
+use crate::engine::EngineError;
+use crate::image::{Request, Stream};
 use machine::bus::Range;
-use machine::inspect::{Inspect, Value, hex, json, size};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use virtio::chain::Chain;
-use virtio::device::{ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice};
+use virtio::device::{
+    ActivateError, Activation, Progress, QueueHandler, QueueTask, VirtioDevice, read_fields,
+};
 use virtio::queue::{Queue, QueueError};
 use virtio::stand_in::Refusal;
 
@@ -35,41 +38,31 @@ const BUDGET: u32 = 64;
 
 /// What makes stable what the guest has written.
 pub trait Flush: Send + Sync {
-    /// Returns when all that was written before the call is stable.
+    /// A way to the file for one handler, which keeps it open: one [`Request::Flush`] at a time is made, and ends when all that
+    /// was written before it is stable.
     ///
     /// # Errors
-    /// The host's, when that failed.
-    fn flush(&self) -> io::Result<()>;
-}
-
-impl Flush for File {
-    fn flush(&self) -> io::Result<()> {
-        self.sync_data()
-    }
+    /// When the host has no resources for it.
+    fn stream(&self) -> Result<Box<dyn Stream>, EngineError>;
 }
 
 /// The device.
 pub struct Pmem {
     region: Range,
     flush: Option<Arc<dyn Flush>>,
-    thread_start: fn(),
 }
 
 impl Pmem {
     /// A device for memory that is mapped at `region` of the guest's address space. Without `flush`, what the guest writes is not
-    /// meant to last, and a flush does nothing. `thread_start` is called first by the thread that flushes.
-    pub fn new(region: Range, flush: Option<Arc<dyn Flush>>, thread_start: fn()) -> Self {
-        Self { region, flush, thread_start }
+    /// meant to last, and a flush does nothing.
+    pub fn new(region: Range, flush: Option<Arc<dyn Flush>>) -> Self {
+        Self { region, flush }
     }
 }
 
 impl VirtioDevice for Pmem {
     fn device_type(&self) -> u16 {
         DEVICE_TYPE
-    }
-
-    fn features(&self) -> u64 {
-        0
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -79,28 +72,26 @@ impl VirtioDevice for Pmem {
     /// `struct virtio_pmem_config` (5.19.4): start and size.
     fn config_read(&self, offset: u64, data: &mut [u8]) {
         let fields = [self.region.start.to_le_bytes(), self.region.size.to_le_bytes()];
-        let bytes = fields.iter().flatten().skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        read_fields(fields.into_iter().flatten(), offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
-        let Some((0, queue)) = activation.queues.into_iter().next() else {
-            return Err(ActivateError::QueueMissing(0));
-        };
-        let start = |flush: &Arc<dyn Flush>| Flusher::start(Arc::clone(flush), self.thread_start);
-        let flusher = self.flush.as_ref().map(start).transpose();
-        let flusher = flusher
-            .map_err(|source| ActivateError::Host { what: "starting a thread that flushes", source })?;
+    fn activate(&mut self, mut activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
+        let queue = activation.only_queue()?;
+        let stream = self.flush.as_ref().map(|flush| flush.stream()).transpose();
+        let stream = stream.map_err(|error| ActivateError::Host {
+            what: "cannot start the queue of persistent memory",
+            source: io::Error::other(error),
+        })?;
         let handler = Handler {
             queue,
-            flusher,
+            stream,
             waiting: VecDeque::new(),
             covered: 0,
             spare: Vec::new(),
             flushes: 0,
             failures: 0,
         };
-        Ok(vec![QueueTask { name: "flush".to_owned(), queues: vec![0], handler: Box::new(handler) }])
+        Ok(vec![QueueTask::single("flush", 0, handler)])
     }
 
     fn refusal(&self) -> Refusal {
@@ -110,15 +101,11 @@ impl VirtioDevice for Pmem {
     fn reset(&mut self) {}
 }
 
-impl Inspect for Pmem {
-    fn inspect(&self) -> Value {
-        json!({
-            "start": hex(&self.region.start),
-            "size": size(&self.region.size),
-            "lasting": self.flush.is_some(),
-        })
-    }
-}
+machine::inspect!(Pmem, this => {
+    hex start: this.region.start,
+    size size: this.region.size,
+    lasting: this.flush.is_some(),
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -153,7 +140,8 @@ impl Saved for Pmem {
 
 struct Handler {
     queue: Queue,
-    flusher: Option<Flusher>,
+    /// `None`: nothing is to last.
+    stream: Option<Box<dyn Stream>>,
     /// Requests not answered yet, the first `covered` of which the flush under way is for.
     waiting: VecDeque<Chain>,
     covered: usize,
@@ -180,7 +168,7 @@ impl Handler {
             };
             if u32::from_le_bytes(kind) != FLUSH {
                 self.answer(chain, FAILED);
-            } else if self.flusher.is_none() {
+            } else if self.stream.is_none() {
                 self.answer(chain, DONE);
             } else {
                 self.waiting.push_back(chain);
@@ -198,30 +186,36 @@ impl Handler {
 
     /// Answers what was flushed, and has the rest flushed.
     fn proceed(&mut self) {
-        let Some(flusher) = &self.flusher else { return };
+        let Some(stream) = &mut self.stream else { return };
         if self.covered > 0 {
-            let Some(result) = flusher.finished() else { return };
+            let Some(completed) = stream.complete() else {
+                // What it could not do at once.
+                stream.kick();
+                return;
+            };
             self.flushes = self.flushes.saturating_add(1);
-            if let Err(error) = &result {
-                tracing::error!(%error, "what a guest wrote to persistent memory could not be made stable");
-            }
             for _ in 0..std::mem::take(&mut self.covered) {
                 if let Some(chain) = self.waiting.pop_front() {
-                    self.answer(chain, if result.is_ok() { DONE } else { FAILED });
+                    self.answer(chain, if completed.result.is_ok() { DONE } else { FAILED });
                 }
             }
         }
-        if let Some(flusher) = &self.flusher
+        if let Some(stream) = &mut self.stream
             && !self.waiting.is_empty()
         {
             self.covered = self.waiting.len();
-            flusher.begin();
+            // SAFETY: a flush has no segments.
+            unsafe { stream.submit(0, Request::Flush) };
+            stream.kick();
         }
     }
 }
 
 impl QueueHandler for Handler {
     fn run(&mut self) -> Progress {
+        if let Some(stream) = &mut self.stream {
+            stream.disarm();
+        }
         self.queue.disable_notifications();
         let more = self.take();
         self.proceed();
@@ -230,19 +224,27 @@ impl QueueHandler for Handler {
     }
 
     fn arm(&mut self) -> bool {
-        self.queue.enable_notifications()
+        // Both of them, whatever the first says.
+        let flushed = self.stream.as_mut().is_some_and(|stream| stream.arm());
+        self.queue.enable_notifications() || flushed
     }
 
     fn has_work(&self) -> bool {
-        self.queue.has_available()
+        self.queue.has_available() || self.stream.as_ref().is_some_and(|stream| stream.has_work())
     }
 
     fn event_sources(&self) -> Vec<RawFd> {
-        self.flusher.iter().map(Flusher::descriptor).collect()
+        self.stream.iter().map(|stream| stream.event()).collect()
     }
 
     fn quiesce(&mut self) -> bool {
+        if let Some(stream) = &mut self.stream {
+            stream.disarm();
+        }
         self.proceed();
+        while !self.waiting.is_empty() && self.stream.as_mut().is_some_and(|stream| stream.arm()) {
+            self.proceed();
+        }
         self.queue.notify();
         self.waiting.is_empty()
     }
@@ -256,16 +258,13 @@ impl QueueHandler for Handler {
     }
 }
 
-impl Inspect for Handler {
-    fn inspect(&self) -> Value {
-        json!({
-            "waiting": self.waiting.len(),
-            "flushes": self.flushes,
-            "failures": self.failures,
-            "queue": self.queue.inspect(),
-        })
-    }
-}
+machine::inspect!(Handler, this => {
+    engine: this.stream.as_ref().map(|stream| stream.engine()),
+    waiting: this.waiting.len(),
+    flushes,
+    failures,
+    queue,
+});
 
 #[cfg(test)]
 mod tests;
