@@ -153,3 +153,43 @@ fn a_kernel_that_panics_upon_an_nmi_leaves_a_core_dump() {
     }
     check_dump(&core, release.trim(), banner);
 }
+
+/// Loads the driver, and prints what the kernel then tells of its note: both formats, the size and the two halves of the address.
+const TELL: &str = "modprobe qemu_fw_cfg; cd /sys/firmware/qemu_fw_cfg/by_name/etc/vmcoreinfo
+    echo @@told $(hexdump -v -n 16 -e '2/2 \"%d \" 3/4 \"%d \"' raw)
+    echo @@release $(uname -r); echo @@ready; read line";
+
+#[test]
+fn a_kernel_tells_where_its_note_is_and_a_core_dump_has_it() {
+    if lacks(Feature::Debugger) {
+        return;
+    }
+    let folder = Folder::on_disk();
+    let (core, socket) = (folder.join("core"), folder.join("api"));
+    let kernel = Kernel::V6_12;
+    let mut monitor = MonitorBuilder::linux(kernel, Form::BzImage)
+        .initramfs(kernel.tools().as_os_str())
+        .args(["--memory", "size=256M", "--fw-cfg-config", "kernel=off,initramfs=off", "--api-socket"])
+        .arg(&socket)
+        .script(TELL)
+        .start();
+    monitor.wait_for("@@ready");
+    let line = |name: &str| {
+        let output = monitor.output();
+        let line = output.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name} is not in:\n{output}")).trim().to_owned()
+    };
+    let told = line("@@told ");
+    let words: Vec<i64> = told.split(' ').map(|word| word.parse().unwrap()).collect();
+    assert!(matches!(words[..], [_, 1, size, address, 0] if size >= 24 && address > 0), "{told}");
+    let release = line("@@release ");
+    let ctl = format!("{} ctl --api-socket {}", required("VIVARIUM_BIN").display(), socket.display());
+    shell(&format!("{ctl} pause; {ctl} coredump file://{}; {ctl} resume", core.display()));
+    monitor.type_in("well\n");
+    monitor.succeed();
+    let notes = shell(&format!("readelf -n {}", core.display()));
+    assert_eq!(notes.matches("VMCOREINFO").count(), 1, "{notes}");
+    let note = shell(&format!("strings -n 6 {} | grep -m1 -A400 ^OSRELEASE=[0-9]", core.display()));
+    assert!(note.contains(&format!("OSRELEASE={release}\n")), "{note}");
+    assert!(note.contains("KERNELOFFSET="), "{note}");
+}

@@ -1,6 +1,8 @@
 //! What a firmware configuration device holds: items by number, and files, which have a number and a name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 /// The longest name of a file in bytes, without the NUL after it.
@@ -56,15 +58,71 @@ pub enum ItemError {
     TooLarge(u64),
 }
 
-/// A file: what a guest finds by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct File {
-    name: String,
-    data: Vec<u8>,
+/// What a file has in it.
+#[derive(Clone, Debug)]
+enum Content {
+    Fixed(Vec<u8>),
+    Guest(GuestFile),
 }
 
-/// All that a device holds. Nothing of it changes once the device is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A file: what a guest finds by name.
+#[derive(Clone, Debug)]
+struct File {
+    name: String,
+    content: Content,
+}
+
+/// A file that the guest writes; its length is fixed. Clones are the same file.
+#[derive(Clone, Debug)]
+pub struct GuestFile {
+    /// What is in it before the guest writes.
+    initial: Arc<[u8]>,
+    content: Arc<Mutex<Vec<u8>>>,
+}
+
+impl GuestFile {
+    fn new(initial: Vec<u8>) -> Self {
+        Self { initial: initial.as_slice().into(), content: Arc::new(Mutex::new(initial)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in it.
+    pub fn content(&self) -> Vec<u8> {
+        self.lock().clone()
+    }
+
+    /// Its size in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.initial.len()
+    }
+
+    /// Writes a part. `false`: it would go beyond the end, and nothing is written.
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let mut content = self.lock();
+        let part = offset.checked_add(bytes.len()).and_then(|end| content.get_mut(offset..end));
+        part.map(|part| part.copy_from_slice(bytes)).is_some()
+    }
+
+    /// Forgets what the guest wrote.
+    fn reset(&self) {
+        self.lock().copy_from_slice(&self.initial);
+    }
+}
+
+impl Content {
+    fn size(&self) -> usize {
+        match self {
+            Self::Fixed(data) => data.len(),
+            Self::Guest(file) => file.size(),
+        }
+    }
+}
+
+/// All that a device holds. What is in it stays as it is once the device is made, but for the files that the guest writes.
+#[derive(Clone, Debug, Default)]
 pub struct Items {
     numbered: BTreeMap<u16, Vec<u8>>,
     /// Ordered by name.
@@ -88,15 +146,30 @@ impl Items {
     /// # Errors
     /// When it cannot be one.
     pub fn add(&mut self, name: &str, data: Vec<u8>) -> Result<(), ItemError> {
-        check_name(name)?;
         size_of(&data)?;
+        self.insert(name, Content::Fixed(data))
+    }
+
+    /// Adds a file that the guest can write, with what is in it until then.
+    ///
+    /// # Errors
+    /// When it cannot be one.
+    pub fn add_writable(&mut self, name: &str, initial: Vec<u8>) -> Result<GuestFile, ItemError> {
+        size_of(&initial)?;
+        let file = GuestFile::new(initial);
+        self.insert(name, Content::Guest(file.clone()))?;
+        Ok(file)
+    }
+
+    fn insert(&mut self, name: &str, content: Content) -> Result<(), ItemError> {
+        check_name(name)?;
         if self.files.len() >= MOST_FILES {
             return Err(ItemError::TooMany);
         }
         match self.files.binary_search_by(|file| file.name.as_str().cmp(name)) {
             Ok(_) => Err(ItemError::Twice),
             Err(place) => {
-                self.files.insert(place, File { name: name.to_owned(), data });
+                self.files.insert(place, File { name: name.to_owned(), content });
                 Ok(())
             }
         }
@@ -104,7 +177,7 @@ impl Items {
 
     /// Each file's name and size in bytes.
     pub(super) fn files(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.files.iter().map(|file| (file.name.as_str(), file.data.len()))
+        self.files.iter().map(|file| (file.name.as_str(), file.content.size()))
     }
 
     /// Completes them with what the device tells of itself and of its files.
@@ -114,14 +187,49 @@ impl Items {
         self.numbered.insert(number::DIRECTORY, self.directory());
     }
 
+    fn file(&self, number: u16) -> Option<&File> {
+        self.files.get(usize::from(number.checked_sub(number::FIRST_FILE)?))
+    }
+
     /// The item of that number; empty if there is none.
-    pub(super) fn get(&self, number: u16) -> &[u8] {
-        let numbered = self.numbered.get(&number);
-        let file = || {
-            let index = number.checked_sub(number::FIRST_FILE)?;
-            self.files.get(usize::from(index)).map(|file| &file.data)
-        };
-        numbered.or_else(file).map(Vec::as_slice).unwrap_or_default()
+    pub(super) fn get(&self, number: u16) -> Cow<'_, [u8]> {
+        if let Some(data) = self.numbered.get(&number) {
+            return Cow::Borrowed(data);
+        }
+        match self.file(number).map(|file| &file.content) {
+            Some(Content::Fixed(data)) => Cow::Borrowed(data),
+            Some(Content::Guest(file)) => Cow::Owned(file.content()),
+            None => Cow::Borrowed(&[]),
+        }
+    }
+
+    /// The file of that number, if the guest can write it.
+    pub(super) fn writable(&self, number: u16) -> Option<&GuestFile> {
+        self.file(number)?.writable()
+    }
+
+    /// What the guest wrote, by the file's name.
+    pub(super) fn written(&self) -> BTreeMap<String, Vec<u8>> {
+        let files =
+            self.files.iter().filter_map(|file| Some((file.name.clone(), file.writable()?.content())));
+        files.collect()
+    }
+
+    /// Takes what a guest wrote elsewhere. The name of a file that there is not, or is of another size, is given back.
+    pub(super) fn restore(&self, written: &BTreeMap<String, Vec<u8>>) -> Result<(), String> {
+        for (name, content) in written {
+            let file = self.files.iter().find(|file| file.name == *name).and_then(File::writable);
+            match file {
+                Some(file) if file.size() == content.len() => file.write(0, content),
+                _ => return Err(name.clone()),
+            };
+        }
+        Ok(())
+    }
+
+    /// Forgets what the guest wrote.
+    pub(super) fn reset(&self) {
+        self.files.iter().filter_map(File::writable).for_each(GuestFile::reset);
     }
 
     fn directory(&self) -> Vec<u8> {
@@ -131,13 +239,22 @@ impl Items {
             let mut name = file.name.as_bytes().to_vec();
             name.resize(LONGEST_NAME.saturating_add(1), 0);
             // Their sizes were checked when they were added.
-            let size = u32::try_from(file.data.len()).unwrap_or(0);
+            let size = u32::try_from(file.content.size()).unwrap_or(0);
             directory.extend(size.to_be_bytes());
             directory.extend(number.to_be_bytes());
             directory.extend([0, 0]);
             directory.extend(name);
         }
         directory
+    }
+}
+
+impl File {
+    fn writable(&self) -> Option<&GuestFile> {
+        match &self.content {
+            Content::Fixed(_) => None,
+            Content::Guest(file) => Some(file),
+        }
     }
 }
 
@@ -185,9 +302,9 @@ mod tests {
         assert_eq!(listed[4..12], [0, 0, 0x13, 0x88, 0, 0x20, 0, 0]);
         assert_eq!(&listed[12..18], b"opt/a\0");
         assert_eq!(listed[68..74], [0, 0, 0, 6, 0, 0x21]);
-        assert_eq!(items.get(0x21), b"second");
-        assert_eq!(items.get(number::KERNEL_SIZE), [3, 0, 0, 0]);
-        assert_eq!(items.get(number::KERNEL_DATA), [1, 2, 3]);
+        assert_eq!(*items.get(0x21), *b"second");
+        assert_eq!(*items.get(number::KERNEL_SIZE), [3, 0, 0, 0]);
+        assert_eq!(*items.get(number::KERNEL_DATA), [1, 2, 3]);
         assert!(items.get(0x22).is_empty() && items.get(u16::MAX).is_empty() && items.get(2).is_empty());
     }
 }

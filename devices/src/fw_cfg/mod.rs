@@ -6,19 +6,22 @@
 //! | data | 1, 8 bits | 0, up to 64 bits | read: the item's next bytes; zeroes after its end |
 //! | DMA address | 4 | 16 | big-endian, in one or two parts; writing its end performs the request there; read: a signature |
 //!
-//! A request is in guest memory, big-endian: control (32 bits), length (32), address (64). Items are read-only.
+//! A request is in guest memory, big-endian: control (32 bits), length (32), address (64). Only such requests write, and only
+//! to the files that are there for it ([`vmcoreinfo`]).
 
 mod items;
+pub mod vmcoreinfo;
 
-pub use items::{ItemError, Items, LONGEST_NAME, MOST_FILES, check_name, number};
+pub use items::{GuestFile, ItemError, Items, LONGEST_NAME, MOST_FILES, check_name, number};
 
 use crate::platform::{PlatformDevice, read_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, hex, json, size};
+use machine::inspect::{Value, size};
 use machine::memory::{Bytes, GuestAddress, Memory};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What reading the DMA address gives.
 const DMA_SIGNATURE: [u8; 8] = *b"QEMU CFG";
@@ -106,14 +109,14 @@ impl FwCfg {
         self.offset = 0;
     }
 
-    /// What is left of the selected item.
-    fn rest(&self) -> &[u8] {
-        let offset = usize::try_from(self.offset).ok();
-        offset.and_then(|offset| self.items.get(self.selected).get(offset..)).unwrap_or_default()
+    /// What is left of an item after `offset`.
+    fn rest(item: &[u8], offset: u32) -> &[u8] {
+        usize::try_from(offset).ok().and_then(|offset| item.get(offset..)).unwrap_or_default()
     }
 
     fn next_byte(&mut self) -> u8 {
-        let byte = self.rest().first().copied().unwrap_or(0);
+        let item = self.items.get(self.selected);
+        let byte = Self::rest(&item, self.offset).first().copied().unwrap_or(0);
         self.offset = self.offset.saturating_add(1);
         byte
     }
@@ -143,7 +146,7 @@ impl FwCfg {
         if control & READ != 0 {
             self.copy(u64::from_be_bytes(address), usize::try_from(length).ok()?)?;
         } else if control & WRITE != 0 {
-            return None;
+            self.take(u64::from_be_bytes(address), usize::try_from(length).ok()?)?;
         } else if control & SKIP == 0 {
             return Some(());
         }
@@ -155,7 +158,8 @@ impl FwCfg {
     /// and [`MOST_ZEROES`].
     fn copy(&self, address: u64, length: usize) -> Option<()> {
         const ZEROES: [u8; 4096] = [0; 4096];
-        let rest = self.rest();
+        let item = self.items.get(self.selected);
+        let rest = Self::rest(&item, self.offset);
         let data = rest.get(..length.min(rest.len()))?;
         let mut zeroes = length.checked_sub(data.len()).filter(|count| *count <= MOST_ZEROES)?;
         self.memory.write_slice(data, GuestAddress(address)).ok()?;
@@ -167,6 +171,18 @@ impl FwCfg {
             zeroes = zeroes.checked_sub(piece.len())?;
         }
         Some(())
+    }
+
+    /// Takes `length` bytes from guest memory into the selected item, if it is one that the guest writes and has so much room.
+    fn take(&self, address: u64, length: usize) -> Option<()> {
+        let file = self.items.writable(self.selected)?;
+        let offset = usize::try_from(self.offset).ok()?;
+        if length > file.size().checked_sub(offset)? {
+            return None;
+        }
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
+        file.write(offset, &bytes).then_some(())
     }
 
     fn write_dma(&mut self, offset: u64, data: &[u8]) {
@@ -214,22 +230,17 @@ impl BusDevice for FwCfg {
 impl PlatformDevice for FwCfg {
     fn reset(&mut self) {
         (self.selected, self.offset, self.dma_high) = (0, 0, 0);
+        self.items.reset();
     }
 }
 
-impl Inspect for FwCfg {
-    fn inspect(&self) -> Value {
-        let files: Value =
-            self.items.files().map(|(name, length)| (name.to_owned(), size(&length))).collect();
-        json!({
-            "files": files,
-            "selected": hex(&self.selected),
-            "offset": self.offset,
-            "requests": self.requests,
-            "refused_requests": self.refused,
-        })
-    }
-}
+machine::inspect!(FwCfg, this => {
+    files: this.items.files().map(|(name, length)| (name.to_owned(), size(&length))).collect::<Value>(),
+    hex selected,
+    offset,
+    requests,
+    refused_requests: this.refused,
+});
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -237,6 +248,8 @@ struct SavedFwCfg {
     selected: u16,
     offset: u32,
     dma_high: u32,
+    /// What is in the files that the guest can write.
+    written: BTreeMap<String, Vec<u8>>,
 }
 
 impl SavedFields for SavedFwCfg {
@@ -247,12 +260,17 @@ impl SavedFields for SavedFwCfg {
 impl Saved for FwCfg {
     fn save(&self) -> Result<SavedState, StateError> {
         let &Self { selected, offset, dma_high, .. } = self;
-        SavedState::of(&SavedFwCfg { selected, offset, dma_high })
+        SavedState::of(&SavedFwCfg { selected, offset, dma_high, written: self.items.written() })
     }
 
     fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
         self.reset();
         let saved: SavedFwCfg = state.read()?;
+        if let Err(name) = self.items.restore(&saved.written) {
+            self.reset();
+            let reason = format!("the guest wrote {name}, which is not there or of another size");
+            return Err(StateError::Value { kind: SavedFwCfg::KIND, reason });
+        }
         (self.selected, self.offset, self.dma_high) = (saved.selected, saved.offset, saved.dma_high);
         Ok(())
     }

@@ -112,3 +112,35 @@ fn what_cannot_be_is_refused_and_the_device_goes_on() {
     assert_eq!(request(&mut device, 0x21 << 16 | SELECT | READ, 6, BUFFER), 0);
     assert_eq!((device.requests, device.refused), (6, 5));
 }
+
+#[test]
+fn a_guest_writes_what_is_there_for_it_and_only_as_a_whole_request() {
+    let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x4_0000)]).unwrap());
+    let mut items = Items::default();
+    items.add("opt/a", b"fixed".to_vec()).unwrap();
+    let file = items.add_writable("opt/b", b"initial.".to_vec()).unwrap();
+    let mut device = FwCfg::new(Registers::Ports, memory, items);
+    device.memory.write_slice(b"guest", GuestAddress(BUFFER)).unwrap();
+    let write = 0x21 << 16 | SELECT | WRITE;
+    for (control, length, address) in [
+        (0x20 << 16 | SELECT | WRITE, 5, BUFFER),
+        (write, 9, BUFFER),
+        (write, u32::MAX, BUFFER),
+        (write, 5, 0x3_fffe),
+    ] {
+        assert_eq!(request(&mut device, control, length, address), ERROR, "{control:#x} {length}");
+    }
+    assert_eq!(file.content(), b"initial.");
+    assert_eq!(request(&mut device, write, 2, BUFFER), 0);
+    assert_eq!(request(&mut device, WRITE, 5, BUFFER), 0, "after the part before");
+    assert_eq!(request(&mut device, WRITE, 2, BUFFER), ERROR, "one byte is left");
+    assert_eq!(read(&mut device, 0x21, 9), b"guguest.\0");
+
+    let state = device.save().unwrap();
+    device.reset();
+    assert_eq!(file.content(), b"initial.");
+    device.restore(&state).unwrap();
+    assert_eq!(file.content(), b"guguest.");
+    let mut other = self::device(Registers::Ports);
+    assert!(other.restore(&state).unwrap_err().to_string().contains("opt/b"));
+}

@@ -1,6 +1,7 @@
 //! `fw_cfg`: the registers of the firmware configuration device at ports and in memory, and requests in guest memory.
 
 use crate::input::Input;
+use devices::fw_cfg::vmcoreinfo::VmcoreInfo;
 use devices::fw_cfg::{FwCfg, Items, Registers, number};
 use devices::platform::PlatformDevice;
 use machine::bus::BusDevice;
@@ -20,7 +21,8 @@ const SHORT: &[u8] = b"what the guest reads";
 pub fn fw_cfg(data: &[u8]) {
     let input = &mut Input::new(data);
     let registers = if input.flag() { Registers::Memory } else { Registers::Ports };
-    let mut machine = Machine { registers, device: make(registers) };
+    let (device, info) = make(registers);
+    let mut machine = Machine { registers, device, info };
     while !input.is_empty() {
         machine.step(input);
     }
@@ -34,17 +36,20 @@ static MEMORY: LazyLock<Memory> = LazyLock::new(|| {
     Arc::new(GuestRam::from_ranges(&regions).expect("memory suffices"))
 });
 
-fn make(registers: Registers) -> FwCfg {
+fn make(registers: Registers) -> (FwCfg, VmcoreInfo) {
     let mut items = Items::default();
     items.add("opt/a", SHORT.to_vec()).expect("the name is good");
     items.add("opt/b", vec![0x5a; 9000]).expect("the name is good");
+    // Its name comes before the others'.
+    let info = VmcoreInfo::add(&mut items).expect("there is none");
     items.set(number::KERNEL_SIZE, number::KERNEL_DATA, vec![1; 100]).expect("it is small");
-    FwCfg::new(registers, Arc::clone(&MEMORY), items)
+    (FwCfg::new(registers, Arc::clone(&MEMORY), items), info)
 }
 
 struct Machine {
     registers: Registers,
     device: FwCfg,
+    info: VmcoreInfo,
 }
 
 impl Machine {
@@ -80,15 +85,17 @@ impl Machine {
             }
             6 => {
                 let state = self.device.save().expect("the state can be saved");
-                let mut other = make(self.registers);
+                let (mut other, info) = make(self.registers);
                 other.restore(&state).expect("a device takes the state of its like");
                 assert_eq!(other.save().expect("the state can be saved"), state);
-                self.device = other;
+                assert_eq!(info.place(), self.info.place());
+                (self.device, self.info) = (other, info);
             }
             _ => {
                 if input.flag() {
                     self.device.reset();
                 } else {
+                    black_box(self.info.read(&MEMORY));
                     black_box(self.device.inspect());
                 }
             }
@@ -115,7 +122,7 @@ impl Machine {
     /// A driver that keeps the rules reads what there is.
     fn finish(&mut self) {
         self.device.reset();
-        self.request(0x20 << 16 | 0b1010, SHORT.len() as u32, BUFFER, REQUEST);
+        self.request(0x21 << 16 | 0b1010, SHORT.len() as u32, BUFFER, REQUEST);
         let (mut outcome, mut found) = ([0xff; 4], [0; SHORT.len()]);
         MEMORY.read_slice(&mut outcome, GuestAddress(REQUEST)).expect("this is memory");
         MEMORY.read_slice(&mut found, GuestAddress(BUFFER)).expect("this is memory");

@@ -23,6 +23,8 @@ options! {
         ["initramfs"] initramfs: bool = true,
         /// Hold the ACPI tables, as etc/acpi/tables, etc/acpi/rsdp and etc/table-loader.
         ["acpi_table"] acpi_tables: bool = true,
+        /// Let the guest's kernel tell where its note for debuggers is, as etc/vmcoreinfo: core dumps have it then.
+        ["vmcoreinfo"] vmcoreinfo: bool = true,
         /// What else it holds, separated by colons: a name of at most 55 bytes, such as opt/org.example/setting, and a file or a string.
         ["items"] items: FwCfgItemList = FwCfgItemList::default(),
     }
@@ -130,7 +132,7 @@ mod tests {
         let text = r#"kernel=off,acpi_table=off,items=[name=opt/a,file=/tmp/x:name=opt/b,string="a,b:c"]"#;
         let config = FwCfgConfig::parse(text).unwrap();
         let json = serde_json::json!({
-            "e820": true, "kernel": false, "cmdline": true, "initramfs": true, "acpi_tables": false,
+            "e820": true, "kernel": false, "cmdline": true, "initramfs": true, "acpi_tables": false, "vmcoreinfo": true,
             "items": {"item_list": [
                 {"name": "opt/a", "file": "/tmp/x", "string": null},
                 {"name": "opt/b", "file": null, "string": "a,b:c"},

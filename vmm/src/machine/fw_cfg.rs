@@ -7,6 +7,7 @@ use crate::memory::ZoneExtent;
 use anyhow::{Context, Result, ensure};
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
+use devices::fw_cfg::vmcoreinfo::{self, VmcoreInfo};
 use devices::fw_cfg::{Items, number};
 use std::fs::File;
 use std::io::Read;
@@ -16,17 +17,25 @@ use std::path::Path;
 /// The largest file that can be an item, in bytes.
 const LARGEST_FILE: u64 = 64 << 20;
 
-/// What the device of `config` holds; `None` if the machine has none. Files are read here, once.
+/// What a machine's device is made of.
+pub struct FwCfgParts {
+    /// What it holds.
+    pub items: Items,
+    /// What the guest tells by it.
+    pub vmcoreinfo: Option<VmcoreInfo>,
+}
+
+/// What the device of `config` is made of; `None` if the machine has none. Files are read here, once.
 ///
 /// # Errors
 /// When a file cannot be read, naming its option.
-pub fn items(
+pub fn parts(
     config: &VmConfig,
     files: &BootFiles,
     zones: &[ZoneExtent],
     layout: &MemoryLayout,
     model: &CpuModel,
-) -> Result<Option<Items>> {
+) -> Result<Option<FwCfgParts>> {
     let Some(chosen) = &config.payload.fw_cfg_config else { return Ok(None) };
     let mut items = Items::default();
     boot(chosen, config, files, &mut items).context("--fw-cfg-config")?;
@@ -39,7 +48,10 @@ pub fn items(
         };
         items.add(&item.name, data).with_context(option)?;
     }
-    Ok(Some(items))
+    let vmcoreinfo = chosen.vmcoreinfo.then(|| VmcoreInfo::add(&mut items)).transpose();
+    let vmcoreinfo =
+        vmcoreinfo.with_context(|| format!("--fw-cfg-config vmcoreinfo: {}", vmcoreinfo::NAME))?;
+    Ok(Some(FwCfgParts { items, vmcoreinfo }))
 }
 
 /// The kernel, its initramfs and its command line.

@@ -44,6 +44,7 @@ use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
 use cpus::Cpus;
 use crash::Crash;
+use devices::fw_cfg::vmcoreinfo::VmcoreInfo;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
 use machine::bus::{BusHandle, Range};
@@ -112,6 +113,8 @@ pub struct Machine {
     /// The panics that the guest has reported since its last restart, by event bits.
     panics: u8,
     debugger: Debugger,
+    /// Where the guest's kernel says that its note for debuggers is.
+    vmcoreinfo: Option<VmcoreInfo>,
     /// Takes the answer when the core dump that is being written is complete.
     dump: Option<Respond>,
     /// A crash of the guest that is being dealt with.
@@ -162,8 +165,10 @@ impl Machine {
         let (hotplug, pmem) = later_memory(&config, &layout);
         let memory = memory::provide(&config.memory, &ranges, hotplug)?;
         map_memory(&*vm, &memory)?;
-        if let Some(items) = fw_cfg::items(&config, &files, &memory.zones, &layout, &model)? {
-            platform.add_fw_cfg(items, &memory.ram, &mmio, &port)?;
+        let mut vmcoreinfo = None;
+        if let Some(parts) = fw_cfg::parts(&config, &files, &memory.zones, &layout, &model)? {
+            platform.add_fw_cfg(parts.items, &memory.ram, &mmio, &port)?;
+            vmcoreinfo = parts.vmcoreinfo;
         }
         let mut pci = PciBus::new(
             pci_bus::Surroundings {
@@ -209,6 +214,7 @@ impl Machine {
             resets: 0,
             panics: 0,
             debugger: Debugger::default(),
+            vmcoreinfo,
             dump: None,
             crash: None,
             mailbox: own_mailbox,

@@ -44,12 +44,13 @@ impl Machine {
             cpus.push(state.map_err(|error| internal(error.into()))?);
         }
         let (memory, mailbox) = (Arc::clone(&self.memory.ram), self.mailbox.clone());
+        let kernel_note = self.vmcoreinfo.as_ref().and_then(|info| info.read(&memory));
         let write = move || {
             // The file system may take its time, which nobody else has to wait for.
             let file = OpenOptions::new().write(true).create_new(true).open(&path);
             seccomp::confine(ThreadKind::Dump);
             let written = file.map_err(|error| not_made(&path, &error)).and_then(|file| {
-                coredump::write(&file, &memory, &cpus).map_err(|error| {
+                coredump::write(&file, &memory, &cpus, kernel_note.as_deref()).map_err(|error| {
                     ApiError::internal(format!("the core dump could not be written: {error}"))
                 })
             });

@@ -38,11 +38,12 @@ struct Extent {
     offset: u64,
 }
 
-/// Writes a dump of a machine that is paused.
+/// Writes a dump of a machine that is paused. `kernel_note` is what the kernel's own note contains, if the guest told where it is;
+/// otherwise it is looked for in memory.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write(file: &File, memory: &Memory, cpus: &[CpuState]) -> io::Result<()> {
+pub fn write(file: &File, memory: &Memory, cpus: &[CpuState], kernel_note: Option<&[u8]>) -> io::Result<()> {
     let mut offset = PAGE * 64;
     let mut extents = Vec::new();
     for region in memory.iter() {
@@ -58,6 +59,9 @@ pub fn write(file: &File, memory: &Memory, cpus: &[CpuState]) -> io::Result<()> 
     }
 
     let mut notes = notes::of_cpus(cpus);
+    if let Some(content) = kernel_note {
+        notes::kernel_note(&mut notes, content);
+    }
     for (region, extent) in memory.iter().zip(&extents) {
         for data in data(region) {
             write_memory(file, region, extent.offset, data, &mut notes)?;
@@ -200,4 +204,38 @@ fn program_header(kind: u32, offset: u64, linear: u64, physical: u64, size: u64)
         header.extend(word.to_le_bytes());
     }
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::memory::{Bytes, GuestAddress, GuestRam};
+    use std::io::Read;
+    use std::sync::Arc;
+
+    /// A dump of memory that has a note in it.
+    fn dump(kernel_note: Option<&[u8]>) -> Vec<u8> {
+        let memory: Memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+        let found = b"\x0b\0\0\0\x10\0\0\0\0\0\0\0VMCOREINFO\0\0OSRELEASE=found\n";
+        memory.write_slice(found, GuestAddress(0x3000)).unwrap();
+        let path = std::env::temp_dir().join(format!(
+            "vivarium-core-{}-{}",
+            std::process::id(),
+            kernel_note.is_some()
+        ));
+        write(&File::create_new(&path).unwrap(), &memory, &[], kernel_note).unwrap();
+        let mut core = Vec::new();
+        File::open(&path).unwrap().read_to_end(&mut core).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        // The notes are what follows memory.
+        core.split_off(PAGE as usize * 64 + (1 << 20))
+    }
+
+    #[test]
+    fn the_note_that_the_guest_tells_of_comes_before_one_that_is_found() {
+        let note =
+            |content: &[u8; 16]| [&b"\x0b\0\0\0\x10\0\0\0\0\0\0\0VMCOREINFO\0\0"[..], content].concat();
+        assert_eq!(dump(None), note(b"OSRELEASE=found\n"));
+        assert_eq!(dump(Some(b"OSRELEASE=told!\n")), note(b"OSRELEASE=told!\n"));
+    }
 }

@@ -76,8 +76,13 @@ pub fn add_kernel_note(region: &GuestRegion, offset: u64, notes: &mut Vec<u8>) {
         && page[HEADER..HEADER + size].starts_with(FIRST)
         && !notes.windows(NAME.len()).any(|window| window == NAME)
     {
-        note(notes, b"VMCOREINFO", NT_OTHER, &page[HEADER..HEADER + size]);
+        kernel_note(notes, &page[HEADER..HEADER + size]);
     }
+}
+
+/// Appends the kernel's own note.
+pub fn kernel_note(notes: &mut Vec<u8>, content: &[u8]) {
+    note(notes, b"VMCOREINFO", NT_OTHER, content);
 }
 
 /// Appends a note.
