@@ -43,9 +43,9 @@ fn count(folder: &str) -> usize {
 }
 
 /// Waits until there is no more than there should be.
-fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: T, what: &str) {
+fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: &T, what: &str) {
     let begun = Instant::now();
-    while now() != expected {
+    while now() != *expected {
         assert!(begun.elapsed() < STUCK, "{what}: {:?}, not {expected:?}", now());
         std::thread::yield_now();
     }
@@ -156,7 +156,7 @@ fn boot_that_hangs(
     drop(hangs);
     if then.is_some() {
         // One that nobody waited for has its images until it is taken apart.
-        becomes(|| sim.resources(), Resources::default(), "a machine that was given up");
+        becomes(|| sim.resources(), &Resources::default(), "a machine that was given up");
     }
     then.unwrap_or_else(|| Model::of(control))
 }
@@ -244,11 +244,11 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
         }
         images.remove_all(&control);
         // Machines that were given up are taken apart when the host lets them.
-        becomes(|| sim.resources(), untouched, &format!("seed {seed}: memory slots, doorbells, interrupts"));
+        becomes(|| sim.resources(), &untouched, &format!("seed {seed}: memory slots, doorbells, interrupts"));
         control.end();
-        becomes(|| sim.resources(), Resources::default(), &format!("seed {seed}"));
+        becomes(|| sim.resources(), &Resources::default(), &format!("seed {seed}"));
         // A thread is counted until the kernel has done with it.
         let left = || (count("/proc/self/fd"), count("/proc/self/task"));
-        becomes(left, before, &format!("seed {seed}: descriptors and threads"));
+        becomes(left, &before, &format!("seed {seed}: descriptors and threads"));
     }
 }

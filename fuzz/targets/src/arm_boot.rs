@@ -4,7 +4,7 @@ use crate::input::Input;
 use crate::kernel_file::{Files, check_error, memory};
 use arch::aarch64::acpi::{self, AcpiConfig, NodeMemory};
 use arch::aarch64::boot::load_kernel;
-use arch::aarch64::fdt::{self, FdtConfig};
+use arch::aarch64::fdt::{self, Chosen, FdtConfig};
 use arch::aarch64::layout::{FDT_SIZE, LayoutRequest, MemoryLayout, RAM_START};
 use arch::caches::{Cache, CacheKind, CacheScope, CacheShape};
 use arch::topology::Topology;
@@ -111,9 +111,11 @@ fn machine(input: &mut Input<'_>) -> FdtConfig {
         power_button: 3,
         pvpanic: input.flag(),
         fw_cfg: input.flag(),
-        initramfs: input.flag().then_some(Range { start: RAM_START, size: 4096 }),
-        seed: input.bytes(40).to_vec(),
-        command_line: input.rest().iter().map(|byte| char::from(byte % 95 + 32)).collect(),
+        chosen: Chosen {
+            initramfs: input.flag().then_some(Range { start: RAM_START, size: 4096 }),
+            seed: input.bytes(40).to_vec(),
+            command_line: input.rest().iter().map(|byte| char::from(byte % 95 + 32)).collect(),
+        },
     }
 }
 
