@@ -215,10 +215,8 @@ fn a_panic_is_reported_and_the_guest_restarts_when_it_wants() {
 
 #[test]
 fn a_signal_presses_the_power_button() {
-    if lacks(Feature::PowerButtonDriver) {
-        return;
-    }
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--platform", "acpi=on"])
         .script(
             // The button's interrupt, before and after.
             "grep -q 'ACPI:Ged' /proc/interrupts || exit 1; before=$(grep 'ACPI:Ged' /proc/interrupts); echo waiting; \

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Feature, Form, Kernel, MonitorBuilder, has};
+use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
 fn md5(path: &Path, bytes: u64) -> String {
     let mut data = Vec::new();
@@ -38,12 +38,8 @@ fn a_disk_comes_and_goes_while_another_is_written_to() {
     let folder = Folder::on_disk();
     let (first, second) = (folder.sparse("first", 8 << 20), folder.sparse("second", 8 << 20));
     let socket = folder.join("api");
-    let ports = !has(Feature::RootBusHotplug);
-    let mut builder = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage);
-    if ports {
-        builder = builder.args(["--pci-port", "id=port"]);
-    }
-    let mut monitor = builder
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
+        .args(["--platform", "acpi=on"])
         .arg("--api-socket")
         .arg(&socket)
         .arg("--disk")
@@ -51,9 +47,7 @@ fn a_disk_comes_and_goes_while_another_is_written_to() {
         .script(SCRIPT)
         .start();
     monitor.wait_for("@@READY");
-    // Where the root bus tells of nothing that comes, a port does.
-    let place = if ports { ",bus=port" } else { "" };
-    let add = format!("path={},id=second{place}", second.display());
+    let add = format!("path={},id=second", second.display());
     for round in 1..=2 {
         done(&socket, &["add-disk", &add]);
         let line = monitor.wait_for(&format!("@@WRITTEN {round} "));

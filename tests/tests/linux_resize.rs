@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
+use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
 
 /// How long the host looks for what the guest was seen to do. Not a limit on how fast it must be.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -68,29 +68,33 @@ const FUNCTIONS: &str = r#"
 
 #[test]
 fn cpus_come_go_and_come_again() {
-    if lacks(Feature::CpuHotplug) {
-        return;
-    }
     let folder = Folder::new();
     let socket = folder.join("api");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-        .args(["--cpus", "boot=1,max=4", "--api-socket", &format!("path={}", socket.display())])
+        .args([
+            "--platform",
+            "acpi=on",
+            "--cpus",
+            "boot=1,max=4",
+            "--api-socket",
+            &format!("path={}", socket.display()),
+        ])
         .script(&format!(
             "set -e\n{FUNCTIONS}
             cpu=/sys/devices/system/cpu
-            present() {{ cat $cpu/present; }}
+            there() {{ cat $cpu/enabled; }}
             ls -d /sys/bus/*/drivers/vmgenid/VIVM0001*
-            until_is 0 present
+            until_is 0 there
             pause ADD
-            until_is 0-2 present
+            until_is 0-2 there
             for n in 1 2; do echo 1 >$cpu/cpu$n/online; done
             until_is 0-2 cat $cpu/online
             grep -c ^processor /proc/cpuinfo
             taskset -c 2 md5sum /init >/dev/null
             pause REMOVE
-            until_is 0 present
+            until_is 0 there
             pause AGAIN
-            until_is 0-3 present
+            until_is 0-3 there
             for n in 1 2 3; do echo 1 >$cpu/cpu$n/online; done
             until_is 0-3 cat $cpu/online
             echo online: $(cat $cpu/online)
@@ -111,13 +115,10 @@ fn cpus_come_go_and_come_again() {
 
 #[test]
 fn memory_comes_holds_what_is_written_and_goes() {
-    if lacks(Feature::MemoryModules) {
-        return;
-    }
     let folder = Folder::new();
     let socket = folder.join("api");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-        .args(["--memory", "size=384M,hotplug_size=1G"])
+        .args(["--platform", "acpi=on", "--memory", "size=384M,hotplug_size=1G"])
         .args(["--api-socket", &format!("path={}", socket.display())])
         // What is added is only for what can be moved, so that it can be taken away again.
         .cmdline("memhp_default_state=online_movable")

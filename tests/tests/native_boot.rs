@@ -45,7 +45,7 @@ fn memory_beyond_the_hole_holds_what_is_written() {
 
 #[test]
 fn processors_start_and_count_together() {
-    let spare = if has(Feature::CpuHotplug) { ",max=6" } else { "" };
+    let spare = if has(Feature::SpareCpus) { ",max=6" } else { "" };
     let many = native().many_cpus().into();
     for (cpus, topology) in [(1, ""), (2, ""), (4, ",topology=2:1:1:2"), (3, spare), (16, ""), (many, "")] {
         let line = format!("smp cpus={cpus}");

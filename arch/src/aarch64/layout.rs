@@ -42,6 +42,14 @@ pub const RTC: u64 = 0x901_0000;
 pub const GPIO: u64 = 0x903_0000;
 /// The pvpanic device: one byte.
 pub const PVPANIC: Range = Range { start: 0x904_0000, size: 1 };
+/// The ACPI registers.
+pub const ACPI_REGISTERS: Range = Range { start: 0x905_0000, size: 12 };
+/// The CPU hotplug controller.
+pub const CPU_HOTPLUG: Range = Range { start: 0x906_0000, size: 20 };
+/// The memory hotplug controller.
+pub const MEMORY_HOTPLUG: Range = Range { start: 0x907_0000, size: 40 };
+/// The PCI hotplug controller.
+pub const PCI_HOTPLUG: Range = Range { start: 0x908_0000, size: 16 };
 /// The interrupt redistributors, enough for [`MAX_CPUS`].
 pub const GIC_REDISTRIBUTORS: Range = Range { start: 0x1000_0000, size: 256 * MIB };
 /// The window of all 32-bit BARs.
@@ -63,6 +71,8 @@ pub const EFI: Range = Range { start: RAM_START + MIB / 2, size: MIB / 2 };
 pub const ACPI_TABLES: Range = Range { start: RAM_START + MIB, size: MIB - 64 * KIB };
 /// The RSDP.
 pub const ACPI_RSDP: GuestAddress = GuestAddress(ACPI_TABLES.start + ACPI_TABLES.size);
+/// The generation id of the virtual machine, in a page of its own.
+pub const GENERATION_ID: GuestAddress = GuestAddress(ACPI_RSDP.0 + 4 * KIB);
 /// A kernel's image is somewhere from here on.
 pub const KERNEL: u64 = RAM_START + FDT_SIZE;
 

@@ -1,5 +1,7 @@
 //! What the ACPI tables (ACPI 6.5) of all architectures have in common.
 
+pub mod events;
+pub(crate) mod hotplug;
 pub mod loader;
 pub(crate) mod numa;
 pub(crate) mod pci;

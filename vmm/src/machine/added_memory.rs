@@ -10,7 +10,7 @@ use crate::config::ByteSize;
 use crate::config::hotplug::MODULE;
 use crate::host_pages;
 use crate::memory::GuestMemory;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hypervisor::{MemorySlot, Vm};
 use machine::bus::Range;
 use machine::inspect::{Value, hex, json, size};
@@ -22,6 +22,10 @@ use std::sync::Arc;
 const FIRST_SLOT: u32 = 0x100;
 /// `_OST` of a request to let go (ACPI 6.5, table 6.16).
 const EJECT_REQUEST: u32 = 3;
+
+/// Why a machine without ACPI gets no modules.
+const NO_ACPI: &str = "memory modules come and go by ACPI, which the machine does not have; give it --platform acpi=on, or \
+     --memory hotplug_method=virtio-mem";
 
 /// A module.
 #[derive(Clone, Copy, Debug)]
@@ -154,11 +158,12 @@ impl Machine {
         if size == 0 || config.modules_size() == 0 {
             return Ok(());
         }
+        ensure!(platform::has_acpi(&self.config), "--memory hotplugged_size={}: {NO_ACPI}", ByteSize(size));
         let (slot, range) = self
             .modules
             .add(&*self.vm, &self.memory, config.prefault, size)
             .with_context(|| format!("--memory hotplugged_size={}", ByteSize(size)))?;
-        self.platform.memory_is_there(slot, range);
+        self.platform.notifier.memory_is_there(slot, range);
         Ok(())
     }
 
@@ -195,6 +200,9 @@ impl Machine {
                 ByteSize(boot)
             ));
         }
+        if wanted != self.modules.size() && !platform::has_acpi(&self.config) {
+            return refused(NO_ACPI.into());
+        }
         if let Some(surplus) = self.modules.size().checked_sub(wanted)
             && self.modules.to_remove(surplus).is_none()
         {
@@ -221,7 +229,7 @@ impl Machine {
                 .modules
                 .add(&*self.vm, &self.memory, prefault, wanted - present)
                 .map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
-            self.platform.memory_came(slot, range);
+            self.platform.notifier.memory_came(slot, range);
             let size = range.size;
             self.events.emit_with("vm", "memory-added", [("slot", slot.into()), ("size", size.into())]);
         } else {
@@ -230,9 +238,9 @@ impl Machine {
         for (slot, module) in &mut self.modules.by_slot {
             module.going = go.contains(slot);
             if module.going {
-                self.platform.ask_to_release_memory(*slot);
+                self.platform.notifier.ask_to_release_memory(*slot);
             } else {
-                self.platform.keep_memory(*slot);
+                self.platform.notifier.keep_memory(*slot);
             }
         }
         self.config.memory.hotplugged_size = Some(ByteSize(wanted));
@@ -241,7 +249,7 @@ impl Machine {
 
     fn take_module(&mut self, slot: u32) -> Result<()> {
         let taken = self.modules.remove(&*self.vm, slot)?;
-        self.platform.memory_gone(slot);
+        self.platform.notifier.memory_gone(slot);
         if let Some(range) = taken {
             self.events.emit_with(
                 "vm",

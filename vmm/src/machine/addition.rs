@@ -189,7 +189,9 @@ impl Machine {
     pub(super) fn added(&mut self, id: String, address: FunctionAddress, respond: Respond) {
         match self.pci.plug(address) {
             Ok(Plugged::BelowPort) => {}
-            Ok(Plugged::OnRootBus) => self.platform.pci_device_came(address.segment, address.device()),
+            Ok(Plugged::OnRootBus) => {
+                self.platform.notifier.pci_device_came(address.segment, address.device())
+            }
             Err(error) => return respond(Err(ApiError::internal(format!("{error:#}")))),
         }
         self.events.emit_with(

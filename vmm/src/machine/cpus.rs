@@ -27,7 +27,7 @@ type SetUp = fn(&mut dyn Vcpu, &CpuModel, u32, &EntryPoint) -> Result<()>;
 /// The CPUs, by number.
 pub struct Cpus {
     threads: BTreeMap<u32, CpuThread>,
-    /// What the hypervisor made for CPUs that have gone.
+    /// What the hypervisor made for CPUs that have gone, or that may come. Nothing runs them, even if the guest starts them.
     parked: BTreeMap<u32, Box<dyn Vcpu>>,
     vm: Arc<dyn Vm>,
     surroundings: Surroundings,
@@ -70,7 +70,11 @@ impl Cpus {
             generation: 0,
         };
         for (number, vcpu) in (0u32..).zip(vcpus) {
-            cpus.start_thread(number, vcpu)?;
+            if number < config.cpus.boot_vcpus {
+                cpus.start_thread(number, vcpu)?;
+            } else {
+                cpus.parked.insert(number, vcpu);
+            }
         }
         Ok(cpus)
     }
@@ -102,6 +106,10 @@ impl Cpus {
     /// When the hypervisor refuses.
     pub fn configure(&mut self, entry: EntryPoint) -> Result<()> {
         self.entry = Some(entry);
+        for (&number, vcpu) in &mut self.parked {
+            platform::configure_vcpu(&mut **vcpu, &self.model, number, &entry)
+                .with_context(|| format!("setting up CPU {number}"))?;
+        }
         self.set_up(self.numbers(), platform::configure_vcpu)
     }
 
@@ -221,10 +229,10 @@ impl Machine {
             error.field = Some("desired_vcpus".into());
             return Err(error);
         }
-        if !platform::CPU_HOTPLUG && desired != self.cpus.count() {
+        if !platform::has_acpi(&self.config) && desired != self.cpus.count() {
             return Err(ApiError::new(
                 ErrorKind::NotSupported,
-                "the CPUs of a machine of this architecture cannot be changed while it runs",
+                "CPUs come and go by ACPI, which the machine does not have; give it --platform acpi=on",
             ));
         }
         Ok(())
@@ -248,10 +256,10 @@ impl Machine {
         let surplus = present.len().saturating_sub(desired as usize);
         let (stay, go) = present.split_at(present.len() - surplus);
         for number in stay {
-            self.platform.keep_cpu(*number);
+            self.platform.notifier.keep_cpu(*number);
         }
         for number in go {
-            self.platform.ask_to_release_cpu(*number);
+            self.platform.notifier.ask_to_release_cpu(*number);
         }
         self.note_cpus(limit, desired);
         Ok(())
@@ -271,14 +279,14 @@ impl Machine {
                 cpu.resume();
             }
         }
-        self.platform.cpu_came(number);
+        self.platform.notifier.cpu_came(number);
         self.events.emit_with("vm", "cpu-added", [("cpu", number.into())]);
         Ok(())
     }
 
     fn take_cpu(&mut self, number: u32) {
         self.cpus.remove(number);
-        self.platform.cpu_gone(number);
+        self.platform.notifier.cpu_gone(number);
         self.events.emit_with("vm", "cpu-removed", [("cpu", number.into())]);
     }
 

@@ -84,7 +84,7 @@ impl Machine {
         self.events.emit_with("vm", "device-removing", [("id", id.into())]);
         match self.pci.ask_to_release(address) {
             ReleaseRequest::OnRootBus => {
-                self.platform.ask_to_release_pci_device(address.segment, address.device());
+                self.platform.notifier.ask_to_release_pci_device(address.segment, address.device());
             }
             ReleaseRequest::Asked => {}
             ReleaseRequest::Released => return self.take_out(address),
@@ -176,7 +176,7 @@ impl Machine {
     fn ask_to_let_go(&mut self, address: FunctionAddress) {
         match self.pci.ask_to_release(address) {
             ReleaseRequest::OnRootBus => {
-                self.platform.ask_to_release_pci_device(address.segment, address.device());
+                self.platform.notifier.ask_to_release_pci_device(address.segment, address.device());
             }
             ReleaseRequest::Asked => {}
             ReleaseRequest::Released => {
@@ -190,7 +190,7 @@ impl Machine {
     /// A function is out of the machine. CPUs whose accesses took it out go on.
     fn gone(&mut self, address: FunctionAddress, cpus: &[u32]) {
         if address.bus() == 0 {
-            self.platform.pci_device_gone(address.segment, address.device());
+            self.platform.notifier.pci_device_gone(address.segment, address.device());
         }
         for cpu in &self.cpus {
             cpu.refresh_maps();

@@ -2,35 +2,40 @@
 
 use super::{AcpiConfig, gsi};
 use crate::aarch64::layout;
+use crate::acpi::events::{self, Sources};
+use crate::acpi::hotplug::{self, Processor, Registers};
 use crate::acpi::pci::{
     OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, root_name,
 };
 use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
 use crate::wiring::InterruptPins;
+use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, Interrupt, Memory32Fixed, Method, Name, Notify,
-    ONE, Path, ResourceTemplate, Return, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, Interrupt, Memory32Fixed, Method, Name, ONE, Path,
+    ResourceTemplate, Return, Scope, ZERO,
 };
-use acpi_tables::{Aml, AmlSink};
 
 /// `_STA`: present, enabled, shown, working.
 const STATUS_WORKING: u8 = 0xf;
-/// Notification of a control-method power button: pressed.
-const BUTTON_PRESSED: u8 = 0x80;
+/// `_STA` of a CPU that may be added: it is present, since its interrupt controller interface is, but not enabled.
+const STATUS_DISABLED: u8 = 0xd;
+/// Offset of the event device's register in [`layout::ACPI_REGISTERS`].
+const EVENT_REGISTER: u64 = 4;
 /// Bytes of a PrimeCell's registers.
 const PRIMECELL_SIZE: u32 = 0x1000;
+
+// The methods use as many registers as there are.
+const _: () = assert!(
+    layout::CPU_HOTPLUG.size == hotplug::CPU_REGISTERS as u64
+        && layout::MEMORY_HOTPLUG.size == hotplug::MEMORY_REGISTERS as u64
+        && layout::PCI_HOTPLUG.size == hotplug::PCI_REGISTERS as u64
+);
 
 /// Makes the DSDT.
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let mut devices = Vec::with_capacity(4096);
-    for uid in 0..config.cpu_nodes.len() as u32 {
-        cpu(uid, &mut devices);
-    }
-    let windows: Vec<_> = config.segments.iter().map(|segment| memory_window(segment.ecam)).collect();
-    // Linux uses an ECAM only if it is reserved so.
-    let windows = ResourceTemplate::new(windows.iter().map(|window| window as &dyn Aml).collect());
-    device("MBRD", &EISAName::new("PNP0C02"), &windows, &mut devices);
+    motherboard(config, &mut devices);
     if !config.segments.is_empty() {
         let pins = config.interrupt_pins;
         pin_routes(InterruptPins { first_gsi: gsi(pins.first_gsi), ..pins }, &mut devices);
@@ -38,22 +43,53 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     for (segment, number) in config.segments.iter().zip(0u16..) {
         root(segment, number, &mut devices);
     }
+    let numa = !config.memory.is_empty();
+    hotplug::pci_controller(Registers::Memory(layout::PCI_HOTPLUG.start), config.segments.len() as u16)
+        .to_aml_bytes(&mut devices);
+    let cpus: Vec<_> = config.cpu_nodes.iter().map(|&node| Processor { structure: None, node }).collect();
+    hotplug::cpus(Registers::Memory(layout::CPU_HOTPLUG.start), &cpus, numa, STATUS_DISABLED)
+        .to_aml_bytes(&mut devices);
+    if config.memory_slots > 0 {
+        hotplug::memory_slots(Registers::Memory(layout::MEMORY_HOTPLUG.start), config.memory_slots, numa)
+            .to_aml_bytes(&mut devices);
+    }
+    events::power_button(&mut devices);
+    let sources = Sources { cpus: true, memory: config.memory_slots > 0, pci: true, generation: true };
+    let register = Registers::Memory(layout::ACPI_REGISTERS.start + EVENT_REGISTER);
+    events::event_device(register, gsi(config.events), sources, &mut devices);
+    events::generation_id(layout::GENERATION_ID.0, &mut devices);
     if let Some(interrupt) = config.serial {
         let registers = Memory32Fixed::new(true, layout::SERIAL as u32, PRIMECELL_SIZE);
         let interrupt = level(interrupt);
         let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
         device("COM0", &"ARMH0011", &resources, &mut devices);
     }
-    power_button(config, &mut devices);
     if config.pvpanic {
         let port = Memory32Fixed::new(true, layout::PVPANIC.start as u32, layout::PVPANIC.size as u32);
         device("PEVT", &"QEMU0001", &ResourceTemplate::new(vec![&port]), &mut devices);
+    }
+    if config.fw_cfg {
+        let registers = Memory32Fixed::new(true, layout::FW_CFG.start as u32, layout::FW_CFG.size as u32);
+        device("FWCF", &"QEMU0002", &ResourceTemplate::new(vec![&registers]), &mut devices);
     }
     let aml = Scope::raw("\\_SB_".into(), devices);
     // Revision 2 and later: integers have 64 bits.
     let mut table = TableWriter::new(*b"DSDT", 2);
     table.bytes(&aml);
     table.finish()
+}
+
+/// Resources that belong to no device, so that nobody else is given them: ECAMs, and registers.
+fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
+    // Linux uses an ECAM only if it is reserved so.
+    let ecams = config.segments.iter().map(|segment| memory_window(segment.ecam));
+    let ecams: Vec<_> = ecams.collect();
+    let registers =
+        [layout::ACPI_REGISTERS, layout::CPU_HOTPLUG, layout::MEMORY_HOTPLUG, layout::PCI_HOTPLUG]
+            .map(|range| Memory32Fixed::new(true, range.start as u32, range.size as u32));
+    let resources = ecams.iter().map(|ecam| ecam as &dyn Aml);
+    let resources = resources.chain(registers.iter().map(|registers| registers as &dyn Aml));
+    device("MBRD", &EISAName::new("PNP0C02"), &ResourceTemplate::new(resources.collect()), out);
 }
 
 /// A level-triggered interrupt, active high.
@@ -70,14 +106,6 @@ fn device(name: &str, id: &dyn Aml, resources: &ResourceTemplate<'_>, out: &mut 
             &Name::new("_STA".into(), &STATUS_WORKING),
             &Name::new("_CRS".into(), resources),
         ],
-    )
-    .to_aml_bytes(out);
-}
-
-fn cpu(uid: u32, out: &mut Vec<u8>) {
-    Device::new(
-        Path::new(&format!("C{uid:03X}")),
-        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
     )
     .to_aml_bytes(out);
 }
@@ -107,72 +135,8 @@ fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
             &Name::new("_CRS".into(), &resources),
             &Method::new("_PRT".into(), 0, false, vec![&Return::new(&Path::new("\\_SB_.PRTS"))]),
             &OperatingSystemCapabilities,
+            &hotplug::pci_slots(number),
         ],
     )
     .to_aml_bytes(out);
-}
-
-/// The PL061, an edge of whose pin is an event (ACPI 6.5, 5.6.5), and the power button that it is about.
-fn power_button(config: &AcpiConfig, out: &mut Vec<u8>) {
-    Device::new(
-        "PWRB".into(),
-        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)],
-    )
-    .to_aml_bytes(out);
-    let registers = Memory32Fixed::new(true, layout::GPIO as u32, PRIMECELL_SIZE);
-    let interrupt = level(config.gpio);
-    let pin = GpioInterrupt { pin: config.power_button.into(), source: "\\_SB.GPO0" };
-    let button = Path::new("\\_SB_.PWRB");
-    Device::new(
-        "GPO0".into(),
-        vec![
-            &Name::new("_HID".into(), &"ARMH0061"),
-            &Name::new("_UID".into(), &ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &interrupt])),
-            &Name::new("_AEI".into(), &ResourceTemplate::new(vec![&pin])),
-            &Method::new(
-                Path::new(&format!("_E{:02X}", config.power_button)),
-                0,
-                false,
-                vec![&Notify::new(&button, &BUTTON_PRESSED)],
-            ),
-        ],
-    )
-    .to_aml_bytes(out);
-}
-
-/// A GPIO connection descriptor (ACPI 6.5, 6.4.3.8.1): a rising edge of a pin interrupts.
-struct GpioInterrupt {
-    pin: u16,
-    /// The controller.
-    source: &'static str,
-}
-
-impl Aml for GpioInterrupt {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        const PIN_TABLE: u16 = 23;
-        const SOURCE: u16 = PIN_TABLE + 2;
-        let end = SOURCE + self.source.len() as u16 + 1;
-        sink.byte(0x8c);
-        sink.word(end - 3);
-        // Revision, and that it is an interrupt.
-        sink.byte(1);
-        sink.byte(0);
-        // It is consumed; edge-triggered, active high, exclusive.
-        sink.word(1);
-        sink.word(1);
-        // The pin's configuration, drive strength and debouncing are left as they are.
-        sink.byte(0);
-        sink.word(0);
-        sink.word(0);
-        sink.word(PIN_TABLE);
-        sink.byte(0);
-        sink.word(SOURCE);
-        // Data of the vendor's: none.
-        sink.word(end);
-        sink.word(0);
-        sink.word(self.pin);
-        sink.vec(self.source.as_bytes());
-        sink.byte(0);
-    }
 }

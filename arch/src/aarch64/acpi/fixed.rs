@@ -16,6 +16,9 @@ use hypervisor::aarch64::GicConfig;
 /// Arm boot architecture flags (ACPI 6.5, 5.2.9.4): there is PSCI, and it is called by HVC.
 const PSCI_BY_HVC: u16 = 0b11;
 
+/// Flag of a CPU's interface: it may be enabled while the machine runs (ACPI 6.5, table 5.37).
+const ONLINE_CAPABLE: u32 = 1 << 3;
+
 /// Makes the FADT, which points to the DSDT.
 pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
@@ -48,7 +51,7 @@ pub(super) fn madt(config: &AcpiConfig) -> Vec<u8> {
         madt.bytes(&[0xb, 80, 0, 0]);
         madt.u32(uid);
         madt.u32(uid);
-        madt.u32(ENABLED);
+        madt.u32(if uid < config.present { ENABLED } else { ONLINE_CAPABLE });
         // No parking protocol.
         madt.u32(0);
         madt.u32(if config.pmu { PMU_INTERRUPT } else { 0 });

@@ -25,8 +25,10 @@ pub struct AcpiConfig {
     pub topology: Topology,
     /// The caches of each CPU, nearest first.
     pub caches: Vec<Cache>,
-    /// The NUMA node of each CPU. A CPU's place here is its ACPI processor UID.
+    /// The NUMA node of each CPU that there can be. A CPU's place here is its ACPI processor UID.
     pub cpu_nodes: Vec<u32>,
+    /// How many of them are there; the others may be added while the machine runs.
+    pub present: u32,
     /// They have a performance monitor.
     pub pmu: bool,
     /// The interrupt controller.
@@ -41,10 +43,12 @@ pub struct AcpiConfig {
     pub distances: Vec<Vec<u8>>,
     /// The PL011's shared interrupt, if there is one.
     pub serial: Option<u32>,
-    /// The PL061's shared interrupt.
-    pub gpio: u32,
-    /// The pin of the PL061 that is the power button.
-    pub power_button: u8,
+    /// The shared interrupt of what reports hardware events, such as the power button.
+    pub events: u32,
+    /// The slots for memory that may come and go, at most 4096. Without any there is no memory hotplug controller.
+    pub memory_slots: u32,
+    /// There is a firmware configuration device.
+    pub fw_cfg: bool,
     /// There is a pvpanic device.
     pub pvpanic: bool,
 }

@@ -29,8 +29,10 @@ pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
         memory: layout.ram().iter().map(|&range| NodeMemory { node: 0, range, hotplug: false }).collect(),
         distances: vec![vec![10, 20], vec![20, 10]],
         serial: Some(1),
-        gpio: 7,
-        power_button: 3,
+        present: topology.cpus().div_ceil(2),
+        events: 8,
+        memory_slots: 32,
+        fw_cfg: true,
         pvpanic: true,
     }
 }
@@ -44,9 +46,11 @@ fn iasl_takes_every_table() {
     };
     let source = |name: &str| &sources.iter().find(|(found, _)| found == name).unwrap().1;
     for (name, expected) in [
-        ("dsdt", "GpioInt (Edge, ActiveHigh, Exclusive, PullDefault, 0x0000,"),
-        ("dsdt", "\"\\\\_SB.GPO0\", 0x00, ResourceConsumer"),
         ("dsdt", "Notify (\\_SB.PWRB, 0x80)"),
+        ("dsdt", "OperationRegion (CREG, SystemMemory, 0x09060000, 0x14)"),
+        ("dsdt", "Name (_HID, \"ACPI0007\" /* Processor Device */)"),
+        ("dsdt", "\\_SB.MHPC.MSCN ()"),
+        ("dsdt", "0x00000028,"),
         ("dsdt", "0x00000021,"),
         ("facp", "Hardware Reduced (V5) : 1"),
         ("facp", "PSCI Compliant : 1"),
@@ -78,6 +82,8 @@ fn iasl_takes_a_machine_with_little() {
         memory: Vec::new(),
         distances: Vec::new(),
         serial: None,
+        memory_slots: 0,
+        fw_cfg: false,
         pvpanic: false,
         ..config(Topology::flat(1), 1)
     };

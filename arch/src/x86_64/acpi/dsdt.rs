@@ -1,11 +1,9 @@
 //! The DSDT: devices that cannot be discovered, and methods.
 
-use super::hotplug::{self, Encoded};
-
-use super::{
-    AcpiConfig, EVENT_CPU, EVENT_GENERATION, EVENT_MEMORY, EVENT_PCI, EVENT_POWER_BUTTON, EventDevice,
-    IsaDevice, SLEEP_TYPE_S5,
-};
+use super::fixed::local_apic;
+use super::{AcpiConfig, Cpu, EventDevice, IsaDevice, SLEEP_TYPE_S5};
+use crate::acpi::events::{self, Sources};
+use crate::acpi::hotplug::{self, Encoded, Processor, Registers};
 use crate::acpi::pci::{
     OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, root_name,
 };
@@ -13,9 +11,8 @@ use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall, Name,
-    Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return, Scope, Store, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
+    Package, Path, ResourceTemplate, Return, Scope, ZERO,
 };
 use machine::bus::Range;
 
@@ -24,12 +21,6 @@ const STATUS_WORKING: u8 = 0xf;
 
 /// Ports of the firmware configuration device: selector, data, and the address of a DMA request.
 const FW_CFG_PORTS: u8 = 12;
-
-/// Notification of a control-method power button: pressed.
-const BUTTON_PRESSED: u8 = 0x80;
-
-/// Notification of a generation id: it changed.
-const GENERATION_CHANGED: u8 = 0x80;
 
 /// Makes the DSDT.
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
@@ -42,17 +33,31 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         root(segment, number, config.pci_hotplug.is_some(), &mut devices);
     }
     if let Some(port) = config.pci_hotplug {
-        hotplug::pci_controller(port, config.segments.len() as u16).to_aml_bytes(&mut devices);
+        hotplug::pci_controller(Registers::Ports(port), config.segments.len() as u16)
+            .to_aml_bytes(&mut devices);
     }
     let numa = !config.memory.is_empty();
     if let Some(port) = config.cpu_hotplug {
-        hotplug::cpus(port, &config.cpus, numa).to_aml_bytes(&mut devices);
+        let cpus = config.cpus.iter().zip(0u32..).map(|(cpu, number)| Processor {
+            structure: Some(local_apic(&Cpu { enabled: true, ..*cpu }, number)),
+            node: cpu.node,
+        });
+        let cpus: Vec<_> = cpus.collect();
+        hotplug::cpus(Registers::Ports(port), &cpus, numa, 0).to_aml_bytes(&mut devices);
     }
     if let Some(slots) = config.memory_hotplug {
-        hotplug::memory_slots(slots, numa).to_aml_bytes(&mut devices);
+        let registers = Registers::Ports(slots.port);
+        hotplug::memory_slots(registers, slots.count, numa).to_aml_bytes(&mut devices);
     }
-    power_button(&mut devices);
-    event_device(config, &mut devices);
+    events::power_button(&mut devices);
+    let EventDevice { port, gsi } = config.events;
+    let sources = Sources {
+        cpus: config.cpu_hotplug.is_some(),
+        memory: config.memory_hotplug.is_some(),
+        pci: config.pci_hotplug.is_some(),
+        generation: config.generation_id.is_some(),
+    };
+    events::event_device(Registers::Ports(port), gsi, sources, &mut devices);
     for (port, number) in config.serial.iter().zip(0u8..) {
         serial(*port, number, &mut devices);
     }
@@ -63,7 +68,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         pvpanic(port, &mut devices);
     }
     if let Some(address) = config.generation_id {
-        generation_id(address, &mut devices);
+        events::generation_id(address, &mut devices);
     }
     if let Some(port) = config.fw_cfg {
         fw_cfg(port, &mut devices);
@@ -96,9 +101,9 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
         (config.events.port, 4),
     ];
     ports.extend(registers.pm_timer.map(|port| (port, 4)));
-    ports.extend(config.pci_hotplug.map(|port| (port, hotplug::PCI_PORTS)));
-    ports.extend(config.cpu_hotplug.map(|port| (port, hotplug::CPU_PORTS)));
-    ports.extend(config.memory_hotplug.map(|slots| (slots.port, hotplug::MEMORY_PORTS)));
+    ports.extend(config.pci_hotplug.map(|port| (port, hotplug::PCI_REGISTERS)));
+    ports.extend(config.cpu_hotplug.map(|port| (port, hotplug::CPU_REGISTERS)));
+    ports.extend(config.memory_hotplug.map(|slots| (slots.port, hotplug::MEMORY_REGISTERS)));
     ports.retain(|(port, _)| *port != 0);
     for (port, length) in ports {
         resources.push(Box::new(IO::new(port, port, 1, length)));
@@ -152,68 +157,6 @@ fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>)
     .to_aml_bytes(out);
 }
 
-/// The power button, as a device (ACPI 6.5, 4.8.3.2).
-fn power_button(out: &mut Vec<u8>) {
-    Device::new(
-        "PWRB".into(),
-        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)],
-    )
-    .to_aml_bytes(out);
-}
-
-/// The generic event device (ACPI 6.5, 5.6.9). Its method reads which events there are, and tells each one's
-/// device.
-fn event_device(config: &AcpiConfig, out: &mut Vec<u8>) {
-    let EventDevice { port, gsi } = config.events;
-    let interrupt = Interrupt::new(true, true, false, false, gsi);
-    let (pending, register) = (Local(0), Path::new("ESEL"));
-    // One line for each kind of event: its bit, and what is done.
-    let power_button = Path::new("\\_SB_.PWRB");
-    let press = Notify::new(&power_button, &BUTTON_PRESSED);
-    let scan_cpus = MethodCall::new("\\_SB_.CPUS.CSCN".into(), vec![]);
-    let scan_memory = MethodCall::new("\\_SB_.MHPC.MSCN".into(), vec![]);
-    let scan_pci = MethodCall::new("\\_SB_.PHPC.PSCN".into(), vec![]);
-    let generation = Path::new("\\_SB_.VGEN");
-    let new_generation = Notify::new(&generation, &GENERATION_CHANGED);
-    let mut actions: Vec<(u32, &dyn Aml)> = vec![(EVENT_POWER_BUTTON, &press)];
-    for (there, bit, action) in [
-        (config.cpu_hotplug.is_some(), EVENT_CPU, &scan_cpus as &dyn Aml),
-        (config.memory_hotplug.is_some(), EVENT_MEMORY, &scan_memory),
-        (config.pci_hotplug.is_some(), EVENT_PCI, &scan_pci),
-        (config.generation_id.is_some(), EVENT_GENERATION, &new_generation),
-    ] {
-        if there {
-            actions.push((bit, action));
-        }
-    }
-    // The `And` has no target.
-    let tests: Vec<_> = actions.iter().map(|(bit, _)| And::new(&ZERO, &pending, bit)).collect();
-    let branches: Vec<_> =
-        tests.iter().zip(&actions).map(|(test, (_, action))| If::new(test, vec![*action])).collect();
-    // Reading takes the events, so it is done once.
-    let take = Store::new(&pending, &register);
-    let mut body: Vec<&dyn Aml> = vec![&take];
-    body.extend(branches.iter().map(|branch| branch as &dyn Aml));
-    Device::new(
-        "GED0".into(),
-        vec![
-            &Name::new("_HID".into(), &"ACPI0013"),
-            &Name::new("_UID".into(), &ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
-            &OpRegion::new("EREG".into(), OpRegionSpace::SystemIO, &port, &4u8),
-            &Field::new(
-                "EREG".into(),
-                FieldAccessType::DWord,
-                FieldLockRule::NoLock,
-                FieldUpdateRule::WriteAsZeroes,
-                vec![FieldEntry::Named(*b"ESEL", 32)],
-            ),
-            &Method::new("_EVT".into(), 1, true, body),
-        ],
-    )
-    .to_aml_bytes(out);
-}
-
 /// A 16550A serial port.
 fn serial(port: IsaDevice, number: u8, out: &mut Vec<u8>) {
     let interrupt = Interrupt::new(true, true, false, false, port.gsi);
@@ -252,22 +195,6 @@ fn pvpanic(port: u16, out: &mut Vec<u8>) {
             &Name::new("_HID".into(), &"QEMU0001"),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 1)])),
             &Name::new("_STA".into(), &STATUS_WORKING),
-        ],
-    )
-    .to_aml_bytes(out);
-}
-
-/// The generation id at `address` of guest memory (Microsoft, "Virtual Machine Generation ID", 2018).
-fn generation_id(address: u64, out: &mut Vec<u8>) {
-    let (low, high) = (address as u32, (address >> 32) as u32);
-    Device::new(
-        "VGEN".into(),
-        vec![
-            &Name::new("_HID".into(), &"VIVM0001"),
-            &Name::new("_CID".into(), &"VM_Gen_Counter"),
-            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
-            &Name::new("_STA".into(), &STATUS_WORKING),
-            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
         ],
     )
     .to_aml_bytes(out);

@@ -6,7 +6,6 @@
 
 mod dsdt;
 mod fixed;
-mod hotplug;
 mod numa;
 
 use crate::acpi::{numa as shared_numa, pci, pptt};
@@ -17,7 +16,7 @@ use crate::wiring::InterruptPins;
 use machine::bus::Range;
 use machine::memory::GuestAddress;
 
-pub use crate::acpi::{AcpiError, NodeMemory, Tables, loader};
+pub use crate::acpi::{AcpiError, NodeMemory, Tables, events, loader};
 
 /// What the tables describe.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +118,7 @@ pub struct Registers {
 /// The generic event device (ACPI 6.5, 5.6.9): an interrupt, and a register that says what for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventDevice {
-    /// I/O port of the register, 4 bytes. Reading it takes the events: see [`EVENT_POWER_BUTTON`] and its like.
+    /// I/O port of the register, 4 bytes. Reading it takes the events: see [`events`].
     pub port: u16,
     /// Its interrupt, an edge.
     pub gsi: u32,
@@ -136,17 +135,6 @@ pub struct IsaDevice {
 
 /// Value of the sleep type field that powers the machine off (`_S5`).
 pub const SLEEP_TYPE_S5: u8 = 5;
-
-/// Bit of the event device's register: the power button was pressed.
-pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
-/// Bit of the event device's register: the CPU hotplug controller has something to tell.
-pub const EVENT_CPU: u32 = 1 << 1;
-/// Bit of the event device's register: the memory hotplug controller has something to tell.
-pub const EVENT_MEMORY: u32 = 1 << 2;
-/// Bit of the event device's register: the PCI hotplug controller has something to tell.
-pub const EVENT_PCI: u32 = 1 << 3;
-/// Bit of the event device's register: the machine has a new generation id.
-pub const EVENT_GENERATION: u32 = 1 << 4;
 
 /// Makes the tables, all but the RSDP to lie in `place`, which begins at a multiple of 16.
 ///

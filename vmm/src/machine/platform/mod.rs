@@ -12,13 +12,14 @@
 //! | `create_vcpu` | makes a further CPU |
 //! | `raise_nmi` | interrupts a CPU whatever it masks |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
-//! | `CPU_HOTPLUG` | whether CPUs may come and go |
-//! | `MEMORY_SLOTS` | how many pieces of memory may come and go |
+//! | `has_acpi` | whether ACPI tables describe it, so that CPUs, memory and devices may come and go |
 //! | `calls` | the numbers of system calls that not every architecture has, and of the architecture itself |
 //! | `gdb`, `Debugger` | debugging from outside; and methods of `Machine` for it and for core dumps |
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod generation;
+mod notifier;
 mod numa;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -29,9 +30,11 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    CPU_HOTPLUG, Debugger, MEMORY_SLOTS, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe,
-    found, gdb, is_linux, load, raise_nmi, reset_vcpu, setup_part,
+    Debugger, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe, found, gdb, has_acpi,
+    is_linux, load, raise_nmi, reset_vcpu, setup_part,
 };
+
+pub use notifier::{MEMORY_SLOTS, Notifier};
 
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
 use crate::{memory, pmem};
@@ -45,6 +48,7 @@ use devices::platform::PlatformDevice;
 use hypervisor::{Vcpu, Vm};
 use machine::bus::{BusHandle, Range};
 use machine::inspect::{Value, hex, json};
+use notifier::Places;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +57,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Foundation {
     /// The hypervisor's machine, without memory.
     pub vm: Arc<dyn Vm>,
-    /// The CPUs that are there at the start.
+    /// The CPUs that are there at the start, and those that have to be made now to come later.
     pub vcpus: Vec<Box<dyn Vcpu>>,
     /// What CPUs are like.
     pub model: CpuModel,

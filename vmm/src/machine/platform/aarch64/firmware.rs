@@ -1,5 +1,6 @@
 //! What firmware would have left for the guest: its kernel, and the device tree or ACPI tables.
 
+use super::super::generation;
 use super::super::numa::{distances, node_of};
 use super::tables::tables;
 use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI, has_acpi};
@@ -12,7 +13,7 @@ use arch::aarch64::acpi::loader;
 use arch::aarch64::boot::{self, EntryPoint};
 use arch::aarch64::cpu::CpuModel;
 use arch::aarch64::fdt::{self, Chosen, FdtConfig};
-use arch::aarch64::layout::MemoryLayout;
+use arch::aarch64::layout::{self, MemoryLayout};
 use devices::fw_cfg::Items;
 use devices::primecell::pl061::Pl061;
 use machine::bus::Range;
@@ -39,6 +40,7 @@ pub fn load(
     let chosen = Chosen { command_line: cmdline.to_owned(), initramfs: loaded.initramfs, seed: seed() };
     let tree = if has_acpi(config) {
         tables(config, zones, layout, model)?.write(memory)?;
+        generation::write_id(memory, layout::GENERATION_ID)?;
         fdt::build_for_efi(&chosen, &boot::place_efi(memory, layout)?)?
     } else {
         fdt::build(&fdt_config(chosen, config, zones, layout, model))?

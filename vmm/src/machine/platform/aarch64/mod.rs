@@ -8,8 +8,8 @@ pub use firmware::{describe, is_linux, load, setup_part};
 pub use gdb::Debugger;
 
 use super::{
-    Foundation, Mainboard, Placed, Pumps, cpu_topology, debug_mode, inspect_devices, lock, put,
-    reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
+    put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
 use anyhow::{Context, Result, bail, ensure};
@@ -26,7 +26,7 @@ use devices::primecell::pl061::Pl061;
 use devices::pvpanic::Pvpanic;
 use hypervisor::aarch64::Gic;
 use hypervisor::{Hypervisor, Vcpu, Vm};
-use machine::bus::{BusHandle, Range};
+use machine::bus::BusHandle;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::inspect::Value;
@@ -42,10 +42,8 @@ pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 3, count: 4 };
 /// Shared interrupt of the device that the power button is on.
 pub const GPIO_GSI: u32 = 7;
 
-/// No CPU can be added: the interrupt controller is made for those that there are.
-pub const CPU_HOTPLUG: bool = false;
-/// No memory module comes or goes: nothing tells the guest of one. virtio-mem devices serve instead.
-pub const MEMORY_SLOTS: u32 = 0;
+/// Shared interrupt of the ACPI event device.
+pub const EVENT_GSI: u32 = 8;
 
 /// System calls that stand for older ones of other architectures, as the C library makes them.
 pub mod calls {
@@ -68,6 +66,8 @@ pub fn has_acpi(config: &VmConfig) -> bool {
 pub struct Platform {
     /// The interrupt controller.
     pub pins: Arc<dyn Gic>,
+    /// What tells the guest of changes.
+    pub notifier: Notifier,
     gpio: Arc<Mutex<Pl061>>,
     devices: Vec<Placed>,
 }
@@ -87,7 +87,7 @@ impl Platform {
         clock: &Arc<dyn Clock>,
         pumps: &mut Pumps,
     ) -> Result<Self> {
-        let pins = vm.create_gic(&layout.gic(config.cpus.boot_vcpus))?;
+        let pins = vm.create_gic(&layout.gic(config.cpus.limit()))?;
         let line = |gsi| InterruptLine::new(Arc::clone(&pins) as _, gsi);
         let mut board = Mainboard::default();
 
@@ -95,6 +95,17 @@ impl Platform {
         board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
         let gpio =
             board.put("power button", mmio, Pl061::window(layout::GPIO), Pl061::new(line(GPIO_GSI)))?;
+        let notifier = if has_acpi(config) {
+            let places = Places {
+                registers: layout::ACPI_REGISTERS,
+                cpus: layout::CPU_HOTPLUG,
+                memory: layout::MEMORY_HOTPLUG,
+                pci: layout::PCI_HOTPLUG,
+            };
+            Notifier::new(config, &mut board, mmio, &places, clock, line(EVENT_GSI))?
+        } else {
+            Notifier::silent()
+        };
         if config.hears_panics() {
             board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
         }
@@ -112,7 +123,7 @@ impl Platform {
             debug_mode(&config.debug_console).is_none(),
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
         );
-        Ok(Self { pins, gpio, devices: board.devices })
+        Ok(Self { pins, notifier, gpio, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -145,56 +156,11 @@ impl Platform {
     /// See [`Platform::clock_deadline`].
     pub fn look_at_clock(&self) {}
 
-    /// Presses the power button.
+    /// Presses the power button, which is there in the two ways in which a guest may be told of the machine.
     pub fn press_power_button(&self) {
+        self.notifier.press_power_button();
         lock(&self.gpio).press_power_button();
     }
-
-    /// A guest hears of nothing that comes to or goes from a root bus: only PCI Express ports tell.
-    pub fn pci_device_came(&self, segment: u16, device: u8) {
-        tracing::warn!(
-            "device {device} on the root bus of PCI segment {segment} is seen after the guest's next restart"
-        );
-    }
-
-    /// See [`Platform::pci_device_came`].
-    pub fn ask_to_release_pci_device(&self, segment: u16, device: u8) {
-        tracing::warn!(
-            "the guest cannot be asked to release device {device} on the root bus of PCI segment {segment}"
-        );
-    }
-
-    /// See [`Platform::pci_device_came`].
-    pub fn pci_device_gone(&self, _segment: u16, _device: u8) {}
-
-    // CPUs and memory modules neither come nor go, see [`CPU_HOTPLUG`] and [`MEMORY_SLOTS`].
-
-    /// Never called.
-    pub fn cpu_came(&self, _number: u32) {}
-
-    /// Never called.
-    pub fn ask_to_release_cpu(&self, _number: u32) {}
-
-    /// Never called.
-    pub fn keep_cpu(&self, _number: u32) {}
-
-    /// Never called.
-    pub fn cpu_gone(&self, _number: u32) {}
-
-    /// Never called.
-    pub fn memory_is_there(&self, _slot: u32, _range: Range) {}
-
-    /// Never called.
-    pub fn memory_came(&self, _slot: u32, _range: Range) {}
-
-    /// Never called.
-    pub fn ask_to_release_memory(&self, _slot: u32) {}
-
-    /// Never called.
-    pub fn keep_memory(&self, _slot: u32) {}
-
-    /// Never called.
-    pub fn memory_gone(&self, _slot: u32) {}
 
     /// Returns every device to its state at power-on. No CPU runs.
     pub fn reset(&self) {
@@ -215,16 +181,15 @@ impl Platform {
 /// # Errors
 /// When the host cannot have such a machine, naming the option at fault.
 pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundation> {
-    let cpus = config.cpus.boot_vcpus;
-    if config.cpus.limit() > cpus {
-        bail!(
-            "--cpus max={}: CPUs cannot be added to a running Arm machine; give them all as boot",
-            config.cpus.limit()
-        );
-    }
+    let cpus = config.cpus.limit();
+    let option = if config.cpus.max_vcpus.is_some() { "max" } else { "boot" };
+    ensure!(
+        cpus == config.cpus.boot_vcpus || has_acpi(config),
+        "--cpus max={cpus}: only ACPI tells an Arm guest of CPUs that come; add --platform acpi=on, or give them all as boot"
+    );
     ensure!(
         cpus <= layout::MAX_CPUS,
-        "--cpus boot={cpus}: the interrupt controller has room for {} CPUs",
+        "--cpus {option}={cpus}: the interrupt controller has room for {} CPUs",
         layout::MAX_CPUS
     );
     let caches = Cache::of_host(Path::new("/sys/devices/system/cpu/cpu0"));
@@ -239,6 +204,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         MemoryLayout::weighted(&request, &segment_weights(config))
     })?;
     let vm = hypervisor.create_vm_of(layout.address_bits())?;
+    // The hypervisor makes no CPU after the interrupt controller.
     let vcpus = (0..cpus).map(|index| create_vcpu(&*vm, &model, index)).collect::<Result<_>>()?;
     Ok(Foundation { vm, vcpus, model, layout })
 }

@@ -1,15 +1,14 @@
 //! What the ACPI tables say of a machine.
 
 use super::super::numa::{distances, node_memory, node_of};
-use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI};
+use super::{EVENT_GSI, PCI_WIRING, SERIAL_GSI};
 use crate::config::VmConfig;
-use crate::machine::platform::serial_mode;
+use crate::machine::platform::{MEMORY_SLOTS, serial_mode};
 use crate::memory::ZoneExtent;
 use anyhow::Result;
 use arch::aarch64::acpi::{self, AcpiConfig, Tables};
 use arch::aarch64::cpu::CpuModel;
 use arch::aarch64::layout::{self, MemoryLayout};
-use devices::primecell::pl061::Pl061;
 
 /// Makes the tables of a machine, to lie where a kernel that is loaded directly finds them. Firmware that chooses their place
 /// itself takes [`Tables::loader_files`].
@@ -38,6 +37,7 @@ fn acpi_config(
         cpu_nodes: (0..config.cpus.limit())
             .map(|index| node_of(&config.numa, |node| node.cpus.contains(&index)))
             .collect(),
+        present: config.cpus.boot_vcpus,
         pmu: model.has_pmu(),
         gic: layout.gic(config.cpus.limit()),
         segments: layout.segments().to_vec(),
@@ -45,8 +45,9 @@ fn acpi_config(
         memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
-        gpio: GPIO_GSI,
-        power_button: Pl061::POWER_BUTTON,
+        events: EVENT_GSI,
+        memory_slots: if config.memory.modules_size() > 0 { MEMORY_SLOTS } else { 0 },
+        fw_cfg: config.payload.fw_cfg_config.is_some(),
         pvpanic: config.hears_panics(),
     }
 }

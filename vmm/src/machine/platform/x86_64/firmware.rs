@@ -1,11 +1,12 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
+use super::super::generation;
 use super::super::numa::{distances, node_memory, node_of};
 use super::banner::has_linux_banner;
-use super::{EVENT_GSI, MEMORY_SLOTS, PCI_WIRING, RTC_GSI, SERIAL_GSI};
+use super::{EVENT_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, name_option};
-use crate::machine::platform::serial_mode;
+use crate::machine::platform::{MEMORY_SLOTS, serial_mode};
 use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
 use arch::x86_64::acpi::{
@@ -26,7 +27,7 @@ use devices::pvpanic::Pvpanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
 use machine::bus::Range;
-use machine::memory::{Bytes, Memory};
+use machine::memory::Memory;
 
 const ACPI_PLACE: Range =
     Range { start: layout::ACPI_TABLES.0, size: layout::ACPI_RSDP.0 - layout::ACPI_TABLES.0 };
@@ -45,7 +46,7 @@ pub fn load(
 ) -> Result<EntryPoint> {
     let tables = acpi_config(config, zones, layout, model);
     acpi::build(&tables, ACPI_PLACE, layout::ACPI_RSDP)?.write(memory)?;
-    write_generation_id(memory)?;
+    generation::write_id(memory, layout::GENERATION_ID)?;
     let place = Range { start: layout::SMBIOS.0, size: layout::SMBIOS_SIZE };
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
     reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
@@ -59,20 +60,6 @@ pub fn load(
         anyhow::bail!("--cmdline: {}", CommandLineError::TooLong { length, limit });
     }
     Ok(entry)
-}
-
-/// Gives the machine a generation id, unless it has one: a restart in place is the same generation.
-fn write_generation_id(memory: &Memory) -> Result<()> {
-    let place = layout::GENERATION_ID;
-    let mut id = [0u8; 16];
-    memory.read_slice(&mut id, place).context("reading the generation id")?;
-    if id == [0; 16] {
-        // SAFETY: writes at most as many bytes as the buffer has.
-        let got = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
-        anyhow::ensure!(got == id.len() as isize, "the host gives no random numbers for the generation id");
-        memory.write_slice(&id, place).context("writing the generation id")?;
-    }
-    Ok(())
 }
 
 /// Adds what firmware would have to know of the machine: its memory map and its ACPI tables.

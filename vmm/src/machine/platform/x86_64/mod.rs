@@ -11,8 +11,8 @@ pub use debugger::Debugger;
 pub use firmware::{describe, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Placed, Pumps, cpu_topology, debug_mode, inspect_devices, lock, put,
-    reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
+    put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -21,9 +21,9 @@ use arch::wiring::InterruptPins;
 use arch::x86_64::boot::EntryPoint;
 use arch::x86_64::cpu::{self, CpuModel, CpuOptions, Vendor};
 use arch::x86_64::layout::{LayoutRequest, MemoryLayout};
-use devices::acpi::{AcpiRegisters, Event};
+use devices::acpi::AcpiRegisters;
 use devices::acpi_hotplug::cpu::CpuHotplug;
-use devices::acpi_hotplug::memory::{MemoryHotplug, Module};
+use devices::acpi_hotplug::memory::MemoryHotplug;
 use devices::acpi_hotplug::pci::PciHotplug;
 use devices::debug_console::DebugConsole;
 use devices::fw_cfg::{FwCfg, Items, Registers};
@@ -52,11 +52,6 @@ pub const EVENT_GSI: u32 = 5;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 16, count: 8 };
 
-/// CPUs may come and go.
-pub const CPU_HOTPLUG: bool = true;
-/// How many pieces of memory may come and go.
-pub const MEMORY_SLOTS: u32 = 32;
-
 /// System calls that later architectures have another one for, as the C library makes them.
 pub mod calls {
     /// `AUDIT_ARCH_X86_64` (linux/audit.h).
@@ -69,14 +64,17 @@ pub mod calls {
     pub const UNLINK: i64 = libc::SYS_unlink;
 }
 
+/// Whether ACPI tables describe the machine: always.
+pub fn has_acpi(_: &VmConfig) -> bool {
+    true
+}
+
 /// The mainboard.
 pub struct Platform {
     /// The I/O APIC's pins.
     pub pins: Arc<IoApicPins>,
-    acpi: Arc<Mutex<AcpiRegisters>>,
-    pci_hotplug: Arc<Mutex<PciHotplug>>,
-    cpu_hotplug: Arc<Mutex<CpuHotplug>>,
-    memory_hotplug: Arc<Mutex<MemoryHotplug>>,
+    /// What tells the guest of changes.
+    pub notifier: Notifier,
     rtc: Arc<Mutex<Rtc>>,
     devices: Vec<Placed>,
 }
@@ -102,14 +100,13 @@ impl Platform {
         let mut board = Mainboard::default();
 
         board.put("I/O APIC", mmio, IoApic::WINDOW, io_apic)?;
-        let acpi = AcpiRegisters::new(Arc::clone(clock), line(EVENT_GSI));
-        let acpi = board.put("ACPI registers", port, AcpiRegisters::PORTS, acpi)?;
-        let pci_hotplug = PciHotplug::new(config.platform.num_pci_segments);
-        let pci_hotplug = board.put("PCI hotplug", port, PciHotplug::PORTS, pci_hotplug)?;
-        let cpu_hotplug = CpuHotplug::new(config.cpus.limit(), config.cpus.boot_vcpus);
-        let cpu_hotplug = board.put("CPU hotplug", port, CpuHotplug::PORTS, cpu_hotplug)?;
-        let memory_hotplug = MemoryHotplug::new(MEMORY_SLOTS);
-        let memory_hotplug = board.put("memory hotplug", port, MemoryHotplug::PORTS, memory_hotplug)?;
+        let places = Places {
+            registers: AcpiRegisters::PORTS,
+            cpus: CpuHotplug::PORTS,
+            memory: MemoryHotplug::PORTS,
+            pci: PciHotplug::PORTS,
+        };
+        let notifier = Notifier::new(config, &mut board, port, &places, clock, line(EVENT_GSI))?;
         let rtc = Rtc::new(Arc::clone(clock), line(RTC_GSI));
         let rtc = board.put("clock", port, Rtc::PORTS, rtc)?;
         board.put("keyboard controller", port, I8042::PORTS, I8042::default())?;
@@ -138,7 +135,7 @@ impl Platform {
                 pumps.push("--debug-console", pump);
             }
         }
-        Ok(Self { pins, acpi, pci_hotplug, cpu_hotplug, memory_hotplug, rtc, devices: board.devices })
+        Ok(Self { pins, notifier, rtc, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -176,77 +173,7 @@ impl Platform {
 
     /// Presses the power button.
     pub fn press_power_button(&self) {
-        lock(&self.acpi).press_power_button();
-    }
-
-    /// Tells the guest that a device came at number `device` (1 to 31) of the root bus of PCI segment `segment`. Its
-    /// configuration space answers already.
-    pub fn pci_device_came(&self, segment: u16, device: u8) {
-        lock(&self.pci_hotplug).plug(segment, device);
-        lock(&self.acpi).raise(Event::Pci);
-    }
-
-    /// Asks the guest to let go of a device. When it has, which may be never, it answers with
-    /// [`machine::effect::Effect::Eject`]; it may be asked again.
-    pub fn ask_to_release_pci_device(&self, segment: u16, device: u8) {
-        lock(&self.pci_hotplug).request_unplug(segment, device);
-        lock(&self.acpi).raise(Event::Pci);
-    }
-
-    /// A device is gone: what the guest has not heard of it yet, it does not hear any more.
-    pub fn pci_device_gone(&self, segment: u16, device: u8) {
-        lock(&self.pci_hotplug).forget(segment, device);
-    }
-
-    /// Tells the guest that a CPU came. It waits to be started.
-    pub fn cpu_came(&self, number: u32) {
-        lock(&self.cpu_hotplug).plug(number);
-        lock(&self.acpi).raise(Event::Cpu);
-    }
-
-    /// Asks the guest to let go of a CPU. When it has, which may be never, it answers with
-    /// [`machine::effect::Effect::EjectCpu`].
-    pub fn ask_to_release_cpu(&self, number: u32) {
-        lock(&self.cpu_hotplug).request_unplug(number);
-        lock(&self.acpi).raise(Event::Cpu);
-    }
-
-    /// A CPU is to stay after all; the guest may have been asked already.
-    pub fn keep_cpu(&self, number: u32) {
-        lock(&self.cpu_hotplug).withdraw_request(number);
-    }
-
-    /// A CPU is gone.
-    pub fn cpu_gone(&self, number: u32) {
-        lock(&self.cpu_hotplug).remove(number);
-    }
-
-    /// There is memory in a slot from the start.
-    pub fn memory_is_there(&self, slot: u32, range: Range) {
-        lock(&self.memory_hotplug).fill(slot, module(range));
-    }
-
-    /// Tells the guest that memory came.
-    pub fn memory_came(&self, slot: u32, range: Range) {
-        lock(&self.memory_hotplug).plug(slot, module(range));
-        lock(&self.acpi).raise(Event::Memory);
-    }
-
-    /// Asks the guest to let go of memory. When it has, which may be never, it answers with
-    /// [`machine::effect::Effect::EjectMemory`].
-    pub fn ask_to_release_memory(&self, slot: u32) {
-        lock(&self.memory_hotplug).request_unplug(slot);
-        lock(&self.acpi).raise(Event::Memory);
-    }
-
-    /// Memory is to stay after all; the guest may have been asked already.
-    pub fn keep_memory(&self, slot: u32) {
-        lock(&self.memory_hotplug).withdraw_request(slot);
-    }
-
-    /// Memory is gone.
-    pub fn memory_gone(&self, slot: u32) {
-        lock(&self.memory_hotplug).remove(slot);
+        self.notifier.press_power_button();
     }
 
     /// Returns every device to its state at power-on.
@@ -258,11 +185,6 @@ impl Platform {
     pub fn inspect(&self) -> Value {
         inspect_devices(&self.devices)
     }
-}
-
-/// Memory that was added belongs to the first NUMA node: there are others only where memory is in zones.
-fn module(range: Range) -> Module {
-    Module { address: range.start, size: range.size, node: 0 }
 }
 
 /// Makes a further CPU.

@@ -1,6 +1,6 @@
 //! The slots of root buses, and their controller.
 
-use super::{DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, registers};
+use super::{DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, Registers};
 use crate::acpi::pci::root_name;
 use acpi_tables::aml::{
     Acquire, And, Arg, Device, EISAName, If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, Path,
@@ -16,7 +16,7 @@ fn slot_name(device: u8) -> Path {
 
 /// The slots of a root bus, which are objects of its bridge: a device for each; `EJCT`, which lets go of a device; and
 /// `DVNT`, which notifies those devices whose bits are set in its first argument of its second.
-pub(in crate::x86_64::acpi) fn pci_slots(segment: u16) -> Encoded {
+pub(crate) fn pci_slots(segment: u16) -> Encoded {
     let mut out = Encoded::default();
     let segment_number = u32::from(segment);
     for device in SLOTS {
@@ -51,7 +51,7 @@ pub(in crate::x86_64::acpi) fn pci_slots(segment: u16) -> Encoded {
 
 /// The PCI hotplug controller. Its `PSCN` tells what the registers say of all segments; its `PCEJ` lets go of the
 /// device whose number is its first argument, of the segment that is the second.
-pub(in crate::x86_64::acpi) fn pci_controller(port: u16, segments: u16) -> Encoded {
+pub(crate) fn pci_controller(registers: Registers, segments: u16) -> Encoded {
     let (selected, up, down, eject) =
         (Path::new("PSEG"), Path::new("PUPS"), Path::new("PDWN"), Path::new("PEJC"));
     // Registers are those of the segment selected last, so there is one user at a time.
@@ -76,7 +76,7 @@ pub(in crate::x86_64::acpi) fn pci_controller(port: u16, segments: u16) -> Encod
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0A06")),
             &Name::new("_UID".into(), &"PCI hotplug"),
-            &registers("PREG", port, &[b"PSEG", b"PUPS", b"PDWN", b"PEJC"]),
+            &registers.region("PREG", &[b"PSEG", b"PUPS", b"PDWN", b"PEJC"]),
             &Mutex::new("PLCK".into(), 0),
             &Method::new("PSCN".into(), 0, true, vec![&scan]),
             &Method::new(

@@ -1,25 +1,24 @@
 //! Memory devices (ACPI 6.5, 9.11), and their controller.
 
 use super::slots::Names;
-use super::{Encoded, registers};
-use crate::x86_64::acpi::MemorySlots;
+use super::{Encoded, Registers};
 use acpi_tables::aml::{
     Add, AddressSpace, AddressSpaceCacheable, CreateQWordField, Device, EISAName, Local, Method, MethodCall,
     Mutex, Name, ONE, Or, Path, ResourceTemplate, Return, ShiftLeft, Store, Subtract,
 };
 
 /// Names of memory's objects begin with `M`.
-const MEMORY: Names = Names { scope: "MHPC", letter: 'M' };
+const MEMORY: Names = Names { scope: "MHPC", letter: 'M', status_absent: 0 };
 
 // Offsets in a QWord address space descriptor (ACPI 6.5, 6.4.3.5.1).
 const MINIMUM: u8 = 14;
 const MAXIMUM: u8 = 22;
 const LENGTH: u8 = 38;
 
-/// The memory hotplug controller, whose `MSCN` tells what its registers say, and its slots.
-pub(in crate::x86_64::acpi) fn memory_slots(slots: MemorySlots, numa: bool) -> Encoded {
+/// The memory hotplug controller, whose `MSCN` tells what its registers say, and its `count` slots, at most 4096.
+pub(crate) fn memory_slots(registers: Registers, count: u32, numa: bool) -> Encoded {
     let mut objects = Encoded::default();
-    for number in 0..slots.count {
+    for number in 0..count {
         let mut object = MEMORY.slot_objects(number, true);
         object.push(&Name::new("_HID".into(), &EISAName::new("PNP0C80")));
         let ask = |name: &str| MethodCall::new(MEMORY.of(name), vec![&number]);
@@ -36,13 +35,12 @@ pub(in crate::x86_64::acpi) fn memory_slots(slots: MemorySlots, numa: bool) -> E
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0A06")),
             &Name::new("_UID".into(), &"Memory hotplug"),
-            &registers(
+            &registers.region(
                 "MREG",
-                slots.port,
                 &[b"MSEL", b"MSTS", b"MNXT", b"MEVT", b"MOUT", b"MADL", b"MADH", b"MSZL", b"MSZH", b"MNOD"],
             ),
             &Mutex::new("MLCK".into(), 0),
-            &MEMORY.methods(slots.count),
+            &MEMORY.methods(count),
             &resources(),
             &MEMORY.method("PXM", 1, &[&Store::new(&node, &Path::new("MNOD"))], Some(&node)),
             &objects,

@@ -24,6 +24,8 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Names {
     pub(super) scope: &'static str,
     pub(super) letter: char,
+    /// What `_STA` says of an empty slot.
+    pub(super) status_absent: u8,
 }
 
 impl Names {
@@ -83,7 +85,7 @@ impl Names {
             1,
             &[
                 &Store::new(&value, &status),
-                &Store::new(&answer, &ZERO),
+                &Store::new(&answer, &self.status_absent),
                 &If::new(&is_present, vec![&Store::new(&answer, &STATUS_WORKING)]),
             ],
             Some(&answer),
