@@ -83,6 +83,8 @@ pub const CPU_STATE: &[u64] = {
     &[
         request::<kvm_mp_state>(OUT, 0x98),
         request::<kvm_mp_state>(IN, 0x99),
+        request::<kvm_vcpu_events>(OUT, 0x9f),
+        request::<kvm_vcpu_events>(IN, 0xa0),
         request::<kvm_one_reg>(IN, 0xab),
         request::<kvm_one_reg>(IN, 0xac),
         // The host's kind of CPU, and becoming one: a reset.

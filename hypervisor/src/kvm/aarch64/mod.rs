@@ -10,11 +10,16 @@ use crate::{Error, Result};
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, RegList,
-    kvm_device_attr, kvm_mp_state, kvm_vcpu_events, kvm_vcpu_init,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, KVMIO,
+    kvm_device_attr, kvm_mp_state, kvm_reg_list, kvm_vcpu_events, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm};
 use std::io;
+use vmm_sys_util::ioctl::ioctl_with_mut_ptr;
+use vmm_sys_util::ioctl_iowr_nr;
+
+// Called directly, since kvm-ioctls takes lists of 500 registers at most.
+ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, kvm_reg_list);
 
 /// Address bits of a machine on a KVM that does not let one choose.
 const DEFAULT_ADDRESS_BITS: u8 = 40;
@@ -36,6 +41,10 @@ pub(super) fn host_features(kvm: &Kvm) -> HostFeatures {
 impl KvmVcpu {
     fn refused<T>(&self, what: &'static str, result: std::result::Result<T, kvm_ioctls::Error>) -> Result<T> {
         result.map_err(|errno| self.failed(what, errno))
+    }
+
+    fn list_failed(&self, source: io::Error) -> Error {
+        Error::Vcpu { id: self.id, what: "list the registers", source }
     }
 
     fn register_failed(&self, verb: &'static str, register: RegisterId, errno: kvm_ioctls::Error) -> Error {
@@ -88,14 +97,22 @@ impl VcpuState for KvmVcpu {
     }
 
     fn registers(&self) -> Result<Vec<RegisterId>> {
-        const WHAT: &str = "list the registers";
-        let mut list = RegList::new(MAX_REGISTERS).map_err(|error| Error::Vcpu {
-            id: self.id,
-            what: WHAT,
-            source: io::Error::other(format!("{error:?}")),
-        })?;
-        self.refused(WHAT, self.fd.get_reg_list(&mut list))?;
-        Ok(list.as_slice().iter().copied().map(RegisterId).collect())
+        // The list's length, then the list. It grows with the host's kernel, so the length is asked for.
+        let mut list = vec![0u64];
+        for _ in 0..2 {
+            let pointer = list.as_mut_ptr().cast::<kvm_reg_list>();
+            // SAFETY: KVM reads the length, and writes it and so many registers as that said, for which there is room.
+            if unsafe { ioctl_with_mut_ptr(&self.fd, KVM_GET_REG_LIST(), pointer) } == 0 {
+                return Ok(list.into_iter().skip(1).map(RegisterId).collect());
+            }
+            let error = io::Error::last_os_error();
+            let length = list.first().and_then(|length| usize::try_from(*length).ok()).unwrap_or(0);
+            if error.raw_os_error() != Some(libc::E2BIG) || length > MAX_REGISTERS {
+                return Err(self.list_failed(error));
+            }
+            list.resize(1 + length, 0);
+        }
+        Err(self.list_failed(io::Error::other("it grew meanwhile")))
     }
 
     fn register(&self, id: RegisterId) -> Result<u64> {
