@@ -1,5 +1,6 @@
 //! `--cpus`.
 
+use super::ConfigError;
 use super::options::{Setting, options};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,12 @@ options! {
         ["nested"] nested: bool = true,
         /// Who may share a core of the host: the machine's threads with each other (vm), none with another (vcpu), all (off).
         ["core_scheduling"] core_scheduling: CoreScheduling = CoreScheduling::Off,
+        /// Scalable vectors (SVE) of an Arm CPU: as the host has them (host), for certain (on), or not (off).
+        ["sve"] sve: CpuFeature = CpuFeature::Host,
+        /// Pointer authentication of an Arm CPU.
+        ["pauth"] pauth: CpuFeature = CpuFeature::Host,
+        /// The performance monitor of an Arm CPU.
+        ["pmu"] pmu: CpuFeature = CpuFeature::Host,
     }
 }
 
@@ -27,6 +34,70 @@ impl CpusConfig {
     /// The most CPUs the machine can have.
     pub fn limit(&self) -> u32 {
         self.max_vcpus.unwrap_or(self.boot_vcpus)
+    }
+
+    /// Refuses a choice of features that CPUs of this architecture have or lack as they are.
+    ///
+    /// # Errors
+    /// Names the first that was chosen.
+    pub fn check_no_features(&self) -> Result<(), ConfigError> {
+        let choices = [("sve", self.sve), ("pauth", self.pauth), ("pmu", self.pmu)];
+        match choices.into_iter().find(|(_, choice)| *choice != CpuFeature::Host) {
+            Some((key, choice)) => Err(ConfigError {
+                option: format!("--cpus {key}={}", choice.show()),
+                reason: "is a choice for Arm machines, and this is none; leave it out".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether CPUs have a feature that not every host's have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum CpuFeature {
+    /// If the host's have.
+    #[default]
+    #[serde(alias = "host")]
+    Host,
+    /// They have, or there is no machine.
+    #[serde(alias = "on")]
+    On,
+    /// They have not.
+    #[serde(alias = "off")]
+    Off,
+}
+
+impl CpuFeature {
+    /// Whether CPUs have the feature, which is the choice `key` of `--cpus` and called `name`, where the host's KVM can give it
+    /// or not.
+    ///
+    /// # Errors
+    /// When they must have it, and it cannot.
+    pub fn settle(self, key: &str, name: &str, can_have: bool) -> Result<bool, ConfigError> {
+        match self {
+            Self::Host => Ok(can_have),
+            Self::Off => Ok(false),
+            Self::On if can_have => Ok(true),
+            Self::On => Err(ConfigError {
+                option: format!("--cpus {key}=on"),
+                reason: format!(
+                    "this host's KVM has no {name} to give to a machine; leave it out, or use a host that has"
+                ),
+            }),
+        }
+    }
+}
+
+impl Setting for CpuFeature {
+    const HINT: &'static str = "host|on|off";
+    fn show(&self) -> String {
+        match self {
+            Self::Host => "host",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+        .into()
     }
 }
 
@@ -106,5 +177,36 @@ impl Setting for CpuAffinity {
     const HINT: &'static str = "<cpu>@<host cpus>";
     fn show(&self) -> String {
         format!("{}@{}", self.vcpu, self.host_cpus.show())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+
+    #[test]
+    fn features_are_as_the_host_has_them_unless_chosen() {
+        let settle = |choice: CpuFeature, has| choice.settle("sve", "scalable vectors", has);
+        for has in [false, true] {
+            assert_eq!(settle(CpuFeature::default(), has), Ok(has));
+            assert_eq!(settle(CpuFeature::Off, has), Ok(false));
+        }
+        assert_eq!(settle(CpuFeature::On, true), Ok(true));
+        let refusal = settle(CpuFeature::On, false).unwrap_err().to_string();
+        assert!(refusal.starts_with("--cpus sve=on: this host's KVM has no scalable vectors"), "{refusal}");
+    }
+
+    #[test]
+    fn features_of_other_architectures_cannot_be_chosen() {
+        let cpus = CpusConfig::parse("boot=2,pauth=host").unwrap();
+        assert_eq!(cpus.check_no_features(), Ok(()));
+        let cpus = CpusConfig::parse("boot=2,pmu=off").unwrap();
+        assert_eq!(cpus.pmu, CpuFeature::Off);
+        let refusal = cpus.check_no_features().unwrap_err().to_string();
+        assert!(refusal.starts_with("--cpus pmu=off: is a choice for Arm machines"), "{refusal}");
+        let json: CpusConfig = serde_json::from_str(r#"{"sve": "On"}"#).unwrap();
+        assert_eq!(json.sve, CpuFeature::On);
+        assert!(CpusConfig::parse("sve=maybe").unwrap_err().to_string().contains("not one of host, on, off"));
     }
 }

@@ -35,7 +35,7 @@ pub mod watchdog;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
-pub use cpus::{CoreScheduling, CpuAffinity, CpuTopology, CpusConfig};
+pub use cpus::{CoreScheduling, CpuAffinity, CpuFeature, CpuTopology, CpusConfig};
 pub use crash::{CrashAction, CrashConfig};
 pub use device::{Device, DeviceConfig};
 pub use disk::DiskConfig;

@@ -11,7 +11,7 @@ use super::{
     Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
     put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
-use crate::config::VmConfig;
+use crate::config::{CpusConfig, VmConfig};
 use anyhow::{Context, Result, bail, ensure};
 use arch::aarch64::boot::EntryPoint;
 use arch::aarch64::cpu::{self, CpuModel};
@@ -24,7 +24,7 @@ use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
 use devices::pvpanic::Pvpanic;
-use hypervisor::aarch64::Gic;
+use hypervisor::aarch64::{Gic, HostFeatures};
 use hypervisor::{Hypervisor, Vcpu, Vm};
 use machine::bus::BusHandle;
 use machine::clock::Clock;
@@ -193,8 +193,9 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         layout::MAX_CPUS
     );
     let caches = Cache::of_host(Path::new("/sys/devices/system/cpu/cpu0"));
-    let model = CpuModel::new(&hypervisor.host_features(), cpu_topology(config)?, caches);
-    let host_bits = hypervisor.host_features().address_bits;
+    let features = features(&config.cpus, hypervisor.host_features())?;
+    let model = CpuModel::new(&features, cpu_topology(config)?, caches);
+    let host_bits = features.address_bits;
     let layout = with_pmem_reserve(config, |hotplug| {
         let request = LayoutRequest {
             segments: config.platform.num_pci_segments,
@@ -207,6 +208,20 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     // The hypervisor makes no CPU after the interrupt controller.
     let vcpus = (0..cpus).map(|index| create_vcpu(&*vm, &model, index)).collect::<Result<_>>()?;
     Ok(Foundation { vm, vcpus, model, layout })
+}
+
+/// What CPUs have of what the host can give them.
+fn features(cpus: &CpusConfig, host: HostFeatures) -> Result<HostFeatures> {
+    Ok(HostFeatures {
+        sve: cpus.sve.settle("sve", "scalable vectors", host.sve)?,
+        pointer_authentication: cpus.pauth.settle(
+            "pauth",
+            "pointer authentication",
+            host.pointer_authentication,
+        )?,
+        pmu: cpus.pmu.settle("pmu", "performance monitor", host.pmu)?,
+        ..host
+    })
 }
 
 /// Makes CPU number `index`, with its features.

@@ -205,6 +205,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         "--platform acpi=off: a PC is always described by ACPI tables; leave it out, and use --cmdline acpi=off for a Linux \
          that is to ignore them"
     );
+    config.cpus.check_no_features()?;
     let topology = cpu_topology(config)?;
     // A host that is a machine itself traps CPUID, and to ask for all of it takes as long as to make the machine.
     let (made, cpuid) = std::thread::scope(|scope| {
