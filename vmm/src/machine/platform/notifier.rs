@@ -1,6 +1,6 @@
 //! What tells the guest, by ACPI, of what comes and is asked to go, and of the power button.
 
-use super::{Mainboard, lock};
+use super::{Mainboard, has_acpi, lock};
 use crate::config::VmConfig;
 use anyhow::Result;
 use devices::acpi::{AcpiRegisters, Event};
@@ -34,13 +34,7 @@ struct Controllers {
 pub struct Notifier(Option<Controllers>);
 
 impl Notifier {
-    /// For a machine without ACPI.
-    #[cfg_attr(target_arch = "x86_64", expect(dead_code, reason = "a PC always has ACPI"))]
-    pub(super) fn silent() -> Self {
-        Self(None)
-    }
-
-    /// Puts the devices on `bus`. `line` is the interrupt of the generic event device.
+    /// Puts the devices on `bus`, if the machine is to have them. `line` is the interrupt of the generic event device.
     ///
     /// # Errors
     /// When something else is at their places.
@@ -52,6 +46,9 @@ impl Notifier {
         clock: &Arc<dyn Clock>,
         line: InterruptLine,
     ) -> Result<Self> {
+        if !has_acpi(config) {
+            return Ok(Self(None));
+        }
         let registers = AcpiRegisters::new(Arc::clone(clock), line);
         let registers = board.put("ACPI registers", bus, places.registers, registers)?;
         let pci = PciHotplug::new(config.platform.num_pci_segments);

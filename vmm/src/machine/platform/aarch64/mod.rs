@@ -95,17 +95,13 @@ impl Platform {
         board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
         let gpio =
             board.put("power button", mmio, Pl061::window(layout::GPIO), Pl061::new(line(GPIO_GSI)))?;
-        let notifier = if has_acpi(config) {
-            let places = Places {
-                registers: layout::ACPI_REGISTERS,
-                cpus: layout::CPU_HOTPLUG,
-                memory: layout::MEMORY_HOTPLUG,
-                pci: layout::PCI_HOTPLUG,
-            };
-            Notifier::new(config, &mut board, mmio, &places, clock, line(EVENT_GSI))?
-        } else {
-            Notifier::silent()
+        let places = Places {
+            registers: layout::ACPI_REGISTERS,
+            cpus: layout::CPU_HOTPLUG,
+            memory: layout::MEMORY_HOTPLUG,
+            pci: layout::PCI_HOTPLUG,
         };
+        let notifier = Notifier::new(config, &mut board, mmio, &places, clock, line(EVENT_GSI))?;
         if config.hears_panics() {
             board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
         }
