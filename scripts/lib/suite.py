@@ -269,8 +269,9 @@ def aarch64(run):
     if not run.filter:
         run.skip("other whole machines on Arm", "not all of them hold there yet; by name: scripts/test aarch64 NAME")
     chosen = " | ".join(_binaries(prefix, run.filter) for prefix in prefixes)
+    packages_with_them = ["--package", "vivarium-tests", "--package", "hypervisor"]
     run.nextest(
-        "whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=[*target, "--package", "vivarium-tests"]
+        "whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=[*target, *packages_with_them]
     )
     if not run.filter or run.filter in "vhe":
         folder = guests.folder(processor)
@@ -288,10 +289,10 @@ PARTS = {"check": check, "unit": unit, "native": native, "nested": nested, "aarc
 CROSS_TARGET = TARGET / "aarch64"
 
 # Of the tests with the bare-metal guest, those that are about machines; the others are about the program that runs them.
-BARE_ON_ARM = ("native_boot", "native_hostile")
+BARE_ON_ARM = ("native_boot", "native_hostile", "native_gic")
 
 # The tests of whole machines that run on Arm each time.
-ALWAYS_ON_ARM = ("linux_boot", "linux_console", "linux_disk", "linux_errors")
+ALWAYS_ON_ARM = ("linux_boot", "linux_console", "linux_disk", "linux_errors", "native_gic")
 
 # Optimized, since an emulated processor runs it, but not for the last per cent, which takes minutes to build.
 CROSS_ENVIRONMENT = {
@@ -473,8 +474,7 @@ def _captured(command, environment=None, folder=PROJECT):
 def _binaries(prefix, name_filter=None):
     """A nextest expression for the test binaries whose names start so; the runner refuses names that do not exist.
     With a filter, those of their tests that have it in their own or their binary's name."""
-    folder = PROJECT / "tests" / "tests"
-    names = {path.stem if path.is_file() else path.name for path in folder.glob(f"{prefix}*")}
+    names = {path.stem if path.is_file() else path.name for path in PROJECT.glob(f"*/tests/{prefix}*")}
     terms = []
     for name in sorted(names):
         whole = not name_filter or name_filter in name

@@ -285,3 +285,22 @@ fn the_performance_monitor_counts_cycles() {
         line.and_then(|line| line.trim_start_matches("@@PERF ").split(',').next()?.parse::<u64>().ok());
     assert!(count.is_some_and(|count| count > 1_000_000), "{output}");
 }
+
+#[test]
+fn a_performance_monitor_is_hidden_when_it_is_off() {
+    if lacks(Feature::PerformanceMonitor) {
+        return;
+    }
+    for (choice, found) in [("host", "yes"), ("off", "no")] {
+        let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+            .args(["--cpus", &format!("pmu={choice}")])
+            .script(
+                "for of in /proc/device-tree/pmu /sys/bus/event_source/devices/armv8_*; do
+                [ -e $of ] && echo @@PMU yes || echo @@PMU no; done",
+            )
+            .start()
+            .succeed();
+        let lines = output.lines().filter_map(|line| line.trim().strip_prefix("@@PMU "));
+        assert_eq!(lines.collect::<Vec<_>>(), [found, found], "{choice}: {output}");
+    }
+}

@@ -1,7 +1,7 @@
 //! What is wrong with a machine of this architecture, told before any guest runs.
 
-use vivarium_tests::host::Folder;
-use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native};
+use vivarium_tests::host::{Folder, shell};
+use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native, required};
 
 /// What the monitor says of a machine that cannot be.
 fn refusal(builder: MonitorBuilder) -> String {
@@ -52,4 +52,39 @@ fn more_memory_than_there_are_addresses_is_refused() {
         "size=96G",
     ]));
     assert!(said.contains("--memory") && said.contains("36"), "{said}");
+}
+
+#[test]
+fn cpu_features_that_there_are_not_are_refused() {
+    let of_host = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    for (key, name) in [("sve", "sve"), ("pauth", "paca")] {
+        if of_host.split_whitespace().any(|feature| feature == name) {
+            println!("@@SKIP {key}=on: this host's CPUs have it");
+            continue;
+        }
+        let option = format!("{key}=on");
+        let said = refusal(MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).args(["--cpus", &option]));
+        assert!(said.contains("--cpus") && said.contains(&option) && said.contains("leave it out"), "{said}");
+    }
+}
+
+#[test]
+fn an_arm_machine_refuses_an_nmi_and_lives() {
+    if native() != Architecture::Aarch64 {
+        return;
+    }
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
+        .arg("--api-socket")
+        .arg(&socket)
+        .script("echo @@ready; read line; echo @@lives")
+        .start();
+    monitor.wait_for("@@ready");
+    let ctl = format!("{} ctl --api-socket {}", required("VIVARIUM_BIN").display(), socket.display());
+    let said = shell(&format!("! {ctl} nmi 2>&1"));
+    assert!(said.contains("no non-maskable interrupt"), "{said}");
+    monitor.type_in("\n");
+    monitor.wait_for("@@lives");
+    assert_eq!(monitor.wait().status, Some(0));
 }

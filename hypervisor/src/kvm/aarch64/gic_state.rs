@@ -310,8 +310,9 @@ impl KvmGic {
         for (number, router) in (distributor.first..).zip(&state.gicd_irouter) {
             distributor.write64(GICD_IROUTER + u64::from(number) * 8, *router)?;
         }
-        distributor.write_interrupts(&state.shared)?;
+        // Before what is pending: KVM passes on to CPUs only what becomes pending while the distributor is enabled.
         distributor.write(GICD_CTLR, state.gicd_ctlr)?;
+        distributor.write_interrupts(&state.shared)?;
         (0..).zip(&state.cpus).try_for_each(|(cpu, state)| self.restore_cpu(cpu, state))?;
         self.its.iter().zip(&state.its).try_for_each(|(its, state)| restore_its(its, state))
     }
