@@ -1,31 +1,55 @@
-//! Memory shared between machines, as a PCI function (QEMU, `docs/specs/ivshmem-spec.rst`, "ivshmem-plain").
+//! Memory shared between machines, as a PCI function (QEMU, `docs/specs/ivshmem-spec.rst`): "ivshmem-plain", and
+//! "ivshmem-doorbell", by which machines also interrupt each other.
 //!
-//! BAR 2 is the memory, which the machine maps where the BAR is. BAR 0 has registers for interrupts between machines; they are
-//! there, and without interrupts mean nothing.
+//! BAR 2 is the memory, which the machine maps where the BAR is. BAR 1 has the MSI-X table, with interrupts. BAR 0 has registers:
 //!
 //! | offset in BAR 0 | register |
 //! |---|---|
-//! | 0 | interrupt mask |
-//! | 4 | interrupt status, cleared by reading |
+//! | 0 | interrupt mask: kept, and without meaning beside MSI-X |
+//! | 4 | interrupt status: 0 |
 //! | 8 | this machine's number: 0 without interrupts |
-//! | 12 | doorbell, write only |
+//! | 12 | doorbell, write only: a peer's number in the upper half, its vector in the lower one |
+
+mod peers;
+pub mod server;
+
+pub use peers::Peers;
 
 use machine::effect::DeviceChange;
+use machine::interrupt::MsiAllocator;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use pci::bar::BarKind;
 use pci::config::{ConfigError, ConfigSpace, ConfigState, Identity};
 use pci::function::Function;
+use pci::msix::{Msix, MsixHandle};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 const REGISTERS_BAR: u8 = 0;
 const REGISTERS_SIZE: u64 = 256;
 const INTERRUPT_MASK: u64 = 0;
+const NUMBER: u64 = 8;
+const DOORBELL: u64 = 12;
+const VECTORS_BAR: u8 = 1;
+const VECTORS_SIZE: u64 = 4096;
+/// Where in that BAR the pending bits are, after the table.
+const PENDING: u32 = 2048;
+
+/// The most vectors a function can have.
+pub const MOST_VECTORS: u16 = 64;
 
 /// The function.
 pub struct Ivshmem {
     config: ConfigSpace,
     size: u64,
     interrupt_mask: u32,
+    doorbell: Option<Doorbell>,
+}
+
+/// What a machine interrupts others by.
+struct Doorbell {
+    number: u16,
+    peers: Arc<Peers>,
 }
 
 impl Ivshmem {
@@ -48,7 +72,28 @@ impl Ivshmem {
         });
         config.add_bar(REGISTERS_BAR, BarKind::Memory32 { prefetchable: false }, REGISTERS_SIZE)?;
         config.add_bar(Self::MEMORY_BAR, BarKind::Memory64 { prefetchable: true }, size)?;
-        Ok(Self { config, size, interrupt_mask: 0 })
+        Ok(Self { config, size, interrupt_mask: 0, doorbell: None })
+    }
+
+    /// A function that also has `vectors` interrupts, 1 to [`MOST_VECTORS`], for a machine that has `number` among `peers`. What
+    /// signals the vectors is given back too.
+    ///
+    /// # Errors
+    /// When a BAR cannot be of that size.
+    pub fn with_doorbell(
+        size: u64,
+        number: u16,
+        peers: Arc<Peers>,
+        vectors: u16,
+        allocator: Arc<dyn MsiAllocator>,
+    ) -> Result<(Self, MsixHandle), ConfigError> {
+        let mut function = Self::new(size)?;
+        let msix = Msix::new(vectors.min(MOST_VECTORS), allocator);
+        let handle = msix.handle();
+        function.config.add_bar(VECTORS_BAR, BarKind::Memory32 { prefetchable: false }, VECTORS_SIZE)?;
+        function.config.add_msix(VECTORS_BAR, 0, PENDING, msix)?;
+        function.doorbell = Some(Doorbell { number, peers });
+        Ok((function, handle))
     }
 }
 
@@ -64,16 +109,28 @@ impl Function for Ivshmem {
     fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         if bar != REGISTERS_BAR {
             // Where the hypervisor could not map the memory there is nothing.
+            self.config.msix_read(bar, offset, data);
             return;
         }
-        let value = if offset == INTERRUPT_MASK && data.len() == 4 { self.interrupt_mask } else { 0 };
+        let value = match (offset, data.len()) {
+            (INTERRUPT_MASK, 4) => self.interrupt_mask,
+            (NUMBER, 4) => self.doorbell.as_ref().map_or(0, |doorbell| doorbell.number.into()),
+            _ => 0,
+        };
         data.fill(0);
         data.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
     }
 
     fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) -> Option<DeviceChange> {
-        if let (REGISTERS_BAR, INTERRUPT_MASK, Ok(value)) = (bar, offset, data.try_into()) {
-            self.interrupt_mask = u32::from_le_bytes(value);
+        if bar == VECTORS_BAR {
+            self.config.msix_write(bar, offset, data);
+        }
+        let (REGISTERS_BAR, Ok(value)) = (bar, data.try_into()) else { return None };
+        let value = u32::from_le_bytes(value);
+        match (offset, &self.doorbell) {
+            (INTERRUPT_MASK, _) => self.interrupt_mask = value,
+            (DOORBELL, Some(doorbell)) => doorbell.peers.ring((value >> 16) as u16, value as u16),
+            _ => {}
         }
         None
     }
@@ -87,6 +144,8 @@ impl Function for Ivshmem {
 machine::inspect!(Ivshmem, this => {
     size size,
     hex interrupt_mask,
+    number: this.doorbell.as_ref().map(|doorbell| doorbell.number),
+    peers: this.doorbell.as_ref().map(|doorbell| doorbell.peers.inspect()),
     pci: this.config,
 });
 

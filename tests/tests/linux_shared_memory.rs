@@ -1,6 +1,11 @@
 //! Memory that a stock kernel's guest shares with the host, and a real-time clock beside it.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
@@ -56,6 +61,104 @@ fn guest_and_host_read_what_the_other_writes() {
         "@@BACK 0x600DF00D",
         "@@AGAIN 0x0BADBEEF",
     ] {
+        assert!(output.contains(told), "{told}: {output}");
+    }
+}
+
+/// Sends what an ivshmem server sends: a number, and a descriptor with it.
+fn send(socket: &UnixStream, number: i64, descriptor: Option<RawFd>) {
+    let mut bytes = number.to_le_bytes();
+    let Some(descriptor) = descriptor else { return (&*socket).write_all(&bytes).unwrap() };
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // Aligned as a control message has to be.
+    let mut control = [0_u64; 4];
+    // SAFETY: zeroes are a valid header, and what its pointers lead to lives until the call is over.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let head = libc::CMSG_FIRSTHDR(&raw const message);
+        (*head).cmsg_level = libc::SOL_SOCKET;
+        (*head).cmsg_type = libc::SCM_RIGHTS;
+        (*head).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(head).cast::<RawFd>().write_unaligned(descriptor);
+        assert_eq!(libc::sendmsg(socket.as_raw_fd(), &raw const message, 0), 8);
+    }
+}
+
+fn event() -> File {
+    // SAFETY: makes a new descriptor, which nothing else owns.
+    File::from(unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) })
+}
+
+/// Waits for an event, which the other side may have made not to block.
+fn wait(mut event: &File) -> u64 {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure is passed.
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 60_000) }, 1, "the event is raised");
+    let mut count = [0; 8];
+    event.read_exact(&mut count).unwrap();
+    u64::from_ne_bytes(count)
+}
+
+/// Prints its number, and rings the first vector of peer 9 and its own.
+const RING: &str = r#"set -e
+    for d in /sys/bus/pci/devices/*; do
+        case $(cat $d/vendor)$(cat $d/device) in 0x1af40x1110) shared=$d;; esac
+    done
+    echo 1 >$shared/enable
+    set -- $(sed -n 1p $shared/resource)
+    at() { printf '0x%x' $(($1 + $2)); }
+    echo "@@NUMBER $(devmem $(at $1 8) 32)"
+    set -- $1 $(sed -n 3p $shared/resource)
+    echo "@@HOST $(devmem $(at $2 0x1000) 32)"
+    devmem $(at $1 12) 32 0x90000
+    devmem $(at $1 12) 32 0x50000
+    echo "@@RUNG"; read -r answer </dev/console; [ "$answer" = on ]"#;
+
+#[test]
+fn a_guest_rings_another_machine_that_a_server_told_it_of() {
+    let folder = Folder::on_disk();
+    let (path, socket, api) = (folder.join("memory"), folder.join("server"), folder.join("api"));
+    let memory = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    memory.set_len(1 << 20).unwrap();
+    memory.write_all_at(&0xc0de_cafe_u32.to_le_bytes(), FROM_HOST).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (peer, own) = (event(), event());
+    let descriptors = (memory.as_raw_fd(), peer.as_raw_fd(), own.as_raw_fd());
+    let server = std::thread::spawn(move || {
+        let (connection, _) = listener.accept().unwrap();
+        send(&connection, 0, None);
+        send(&connection, 5, None);
+        send(&connection, -1, Some(descriptors.0));
+        send(&connection, 9, Some(descriptors.1));
+        send(&connection, 5, Some(descriptors.2));
+        connection
+    });
+    let kernel = Kernel::V6_12;
+    let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
+        .initramfs(kernel.tools().as_os_str())
+        .args(["--landlock", "--ivshmem", &format!("socket={},id=shared", socket.display()), "--api-socket"])
+        .arg(&api)
+        .script(RING)
+        .start();
+    monitor.wait_for("@@RUNG");
+    assert_eq!(wait(&peer), 1);
+    // The link of this machine takes its own event.
+    let tree: serde_json::Value = serde_json::from_str(&done(&api, &["--json", "inspect", "pci"])).unwrap();
+    let tree = tree.as_object().unwrap().values().find(|tree| tree["id"] == "shared").unwrap().clone();
+    assert_eq!((&tree["number"], &tree["peers"]["rung"]), (&5.into(), &2.into()), "{tree}");
+    assert_eq!(
+        (&tree["peers"]["peers"]["9"], &tree["peers"]["peers"]["5"]),
+        (&1.into(), &1.into()),
+        "{tree}"
+    );
+    drop(server.join().unwrap());
+    monitor.type_in("on\n");
+    let output = monitor.succeed();
+    for told in ["@@NUMBER 0x00000005", "@@HOST 0xC0DECAFE"] {
         assert!(output.contains(told), "{told}: {output}");
     }
 }

@@ -564,6 +564,14 @@ mod tests {
                 "--kernel k --disk path=/x,num_queues=257",
                 "--disk path=/x,num_queues=257: num_queues: 257 is out of range: it can be 1 to 256",
             ),
+            (
+                "--kernel k --ivshmem size=1M",
+                "--ivshmem: has no path; add path=<file>, or socket=<path> of a server",
+            ),
+            (
+                "--kernel k --ivshmem socket=/s,path=/p",
+                "--ivshmem socket=/s: has a path too; leave that out, since the server has the memory",
+            ),
             ("--kernel k --seccomp maybe", "--seccomp maybe: write true, log or false"),
             (
                 "--kernel k --serial tty --console tty",

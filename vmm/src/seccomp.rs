@@ -204,6 +204,7 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_io_uring_enter, "rings of disks and persistent memory"),
     call(libc::SYS_accept4, "a console's socket"),
     call(libc::SYS_recvfrom, "a console's socket"),
+    call(libc::SYS_recvmsg, "who comes and goes that has shared memory"),
     call(libc::SYS_sendto, "a console's socket"),
     call(libc::SYS_shutdown, "a console's socket"),
     call(libc::SYS_socket, "the guest connects to a program's socket"),

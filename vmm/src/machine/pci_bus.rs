@@ -20,7 +20,7 @@ use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::effect::{DeviceChange, FunctionAddress};
-use machine::interrupt::InterruptController;
+use machine::interrupt::{InterruptController, MsiAllocator};
 use machine::memory::Memory;
 use pci::capability::ExpressKind;
 use pci::function::FunctionHandle;
@@ -92,6 +92,8 @@ pub struct PciBus {
     /// What else has a name: ports, and functions that need no workers.
     plain: BTreeMap<FunctionAddress, String>,
     ports: Ports,
+    /// What runs beside functions that are no virtio devices.
+    beside: BTreeMap<FunctionAddress, FunctionWorkers>,
     /// The memory that BARs are, by function and BAR.
     shared_memory: BTreeMap<(FunctionAddress, u8), SharedMemory>,
     /// No worker is started.
@@ -134,6 +136,7 @@ impl PciBus {
             virtio: BTreeMap::new(),
             plain: BTreeMap::new(),
             ports: Ports::default(),
+            beside: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
             paused: false,
             doorbells: BTreeMap::new(),
@@ -200,6 +203,29 @@ impl PciBus {
         self.insert(address, function).with_context(|| format!("adding device {id}"))?;
         self.plain.insert(address, id.to_owned());
         Ok(address)
+    }
+
+    /// What gives functions their interrupts.
+    pub fn msi_allocator(&self) -> Arc<dyn MsiAllocator> {
+        Arc::clone(&self.surroundings.vm) as _
+    }
+
+    /// Runs `task`, which has no queues, for the function at `address` as long as the machine is there.
+    ///
+    /// # Errors
+    /// When the host gives no thread.
+    pub fn run_beside(
+        &mut self,
+        address: FunctionAddress,
+        task: QueueTask,
+        options: workers::Options,
+    ) -> Result<()> {
+        let id = self.plain.get(&address).cloned().unwrap_or_default();
+        let (clock, mailbox) = (Arc::clone(&self.surroundings.clock), self.surroundings.mailbox.clone());
+        let mut workers = FunctionWorkers::new(&id, address, options, clock, mailbox);
+        workers.run(&mut vec![(task, Vec::new())])?;
+        self.beside.insert(address, workers);
+        Ok(())
     }
 
     /// A number that no shared memory of the machine has.
@@ -381,6 +407,7 @@ impl PciBus {
         self.carry_out(&changes)?;
         self.shared_memory.retain(|(function, _), _| *function != address);
         self.virtio.remove(&address);
+        self.beside.remove(&address);
         self.plain.remove(&address);
         if let Some(segment) = self.segments.get(usize::from(address.segment)) {
             segment.remove(address);

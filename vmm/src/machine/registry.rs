@@ -21,7 +21,8 @@ use block::engine::EngineKind;
 use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions, HostError, OnError};
 use devices::host_console::HostConsole;
-use devices::ivshmem::Ivshmem;
+use devices::ivshmem::server::{self, Link};
+use devices::ivshmem::{Ivshmem, Peers};
 use devices::pvpanic::PvpanicFunction;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::rng::Rng;
@@ -84,6 +85,9 @@ impl Site {
     }
 }
 
+/// How long a server of shared memory may take for each of the messages that it sends at once.
+const SERVER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How workers run that need nothing special.
 pub(super) fn worker_options() -> workers::Options {
     workers::Options {
@@ -125,10 +129,26 @@ fn add_ivshmem(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> 
     let Some(config) = &config.ivshmem else { return Ok(()) };
     let id = config.id.as_deref().unwrap_or("__ivshmem");
     let mut add = || {
-        let memory = SharedMemory::open(config, pci.free_memory_number())?;
-        let device = Ivshmem::new(memory.size().0)?;
+        let number = pci.free_memory_number();
+        let (device, memory, link) = match &config.socket {
+            None => {
+                let memory = SharedMemory::open(config, number)?;
+                (Ivshmem::new(memory.size().0)?, memory, None)
+            }
+            Some(socket) => {
+                let joined = server::join(socket, SERVER_PATIENCE)?;
+                let memory = SharedMemory::given(joined.memory.try_clone()?, number)?;
+                let (size, peers, msi) = (memory.size().0, Arc::<Peers>::default(), pci.msi_allocator());
+                let (device, vectors) =
+                    Ivshmem::with_doorbell(size, joined.number, Arc::clone(&peers), config.vectors, msi)?;
+                (device, memory, Some(Link::new(joined, peers, vectors)?))
+            }
+        };
         let address = pci.add_function(id, config.place(), Arc::new(Mutex::new(device)))?;
         pci.back_bar(address, Ivshmem::MEMORY_BAR, memory);
+        if let Some(link) = link {
+            pci.run_beside(address, link.into_task(), worker_options())?;
+        }
         Ok::<_, anyhow::Error>(())
     };
     add().with_context(|| config.option())

@@ -34,7 +34,23 @@ impl SharedMemory {
             file.set_len(config.size.0)
                 .with_context(|| format!("enlarging it to {}; give a smaller size", config.size))?;
         }
-        let length = usize::try_from(config.size.0).context("larger than this host's address space")?;
+        Self::of(file, config.size.0, number)
+    }
+
+    /// Maps what a server of shared memory has given, all of it.
+    ///
+    /// # Errors
+    /// When it cannot be mapped, or no BAR is of its size.
+    pub fn given(file: File, number: u32) -> Result<Self> {
+        let size = file.metadata().context("the server's memory")?.len();
+        if !size.is_power_of_two() || size < 4096 {
+            bail!("the server's memory has {}, which is not a power of two of at least 4K", ByteSize(size));
+        }
+        Self::of(file, size, number)
+    }
+
+    fn of(file: File, size: u64, number: u32) -> Result<Self> {
+        let length = usize::try_from(size).context("larger than this host's address space")?;
         let region = MmapRegionBuilder::new(length)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)

@@ -44,8 +44,7 @@ impl PciBus {
 
     /// The workers by name.
     pub fn inspect_workers(&self) -> Value {
-        let workers = self.virtio.values().flat_map(|function| function.workers.running());
-        workers.map(|worker| (worker.name().to_owned(), worker.inspect())).collect()
+        self.workers().map(|(_, worker)| (worker.name().to_owned(), worker.inspect())).collect()
     }
 
     /// Moves the worker of a device's queue to other host CPUs, and those that come after it.
@@ -57,10 +56,9 @@ impl PciBus {
 
     /// Every worker, with the function it works for.
     pub fn workers(&self) -> impl Iterator<Item = (FunctionAddress, &Worker)> {
-        let functions = self.virtio.iter();
-        functions.flat_map(|(address, function)| {
-            function.workers.running().iter().map(|worker| (*address, worker))
-        })
+        let virtio = self.virtio.iter().map(|(address, function)| (address, &function.workers));
+        let all = virtio.chain(&self.beside);
+        all.flat_map(|(address, workers)| workers.running().iter().map(|worker| (*address, worker)))
     }
 }
 
@@ -101,9 +99,16 @@ impl VirtioFunction {
     }
 }
 
-/// Puts what a worker told of its handlers into the tree of the function they are for: under each queue they run.
+/// Puts what a worker told of its handlers into the tree of the function they are for: under each queue they run, or under their
+/// name if they run none.
 pub fn add_handlers(function: &mut Value, worker: &Value) {
     for task in worker["tasks"].as_array().into_iter().flatten() {
+        if let (Value::Object(fields), Some([])) =
+            (&mut *function, task["queues"].as_array().map(Vec::as_slice))
+            && let Some(name) = task["name"].as_str()
+        {
+            fields.insert(name.to_owned(), task["handler"].clone());
+        }
         for queue in task["queues"].as_array().into_iter().flatten().filter_map(Value::as_u64) {
             let queue = function.get_mut("queue").and_then(|queues| queues.get_mut(queue as usize));
             if let Some(Value::Object(queue)) = queue {
