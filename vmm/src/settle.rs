@@ -23,13 +23,20 @@ pub fn settle() {
     }
     let_go_of_stack();
     // A debugger of the monitor itself would lose breakpoints it has set in the code.
-    if cfg!(debug_assertions) {
+    if cfg!(debug_assertions) || is_traced() {
         return;
     }
     // SAFETY: the callback takes no data and only looks at what it is given.
     unsafe {
         libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut());
     }
+}
+
+/// Whether a debugger has hold of this process (proc_pid_status(5), `TracerPid`). If it cannot be told, none has.
+fn is_traced() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
 }
 
 /// Lets go of the stack's pages below what is in use.
