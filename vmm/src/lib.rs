@@ -51,6 +51,7 @@ pub fn run(run: cli::Run) -> Result<()> {
     if let Some(config) = &run.event_monitor {
         api::event_monitor::start(config, &monitor.events())?;
     }
+    monitor.events().emit("vmm", "starting");
     if let Some(gdb) = run.gdb {
         gdb::serve(&gdb.path, monitor.inbox())?;
         if gdb.wait {
