@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use vivarium_tests::host::{Folder, HangingFile};
-use vmm::api::request::{AddDevice, ResizeDisk};
+use vmm::api::request::{AddDevice, Opening, ResizeDisk};
 use vmm::api::{ErrorKind, Reply, Request};
 use vmm::config::{BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig};
 
@@ -99,7 +99,7 @@ fn an_image_that_cannot_be_opened_in_time_keeps_nothing_else_waiting() {
     let disk_of = |path: &std::path::Path, id: &str, timeout_ms| {
         let (path, id) = (Some(path.to_owned()), Some(id.to_owned()));
         let device = DiskConfig { path, id, ..DiskConfig::default() }.into();
-        Request::Add(AddDevice { device, timeout_ms: Some(timeout_ms) })
+        Request::Add(AddDevice { device, opening: Opening { timeout_ms: Some(timeout_ms) } })
     };
     sim.program(0, obey);
     let control = Control::boot(&sim, config(&folder));

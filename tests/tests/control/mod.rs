@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
-use vmm::api::request::{AddDevice, Inspect, RemoveDevice, VmState};
+use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
 use vmm::machine::Ended;
@@ -132,7 +132,7 @@ pub fn disk(path: PathBuf, id: &str) -> Request {
 
 /// Adds a device.
 pub fn add(device: impl Into<DeviceConfig>) -> Request {
-    Request::Add(AddDevice { device: device.into(), timeout_ms: None })
+    Request::Add(AddDevice { device: device.into(), opening: Opening::default() })
 }
 
 pub fn remove(id: &str, force: bool, timeout_ms: u64) -> Request {

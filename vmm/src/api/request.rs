@@ -109,13 +109,28 @@ pub struct ResizeZone {
     pub desired_ram: ByteSize,
 }
 
-/// What the verbs take by which a device comes: its configuration, beside which the body may have a `timeout_ms`.
+/// What the verbs take by which a device comes: its configuration, and beside it in the same body what is in [`Opening`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct AddDevice {
     /// The device.
     pub device: DeviceConfig,
+    /// How it is opened.
+    pub opening: Opening,
+}
+
+/// How a device that is to come is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Opening {
     /// How long the host may take to open it, in milliseconds; 30 seconds if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+}
+
+impl Opening {
+    /// Its fields in a body.
+    pub const FIELDS: &[&str] = &["timeout_ms"];
 }
 
 /// What `vm.remove-device` takes.

@@ -3,13 +3,13 @@
 
 use super::compatibility;
 use super::request::{
-    AddDevice, Coredump, Inspect, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone, SetAffinity,
-    SetLink, SetRateLimit, SetThrottle,
+    AddDevice, Coredump, Inspect, Opening, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone,
+    SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
 use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What all paths start with, but those that others define.
 pub const PREFIX: &str = "/api/v1/";
@@ -196,25 +196,25 @@ pub const ROUTES: &[Route] = &[
         |body| Ok(Request::ResizeZone(read::<ResizeZone>(body)?)),
         Answer::Nothing,
     ),
-    put_body("vm.add-disk", "Add a disk", "DiskConfig", |body| addition::<DiskConfig>(body, "disks"), ADDED),
+    put_body("vm.add-disk", "Add a disk", "AddDisk", |body| addition::<DiskConfig>(body, "disks"), ADDED),
     put_body(
         "vm.add-net",
         "Add a network interface; file descriptors that come with the request are its tap's queues",
-        "NetConfig",
+        "AddNet",
         |body| addition::<NetConfig>(body, "net"),
         ADDED,
     ),
     put_body(
         "vm.add-pmem",
         "Add persistent memory",
-        "PmemConfig",
+        "AddPmem",
         |body| addition::<PmemConfig>(body, "pmem"),
         ADDED,
     ),
     put_body(
         "vm.add-vsock",
         "Add the socket device",
-        "VsockConfig",
+        "AddVsock",
         |body| addition::<VsockConfig>(body, "vsock"),
         ADDED,
     ),
@@ -378,16 +378,14 @@ fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
 /// A device that is to come. `part` is where its configuration is in a machine's.
 fn addition<T: Options + Into<DeviceConfig>>(body: &[u8], part: &str) -> Result<Request, Refusal> {
     let mut tree = tree(body)?;
-    let timeout = tree.as_object_mut().and_then(|fields| fields.remove(TIMEOUT));
-    let timeout_ms = timeout.map(serde_json::from_value::<Option<u64>>).transpose().map_err(|error| {
-        Refusal { field: Some(TIMEOUT.into()), ..Refusal::bad(format!("{TIMEOUT}: {error}")) }
-    })?;
+    let mut opening = Map::new();
+    if let Some(fields) = tree.as_object_mut() {
+        opening.extend(Opening::FIELDS.iter().filter_map(|name| fields.remove_entry(*name)));
+    }
+    let opening = from_tree(&opening.into())?;
     let device = options::<T>(tree, part)?.into();
-    Ok(Request::Add(AddDevice { device, timeout_ms: timeout_ms.flatten() }))
+    Ok(Request::Add(AddDevice { device, opening }))
 }
-
-/// What the body of a device that is to come may have beside its configuration: how long the host may take to open it.
-pub const TIMEOUT: &str = "timeout_ms";
 
 /// A device's configuration. `part` is where it is in a machine's.
 fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {

@@ -90,7 +90,10 @@ fn bind(path: &Path) -> Result<UnixListener> {
 /// Takes over a descriptor that the process was started with.
 pub(super) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= libc::STDERR_FILENO {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "is none of standard input, output and error"));
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "is a standard stream; pass descriptor 3 or above",
+        ));
     }
     // SAFETY: only asks for flags; a descriptor that is not open is an error.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {

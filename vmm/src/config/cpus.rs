@@ -132,6 +132,7 @@ impl Setting for CoreScheduling {
 /// How CPUs are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct CpuTopology {
     /// Threads of a core.
     pub threads_per_core: u16,
@@ -166,6 +167,7 @@ impl Setting for CpuTopology {
 /// The host CPUs a CPU may run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct CpuAffinity {
     /// The guest's CPU.
     pub vcpu: u32,

@@ -68,6 +68,7 @@ impl Setting for DiskEngine {
 /// The host CPUs a queue's worker may run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct QueueAffinity {
     /// The queue.
     pub queue_index: u16,

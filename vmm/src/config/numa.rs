@@ -22,6 +22,7 @@ options! {
 /// How far it is to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct NumaDistance {
     /// The other node.
     pub destination: u32,

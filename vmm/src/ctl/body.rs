@@ -1,10 +1,9 @@
 //! Bodies from the command line: the same syntax as the options of `vivarium` have.
 
 use crate::api::request::{
-    Coredump, DeviceQueueAffinity, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
-    SetRateLimit, SetThrottle,
+    Coredump, DeviceQueueAffinity, Opening, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity,
+    SetLink, SetRateLimit, SetThrottle,
 };
-use crate::api::routes::TIMEOUT;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
@@ -50,10 +49,10 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                     .allow_hyphen_values(true)
                     .help("The machine as vivarium's own flags, such as -- --kernel vmlinuz --cpus boot=2."),
             ),
-        "DiskConfig" => command.arg(keys(DiskConfig::FIELDS)).arg(opening()),
-        "NetConfig" => command.arg(keys(NetConfig::FIELDS)).arg(opening()),
-        "PmemConfig" => command.arg(keys(PmemConfig::FIELDS)).arg(opening()),
-        "VsockConfig" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
+        "AddDisk" => command.arg(keys(DiskConfig::FIELDS)).arg(opening()),
+        "AddNet" => command.arg(keys(NetConfig::FIELDS)).arg(opening()),
+        "AddPmem" => command.arg(keys(PmemConfig::FIELDS)).arg(opening()),
+        "AddVsock" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
         "SetAffinity" => command
             .arg(Arg::new("cpus").long("cpus").value_name("LIST").help("Such as [0@[1,2],1@[3-5]]."))
             .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("A device."))
@@ -131,9 +130,9 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
     let size = |name: &str| matches.get_one::<ByteSize>(name).copied();
     match kind {
         "VmConfig" => create(&text("path"), matches),
-        "DiskConfig" => addition(&options::<DiskConfig>("add-disk", &text("keys"))?, matches),
-        "PmemConfig" => addition(&options::<PmemConfig>("add-pmem", &text("keys"))?, matches),
-        "VsockConfig" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
+        "AddDisk" => addition(&options::<DiskConfig>("add-disk", &text("keys"))?, matches),
+        "AddPmem" => addition(&options::<PmemConfig>("add-pmem", &text("keys"))?, matches),
+        "AddVsock" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
         "SetAffinity" => {
             let cpus = options::<CpusConfig>("set-affinity", &list("affinity", &text("cpus")))?.affinity;
             let disk = options::<DiskConfig>("set-affinity", &list("queue_affinity", &text("queues")))?;
@@ -147,7 +146,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "SetThrottle" => {
             json(&SetThrottle { percent: matches.get_one("percent").copied().unwrap_or_default() })
         }
-        "NetConfig" => {
+        "AddNet" => {
             let mut net: NetConfig = options("add-net", &text("keys"))?;
             // Their numbers mean nothing to the monitor: the descriptors themselves are sent.
             let files = net.fds.take().unwrap_or_default();
@@ -237,11 +236,12 @@ fn opening() -> Arg {
 
 /// A device that is to come.
 fn addition<T: Serialize>(device: &T, matches: &ArgMatches) -> Result<Body> {
-    let mut device = serde_json::to_value(device)?;
-    if let Some(timeout) = matches.get_one::<u64>("timeout") {
-        device[TIMEOUT] = (*timeout).into();
+    let opening = Opening { timeout_ms: matches.get_one("timeout").copied() };
+    let (mut body, opening) = (serde_json::to_value(device)?, serde_json::to_value(opening)?);
+    if let (Some(body), serde_json::Value::Object(opening)) = (body.as_object_mut(), opening) {
+        body.extend(opening);
     }
-    json(&device)
+    json(&body)
 }
 
 /// A copy of a descriptor that this process was started with.

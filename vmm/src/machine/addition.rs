@@ -67,7 +67,7 @@ pub fn with_device(config: &VmConfig, device: DeviceConfig) -> Result<VmConfig, 
 impl Machine {
     /// Begins to add a device. `files` are the descriptors that came with the call.
     pub fn add_device(&mut self, add: AddDevice, files: Vec<OwnedFd>, respond: Respond) {
-        let AddDevice { mut device, timeout_ms } = add;
+        let AddDevice { mut device, opening } = add;
         if let DeviceConfig::Net(net) = &mut device
             && !files.is_empty()
         {
@@ -78,7 +78,7 @@ impl Machine {
             Ok(device) => device,
             Err(error) => return respond(Err(error)),
         };
-        let limit = timeout_ms.map_or(OPENING_LIMIT, Duration::from_millis);
+        let limit = opening.timeout_ms.map_or(OPENING_LIMIT, Duration::from_millis);
         let given_up = Arc::new(AtomicBool::new(false));
         if let Err(error) = self.open(device.clone(), files, Arc::clone(&given_up)) {
             return respond(Err(error));

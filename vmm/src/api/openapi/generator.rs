@@ -1,24 +1,24 @@
 //! Makes the document.
 
 use crate::api::request::{
-    AddedReply, Coredump, InfoReply, PingReply, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity,
-    SetLink, SetRateLimit, SetThrottle,
+    AddedReply, Coredump, InfoReply, Opening, PingReply, RemoveDevice, Resize, ResizeDisk, ResizeZone,
+    SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{DiskConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
 use schemars::generate::SchemaSettings;
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The schema of a body or answer, by the name that its route has.
 fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
     match name {
+        "AddDisk" => addition::<DiskConfig>(name, generator),
+        "AddNet" => addition::<NetConfig>(name, generator),
+        "AddPmem" => addition::<PmemConfig>(name, generator),
+        "AddVsock" => addition::<VsockConfig>(name, generator),
         "VmConfig" => generator.subschema_for::<VmConfig>(),
-        "DiskConfig" => generator.subschema_for::<DiskConfig>(),
-        "NetConfig" => generator.subschema_for::<NetConfig>(),
-        "PmemConfig" => generator.subschema_for::<PmemConfig>(),
-        "VsockConfig" => generator.subschema_for::<VsockConfig>(),
         "SetThrottle" => generator.subschema_for::<SetThrottle>(),
         "SetAffinity" => generator.subschema_for::<SetAffinity>(),
         "Coredump" => generator.subschema_for::<Coredump>(),
@@ -42,6 +42,18 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "OpenApi" => schemars::json_schema!({"type": "object"}),
         other => panic!("the answer or body {other} has no schema: name its type here"),
     }
+}
+
+/// A device's configuration, and how it is opened, in one object.
+fn addition<T: JsonSchema>(name: &str, generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = T::json_schema(generator);
+    let opening = Opening::json_schema(generator);
+    let own = schema.get_mut("properties").and_then(Value::as_object_mut).expect("a device is an object");
+    let opening = opening.get("properties").and_then(Value::as_object).expect("there are fields");
+    assert!(opening.keys().map(String::as_str).eq(Opening::FIELDS.iter().copied()), "{opening:?}");
+    own.extend(opening.clone());
+    generator.definitions_mut().insert(name.to_owned(), schema.to_value());
+    Schema::new_ref(format!("#/components/schemas/{name}"))
 }
 
 fn document() -> Value {
@@ -236,6 +248,50 @@ fn the_openapi_reference_page_is_what_the_types_say() {
         std::fs::read_to_string(path).unwrap_or_default() == text,
         "docs/openapi.json is out of date: run VIVARIUM_BLESS=1 cargo test -p vmm reference_page"
     );
+}
+
+/// All that can be in a body of a request.
+fn of_requests(document: &Value) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    let bodies = document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap());
+    let bodies = bodies.filter_map(|(_, operation)| {
+        let name = operation["operationId"].as_str()?.to_owned();
+        Some((name, operation.pointer("/requestBody/content/application~1json/schema")?))
+    });
+    let mut left: Vec<_> = bodies.collect();
+    while let Some((place, value)) = left.pop() {
+        match value {
+            Value::Object(fields) => {
+                if let Some(Value::String(reference)) = fields.get("$ref")
+                    && seen.insert(reference)
+                {
+                    let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
+                    left.push((reference.clone(), schema));
+                }
+                left.extend(fields.iter().map(|(name, field)| (format!("{place}/{name}"), field)));
+                found.push((place, value.clone()));
+            }
+            Value::Array(items) => left.extend(items.iter().map(|item| (place.clone(), item))),
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn bodies_of_requests_have_no_fields_but_those_that_are_named() {
+    let schemas = of_requests(&document());
+    let is_object = |schema: &Value| match &schema["type"] {
+        Value::String(kind) => kind == "object",
+        Value::Array(kinds) => kinds.contains(&json!("object")),
+        _ => false,
+    };
+    let objects: Vec<_> = schemas.iter().filter(|(_, schema)| is_object(schema)).collect();
+    assert!(objects.len() > 30, "they are found: {}", objects.len());
+    let open = objects.iter().filter(|(_, schema)| schema["additionalProperties"] != false);
+    let open: Vec<_> = open.map(|(place, _)| place).collect();
+    assert!(open.is_empty(), "these need #[serde(deny_unknown_fields)]: {open:?}");
 }
 
 #[test]
