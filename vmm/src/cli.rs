@@ -248,6 +248,20 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     };
     let api_socket = maybe::<ApiSocketConfig>("--api-socket", flags.api_socket.as_deref())?;
     let event_monitor = maybe::<EventMonitorConfig>("--event-monitor", flags.event_monitor.as_deref())?;
+    let api = api_socket.as_ref().map(|socket| ("--api-socket", socket.path.is_some(), socket.fd.is_some()));
+    let events =
+        event_monitor.as_ref().map(|events| ("--event-monitor", events.path.is_some(), events.fd.is_some()));
+    for (flag, path, fd) in api.into_iter().chain(events) {
+        match (path, fd) {
+            (true, true) => return Err(UsageError(format!("{flag}: has both path and fd; give one"))),
+            (false, false) => {
+                return Err(UsageError(format!(
+                    "{flag}: says nothing; write {flag} path=<path>, or fd=<number>"
+                )));
+            }
+            _ => {}
+        }
+    }
     let config = if api_socket.is_some() && flags.kernel.is_none() && !describes_a_machine(&matches) {
         None
     } else {
@@ -373,7 +387,7 @@ fn version(program: Option<&OsString>) -> String {
 }
 
 /// A usage error on one line, with the remedy.
-fn one_line(error: &clap::Error) -> String {
+pub(crate) fn one_line(error: &clap::Error) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
@@ -398,6 +412,13 @@ fn one_line(error: &clap::Error) -> String {
                 argument.replace(['<', '>'], "").trim_end_matches("...")
             )
         }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(missing)) => missing.join(" "),
+                _ => String::new(),
+            };
+            format!("{} is missing", missing.replace(['<', '>'], ""))
+        }
         ErrorKind::TooManyValues => {
             format!("{flag} {}: takes no value; write {flag} alone", context(ContextKind::InvalidValue))
         }
@@ -410,7 +431,7 @@ fn one_line(error: &clap::Error) -> String {
     }
 }
 
-/// A failure with its causes, for the user; a cause that a message before it tells already is left out.
+/// A failure with its causes and what can be done, for the user; a cause that a message before it tells already is left out.
 pub fn failure(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -420,7 +441,32 @@ pub fn failure(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
+    // Who knew more than the host's answer has said what to do.
+    let answer = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    if let Some(remedy) = answer.and_then(remedy).filter(|_| !text.contains("; ")) {
+        text = format!("{text}; {remedy}");
+    }
     text
+}
+
+/// What a user can do where the host gave this answer about a file, a socket or a descriptor of theirs.
+fn remedy(answer: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    Some(match answer.kind() {
+        ErrorKind::NotFound => "correct the path, or make what is missing of it",
+        ErrorKind::PermissionDenied => "give this user the right to it, or give another path",
+        ErrorKind::IsADirectory => "give a file",
+        ErrorKind::NotADirectory => "correct the path: a part of it is a file",
+        ErrorKind::AddrInUse => "end the program that listens there, or give another path",
+        ErrorKind::ReadOnlyFilesystem => "give a path on a file system that can be written to",
+        ErrorKind::StorageFull => "free some space, or give another path",
+        // Only a socket's path can be that.
+        ErrorKind::InvalidInput if answer.raw_os_error().is_none() => "give a path of at most 107 bytes",
+        _ if answer.raw_os_error() == Some(libc::EBADF) => {
+            "start this process with that descriptor open, or give another one"
+        }
+        _ => return None,
+    })
 }
 
 /// The flag that is spelt most like `argument`, if one is close.
@@ -507,7 +553,10 @@ mod tests {
                 "--help-option kernel: no option of that name has keys; those that do are cpus",
             ),
             ("--kernel k --cpus 4", "--cpus 4: \"4\" is not of the form key=value; the keys are boot, max"),
-            ("--kernel k --net ip=1.2.3", "--net ip=1.2.3: ip: \"1.2.3\": invalid IP address syntax"),
+            (
+                "--kernel k --net ip=1.2.3",
+                "--net ip=1.2.3: ip: \"1.2.3\": invalid IP address syntax; write one like 192.168.0.1",
+            ),
             ("--kernel k --net tap=0123456789abcdef", "--net tap=0123456789abcdef: the name is too long"),
             (
                 "--kernel k --net tap=t,ip=10.0.0.1,mask=255.0.255.0",
@@ -601,7 +650,13 @@ mod tests {
         let cause = std::io::Error::from_raw_os_error(2);
         let told = anyhow::Error::new(cause).context("opening /x: No such file or directory (os error 2)");
         let text = failure(&told.context("--serial"));
-        assert_eq!(text, "--serial: opening /x: No such file or directory (os error 2)");
+        assert_eq!(
+            text,
+            "--serial: opening /x: No such file or directory (os error 2); correct the path, or make what is missing of it"
+        );
+        let told =
+            anyhow::Error::new(std::io::Error::from_raw_os_error(2)).context("--rng: wrong; leave it out");
+        assert_eq!(failure(&told), "--rng: wrong; leave it out: No such file or directory (os error 2)");
     }
 
     #[test]

@@ -270,7 +270,10 @@ impl Backing {
         })?;
         if let Some(node) = zone.host_numa_node {
             bind(&region, node).with_context(|| {
-                format!("{},host_numa_node={node}: taking memory from that node of the host", option(zone))
+                format!(
+                    "{},host_numa_node={node}: this host gives no memory of that node; `ls /sys/devices/system/node` lists them",
+                    option(zone)
+                )
             })?;
         }
         Ok(region)
@@ -296,6 +299,21 @@ fn open_backing(path: &Path, zone: &MemoryZoneConfig) -> Result<File> {
     Ok(file)
 }
 
+/// The sizes of the host's huge pages, for the user.
+fn hugepage_sizes() -> String {
+    let folders = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let sizes = folders.filter_map(|folder| {
+        let name = folder.file_name().into_string().ok()?;
+        name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()
+    });
+    let mut sizes: Vec<u64> = sizes.collect();
+    sizes.sort_unstable();
+    match sizes.as_slice() {
+        [] => "none: leave hugepages out".to_owned(),
+        sizes => sizes.iter().map(|size| ByteSize(size << 10).to_string()).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// Fails early, with the remedy, where touching the memory later would kill the process.
 fn check_hugepages(zone: &MemoryZoneConfig) -> Result<()> {
     let page = match zone.hugepage_size {
@@ -304,7 +322,12 @@ fn check_hugepages(zone: &MemoryZoneConfig) -> Result<()> {
     };
     let directory = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10);
     let Ok(free) = std::fs::read_to_string(format!("{directory}/free_hugepages")) else {
-        bail!("{},hugepage_size={}: this host has no huge pages of that size", option(zone), ByteSize(page));
+        bail!(
+            "{},hugepage_size={}: this host has no huge pages of that size; it has {}",
+            option(zone),
+            ByteSize(page),
+            hugepage_sizes()
+        );
     };
     let (free, needed): (u64, u64) = (free.trim().parse().unwrap_or(0), zone.size.0.div_ceil(page));
     if free < needed {

@@ -96,9 +96,15 @@ impl std::fmt::Display for Locked {
         let purpose = if self.writing { "writing" } else { "reading" };
         match self.pid {
             Some(pid) if pid == std::process::id() => {
-                write!(f, "image is already open for {purpose} as another disk of this machine")
+                write!(
+                    f,
+                    "image is already open for {purpose} as another disk of this machine; give each disk its own"
+                )
             }
-            Some(pid) => write!(f, "image is already open for {purpose} by another process (pid {pid})"),
+            Some(pid) => write!(
+                f,
+                "image is already open for {purpose} by another process (pid {pid}); end that one, or give another image"
+            ),
             None => {
                 write!(f, "image is already open for {purpose} by a process that cannot be seen from here")
             }

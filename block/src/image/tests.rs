@@ -65,7 +65,7 @@ fn two_disks_of_one_process_cannot_write_one_image() {
     let writer = open(&options(file.path())).unwrap();
     assert_eq!(
         error(&options(file.path())),
-        "image is already open for writing as another disk of this machine"
+        "image is already open for writing as another disk of this machine; give each disk its own"
     );
     let reading = OpenOptions { read_only: true, ..options(file.path()) };
     assert!(error(&reading).contains("open for writing"));
@@ -140,7 +140,12 @@ fn another_process_that_has_the_image_is_named() {
     drop(holder.stdin.take());
     let pid = holder.id();
     assert!(holder.wait().unwrap().success());
-    assert_eq!(text, format!("image is already open for writing by another process (pid {pid})"));
+    assert_eq!(
+        text,
+        format!(
+            "image is already open for writing by another process (pid {pid}); end that one, or give another image"
+        )
+    );
     open(&options(file.path())).unwrap();
 }
 

@@ -57,7 +57,10 @@ impl std::error::Error for Error {}
 
 impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::new(message.to_string())
+        let message = message.to_string();
+        // This is all that the standard library says.
+        let remedy = if message.contains("IP address") { "; write one like 192.168.0.1" } else { "" };
+        Self::new(format!("{message}{remedy}"))
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -114,7 +117,8 @@ fn tree(text: &str, fields: &[Field]) -> Result<Vec<(String, Value)>, Error> {
             return Err(Error::new(format!("{text} is out of range: it can be {low} to {high}")).at(key));
         }
         let value = Value::Text { key: key.to_owned(), text };
-        place(&mut root, field.path, value).map_err(|()| Error::new("given twice").at(key))?;
+        place(&mut root, field.path, value)
+            .map_err(|()| Error::new("is given twice; give it once").at(key))?;
     }
     Ok(root)
 }
@@ -209,7 +213,9 @@ impl Text<'_> {
             Some(hex) => i128::from_str_radix(hex, 16),
             None => digits.parse(),
         };
-        let number = parsed.map_err(|_| Error::new(format!("\"{digits}\" is not a whole number")))?;
+        let number = parsed.map_err(|_| {
+            Error::new(format!("\"{digits}\" is not a whole number; write one like 4 or 0x10"))
+        })?;
         T::try_from(number)
             .map_err(|_| Error::new(format!("{digits} is out of range: it can be {least} to {greatest}")))
     }
@@ -260,7 +266,7 @@ impl<'de> de::Deserializer<'de> for Text<'_> {
         match self.0 {
             "on" | "true" => visitor.visit_bool(true),
             "off" | "false" => visitor.visit_bool(false),
-            other => Err(Error::new(format!("\"{other}\" is neither on nor off"))),
+            other => Err(Error::new(format!("\"{other}\" is neither on nor off; write one of them"))),
         }
     }
 
@@ -476,10 +482,10 @@ mod tests {
     #[test]
     fn a_refusal_names_the_key_and_the_value() {
         for (text, message) in [
-            ("boot=x", "boot: \"x\" is not a whole number"),
+            ("boot=x", "boot: \"x\" is not a whole number; write one like 4 or 0x10"),
             ("boot=300", "boot: 300 is out of range: it can be 0 to 255"),
-            ("shared=maybe", "shared: \"maybe\" is neither on nor off"),
-            ("boot=1,boot=2", "boot: given twice"),
+            ("shared=maybe", "shared: \"maybe\" is neither on nor off; write one of them"),
+            ("boot=1,boot=2", "boot: is given twice; give it once"),
             ("bot=1", "unknown key \"bot\"; did you mean \"boot\"?"),
             ("colour=red", "unknown key \"colour\"; the keys are boot, name, shared, pins, bw_size"),
             ("boot", "boot: needs a value: boot=..."),

@@ -249,7 +249,10 @@ impl VmConfig {
             let Some(id) = device.id() else { continue };
             let option = format!("--{} id={id}", device.kind());
             if id.is_empty() || id.starts_with("__") {
-                return error(option, "a device's name is not empty and does not start with \"__\"");
+                return error(
+                    option,
+                    "a device's name is not empty and does not start with \"__\"; choose another",
+                );
             }
             if !ids.insert(id) {
                 return error(option, "is given to two devices; names must differ");
@@ -275,15 +278,22 @@ impl VmConfig {
             if !paths.insert(path) && !disk.readonly {
                 return error(
                     option,
-                    "the same disk is given twice; two disks writing one image would destroy it",
+                    "the same disk is given twice; two disks writing one image would destroy it; give each its own",
                 );
             }
             check_queue_size(&option, disk.queue_size)?;
             if let Some(serial) = disk.serial.as_ref().filter(|serial| serial.len() > 20) {
-                return error(option, format!("serial={serial} has more than 20 characters"));
+                return error(option, format!("serial={serial} has more than 20 characters; shorten it"));
             }
             if let Some(bad) = disk.queue_affinity.iter().find(|queue| queue.queue_index >= disk.num_queues) {
-                return error(option, format!("queue_affinity: there is no queue {}", bad.queue_index));
+                return error(
+                    option,
+                    format!(
+                        "queue_affinity: there is no queue {}; the last is {}",
+                        bad.queue_index,
+                        disk.num_queues.saturating_sub(1)
+                    ),
+                );
             }
             if let Some(group) = &disk.rate_limit_group {
                 if !groups.contains(group.as_str()) {
@@ -313,7 +323,10 @@ impl VmConfig {
                 );
             }
             if net.num_queues % 2 != 0 {
-                return error(option, format!("num_queues={} is odd; queues come in pairs", net.num_queues));
+                return error(
+                    option,
+                    format!("num_queues={} is odd, and queues come in pairs; make it even", net.num_queues),
+                );
             }
             check_queue_size(&option, net.queue_size)?;
             if net.tap.is_some() && net.fds.is_some() {
@@ -482,7 +495,7 @@ pub(super) fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> 
 
 fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
     if !size.is_power_of_two() {
-        return error(option, format!("queue_size={size} is not a power of two"));
+        return error(option, format!("queue_size={size} is not a power of two; write one like 128 or 256"));
     }
     Ok(())
 }

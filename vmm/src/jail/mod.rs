@@ -86,10 +86,8 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
         Ok(matches) => matches,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => return Ok(Asked::Print(error.to_string())),
         Err(error) => {
-            let text = error.to_string();
-            let line = text.lines().find(|line| !line.is_empty()).unwrap_or_default();
-            let line = line.trim_start_matches("error: ");
-            return Err(UsageError(format!("jail: {line}; see vivarium jail --help")));
+            let line = cli::one_line(&error);
+            return Err(UsageError(format!("jail: {line}; vivarium jail --help shows an example")));
         }
     };
     let jail = Jail::from_arg_matches(&matches).map_err(|error| UsageError(error.to_string()))?;
@@ -199,7 +197,7 @@ mod tests {
         for (line, expected) in [
             (
                 "jail --uid 1 --gid 1 -- --kernel k",
-                "jail: the following required arguments were not provided",
+                "jail: --id ID is missing; vivarium jail --help shows an example",
             ),
             ("jail --id a/b --uid 1 --gid 1 -- --kernel k", "jail --id a/b: is no name for a jail"),
             (

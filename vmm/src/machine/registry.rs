@@ -116,8 +116,7 @@ fn add_rng(_site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
     let source = &config.rng.src;
     let rng = Rng::open(source).with_context(|| {
         format!(
-            "--rng src={}: this source of entropy cannot be opened; correct the path, allow reading it, or leave --rng out \
-             to use /dev/urandom",
+            "--rng src={}: this source of entropy cannot be opened; correct the path, or leave --rng out to use /dev/urandom",
             source.display()
         )
     })?;
