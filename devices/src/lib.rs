@@ -23,6 +23,7 @@ pub mod i8042;
 pub mod ioapic;
 pub mod ivshmem;
 pub mod legacy_ports;
+pub mod pflash;
 pub mod platform;
 pub mod primecell;
 pub mod pvpanic;

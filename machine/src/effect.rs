@@ -76,6 +76,9 @@ pub enum Effect {
     Panicked(u8),
     /// A device on the mainboard wants to be looked at sooner than before: ask it when.
     Deadline,
+    /// The guest is to reach the memory of a device on the mainboard directly from now on, or not any more: ask the device of
+    /// this number which.
+    DirectMemory(u32),
     /// A PCI function wants something about itself.
     Function(FunctionAddress, DeviceChange),
     /// The guest released the devices in these slots of a hotplug controller.

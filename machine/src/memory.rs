@@ -15,6 +15,9 @@ pub use vm_memory::{
 /// Memory of the process itself, all zero. It takes of the host only the pages that were touched.
 pub type LazyRegion = vm_memory::MmapRegion<()>;
 
+/// Memory that is mapped into the process: its own, or that of a file.
+pub type MappedRegion = vm_memory::MmapRegion<()>;
+
 /// The dirty log attached to every region. `()` records nothing.
 pub type DirtyLog = ();
 

@@ -180,6 +180,8 @@ impl Machine {
                     return Ok(None);
                 }
             }
+            // No machine has such a device.
+            Effect::DirectMemory(_) => {}
             Effect::EjectCpu(number) => self.cpu_ejected(number),
             Effect::EjectMemory(slot) => self.memory_ejected(slot)?,
             Effect::HotplugOutcome { part: HotplugPart::Cpu, number, event, status } => {
