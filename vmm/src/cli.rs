@@ -43,6 +43,12 @@ Examples:
     max_term_width = 100
 )]
 struct Flags {
+    /// The firmware that the machine starts in, such as AAVMF_CODE.fd (Arm).
+    #[arg(long, value_name = "PATH")]
+    firmware: Option<PathBuf>,
+    /// The file in which the firmware keeps its variables, such as a copy of AAVMF_VARS.fd.
+    #[arg(long, value_name = "PATH")]
+    firmware_vars: Option<PathBuf>,
     /// The kernel: a bzImage, or an uncompressed ELF.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -307,15 +313,17 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
     if !zones.is_empty() {
         memory.zones = Some(zones);
     }
-    let Some(kernel) = flags.kernel.clone() else {
+    if flags.kernel.is_none() && flags.firmware.is_none() {
         return Err(UsageError("--kernel is missing; give the kernel to boot: --kernel PATH".into()));
-    };
+    }
     let watchdog = maybe::<WatchdogConfig>("--watchdog", flags.watchdog.as_deref())?;
     Ok(VmConfig {
         cpus: one::<CpusConfig>("--cpus", flags.cpus.as_deref())?,
         memory,
         payload: PayloadConfig {
-            kernel: Some(kernel),
+            firmware: flags.firmware.clone(),
+            firmware_vars: flags.firmware_vars.clone(),
+            kernel: flags.kernel.clone(),
             initramfs: flags.initramfs.clone(),
             cmdline: flags.cmdline.clone(),
             fw_cfg_config: maybe::<FwCfgConfig>("--fw-cfg-config", flags.fw_cfg_config.as_deref())?,
@@ -541,6 +549,12 @@ mod tests {
     fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
         for (line, expected) in [
             ("", "--kernel is missing; give the kernel to boot: --kernel PATH"),
+            (
+                "--kernel k --firmware-vars v",
+                "--firmware-vars v: there is no firmware whose variables they are; add --firmware PATH",
+            ),
+            ("--firmware f --initramfs i", "--initramfs i: firmware gives it to a kernel only; add --kernel"),
+            ("--firmware f --cmdline c", "--cmdline c: firmware gives it to a kernel only; add --kernel"),
             ("--kernel k --wrong 1", "--wrong: there is no such option; vivarium --help lists them"),
             ("--kernel k --disc path=a", "--disc: there is no such option; did you mean --disk?"),
             ("--kernel k extra", "extra: is not the value of any option; put it after one"),

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod ctl;
 pub mod event;
 pub mod exits;
+pub mod file_lock;
 pub mod host_pages;
 pub mod jail;
 pub mod landlock;

@@ -1,6 +1,7 @@
 //! Persistent memory: files mapped into the guest's address space, above all memory that can be added later.
 
 use crate::config::{ByteSize, Device, PmemConfig};
+use crate::file_lock;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
 use block::virtio_pmem::{Flush, MappedFile};
@@ -8,7 +9,6 @@ use machine::bus::Range;
 use machine::memory::{GuestAddress, GuestRegion};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use vm_memory::FileOffset;
@@ -166,18 +166,8 @@ impl PmemSpace {
 /// Opens a file and makes it at least `size` bytes long. No two machines write the same one.
 fn open(config: &PmemConfig, size: u64) -> Result<File> {
     let file = File::options().read(true).write(!config.discard_writes).open(path(config))?;
-    let kind = if config.discard_writes { libc::F_RDLCK } else { libc::F_WRLCK };
-    // SAFETY: a zeroed lock is valid: from the beginning, without end.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = kind as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the lock lives during the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } < 0 {
-        let error = std::io::Error::last_os_error();
-        if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-            bail!("another machine or process has it; end that, or use discard_writes=on for both");
-        }
-        return Err(error).context("locking it");
+    if !file_lock::lock(&file, !config.discard_writes)? {
+        bail!("another machine or process has it; end that, or use discard_writes=on for both");
     }
     if file.metadata()?.len() < size {
         if config.discard_writes {

@@ -47,6 +47,8 @@ pub struct FdtConfig {
     pub pvpanic: bool,
     /// There is a firmware configuration device.
     pub fw_cfg: bool,
+    /// Banks of flash, of two chips of 16 bits beside each other.
+    pub flash: Vec<Range>,
     /// What the kernel is started with.
     pub chosen: Chosen,
 }
@@ -380,6 +382,13 @@ fn platform(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
             Ok(tree.0.property_array_u32("gpios", &[PHANDLE_GPIO, config.power_button.into(), 0])?)
         })
     })?;
+    if let Some(first) = config.flash.first() {
+        tree.node(&format!("flash@{:x}", first.start), |tree| {
+            tree.0.property_string("compatible", "cfi-flash")?;
+            tree.registers(&config.flash)?;
+            Ok(tree.0.property_u32("bank-width", 4)?)
+        })?;
+    }
     if config.fw_cfg {
         tree.node(&format!("fw-cfg@{:x}", layout::FW_CFG.start), |tree| {
             tree.0.property_string("compatible", "qemu,fw-cfg-mmio")?;
@@ -417,7 +426,10 @@ fn primecell(
 /// A PCI segment (`host-generic-pci.yaml`).
 fn pci(tree: &mut Tree, config: &FdtConfig, segment: &SegmentWindows, number: u32) -> Result<()> {
     const MEMORY_32: u32 = 0x0200_0000;
-    const MEMORY_64_PREFETCHABLE: u32 = 0x4300_0000;
+    const MEMORY_64: u32 = 0x0300_0000;
+    const PREFETCHABLE: u32 = 0x4000_0000;
+    // EDK2 takes no window for prefetchable memory alone, and would be left without addresses for large BARs.
+    let above = if config.flash.is_empty() { MEMORY_64 | PREFETCHABLE } else { MEMORY_64 };
     let buses = (segment.ecam.size >> 20).clamp(1, 256) as u32;
     tree.node(&format!("pcie@{:x}", segment.ecam.start), |tree| {
         tree.0.property_string("compatible", "pci-host-ecam-generic")?;
@@ -427,7 +439,7 @@ fn pci(tree: &mut Tree, config: &FdtConfig, segment: &SegmentWindows, number: u3
         tree.0.property_u32("linux,pci-domain", number)?;
         tree.0.property_u32("#address-cells", 3)?;
         tree.0.property_u32("#size-cells", 2)?;
-        let windows = [(MEMORY_32, segment.bars_32), (MEMORY_64_PREFETCHABLE, segment.bars_64)];
+        let windows = [(MEMORY_32, segment.bars_32), (above, segment.bars_64)];
         let ranges: Vec<u32> = windows
             .into_iter()
             .filter(|(_, range)| range.size > 0)
@@ -497,6 +509,7 @@ mod tests {
             power_button: 3,
             pvpanic: true,
             fw_cfg: true,
+            flash: layout::FLASH.to_vec(),
             chosen: Chosen {
                 command_line: "quiet console=ttyAMA0".into(),
                 initramfs: Some(Range { start: 0x7000_0000, size: 0x1234 }),
@@ -612,6 +625,8 @@ mod tests {
             "msi-map = <0x00 0x101 0x00 0x10000>",
             "linux,pci-domain = <0x01>",
             "interrupts = <0x01 0x07 0x04>",
+            "flash@0 {",
+            "reg = <0x00 0x00 0x00 0x4000000 0x00 0x4000000 0x00 0x4000000>",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

@@ -39,8 +39,9 @@ pub const BUFFER_SIZE: usize = 128;
 /// Size of a bank, at most, in bytes.
 pub const LARGEST_BANK: u64 = 1 << 30;
 
-/// Width of the bus, in bytes.
+/// Width of the bus, in bytes: a word of either chip.
 const BUS: usize = 4;
+const WORD: u64 = BUS as u64;
 
 // Commands.
 const READ_ARRAY: u8 = 0xff;
@@ -146,7 +147,7 @@ impl Pflash {
     /// Size of the bank in bytes: that of its memory, as far as that is whole blocks.
     pub fn size(&self) -> u64 {
         let size = (self.parts.memory.size() as u64).min(LARGEST_BANK);
-        size - size % BLOCK_SIZE
+        (size / BLOCK_SIZE).saturating_mul(BLOCK_SIZE)
     }
 
     /// Where it is, when it begins at `start`.
@@ -170,7 +171,7 @@ impl Pflash {
 
     /// What a chip answers, where its words are counted from the start of the bank.
     fn answer(&self, word: u64) -> u16 {
-        const WORDS: u64 = BLOCK_SIZE / BUS as u64;
+        const WORDS: u64 = BLOCK_SIZE / WORD;
         match self.registers.mode {
             Mode::Array => 0,
             Mode::Status => (READY | self.registers.errors).into(),
@@ -247,8 +248,10 @@ impl Pflash {
 
     /// Puts a word into the buffer.
     fn fill(&mut self, left: u16, start: Option<u64>, mut bytes: Vec<u8>, offset: u64, data: &[u8]) {
-        let page = offset - offset % BUFFER_SIZE as u64;
-        let at = usize::try_from(offset % BUFFER_SIZE as u64).ok();
+        const BUFFER: u64 = BUFFER_SIZE as u64;
+        let at = offset % BUFFER;
+        let page = offset.saturating_sub(at);
+        let at = usize::try_from(at).ok();
         let place = at.and_then(|at| bytes.get_mut(at..at.checked_add(data.len())?));
         let Some(place) = place.filter(|_| start.is_none_or(|start| start == page)) else {
             self.refuse(SEQUENCE_ERROR);
@@ -324,7 +327,7 @@ impl BusDevice for Pflash {
             return;
         }
         for (at, byte) in (offset..).zip(data) {
-            let [low, high] = self.answer(at / BUS as u64).to_le_bytes();
+            let [low, high] = self.answer(at / WORD).to_le_bytes();
             *byte = if at % 2 == 0 { low } else { high };
         }
     }

@@ -5,7 +5,7 @@ use crate::kernel_file::{Files, check_error, memory};
 use arch::aarch64::acpi::{self, AcpiConfig, NodeMemory};
 use arch::aarch64::boot::load_kernel;
 use arch::aarch64::fdt::{self, Chosen, FdtConfig};
-use arch::aarch64::layout::{FDT_SIZE, LayoutRequest, MemoryLayout, RAM_START};
+use arch::aarch64::layout::{FDT_SIZE, FLASH, LayoutRequest, MemoryLayout, RAM_START};
 use arch::caches::{Cache, CacheKind, CacheScope, CacheShape};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -111,6 +111,7 @@ fn machine(input: &mut Input<'_>) -> FdtConfig {
         power_button: 3,
         pvpanic: input.flag(),
         fw_cfg: input.flag(),
+        flash: FLASH.to_vec(),
         chosen: Chosen {
             initramfs: input.flag().then_some(Range { start: RAM_START, size: 4096 }),
             seed: input.bytes(40).to_vec(),

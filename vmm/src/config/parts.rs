@@ -96,15 +96,21 @@ impl VmConfig {
     /// Every file that the configuration names, found by the form of the settings' values.
     pub fn named_files(&self) -> Vec<NamedFile> {
         let mut files = Vec::new();
-        let boot = [("--kernel", &self.payload.kernel), ("--initramfs", &self.payload.initramfs)];
-        let items = self.payload.fw_cfg_config.iter().flat_map(|config| &config.items.item_list);
+        let payload = &self.payload;
+        let boot = [
+            ("--firmware", &payload.firmware),
+            ("--firmware-vars", &payload.firmware_vars),
+            ("--kernel", &payload.kernel),
+            ("--initramfs", &payload.initramfs),
+        ];
+        let items = payload.fw_cfg_config.iter().flat_map(|config| &config.items.item_list);
         let items = items.map(|item| ("--fw-cfg-config items file", &item.file));
         for (option, path) in boot.into_iter().chain(items) {
             files.extend(path.iter().map(|path| NamedFile {
                 option: option.into(),
                 path: path.clone(),
                 socket: false,
-                read_only: true,
+                read_only: option != "--firmware-vars",
             }));
         }
         for (option, part) in self.parts().into_iter().filter(|(option, _)| *option != "--landlock-rules") {
@@ -133,6 +139,8 @@ mod tests {
     fn every_file_of_a_configuration_is_found() {
         let mut config = VmConfig::default();
         config.payload.kernel = Some("/k".into());
+        config.payload.firmware = Some("/f".into());
+        config.payload.firmware_vars = Some("/v".into());
         config.disks.push(DiskConfig { path: Some("/d".into()), readonly: true, ..DiskConfig::default() });
         config.serial = ConsoleConfig { socket: Some("/s".into()), ..ConsoleConfig::default() };
         let zone = MemoryZoneConfig { file: Some("/m".into()), ..MemoryZoneConfig::default() };
@@ -147,6 +155,8 @@ mod tests {
             told,
             [
                 ("--disk path", "/d", false, true),
+                ("--firmware", "/f", false, true),
+                ("--firmware-vars", "/v", false, false),
                 ("--kernel", "/k", false, true),
                 ("--memory-zone file", "/m", false, false),
                 ("--rng src", "/dev/urandom", false, true),

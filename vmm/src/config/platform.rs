@@ -1,7 +1,8 @@
-//! `--kernel`, `--platform`, `--pci-segment` and `--rng`.
+//! `--firmware`, `--kernel`, `--platform`, `--pci-segment` and `--rng`.
 
 use super::fw_cfg::FwCfgConfig;
 use super::options::options;
+use super::validate::ConfigError;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -10,6 +11,10 @@ use std::path::PathBuf;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct PayloadConfig {
+    /// Firmware that the machine starts in (Arm). What is given of a kernel too, it boots.
+    pub firmware: Option<PathBuf>,
+    /// The file in which firmware keeps its variables. Without one they live as long as the machine.
+    pub firmware_vars: Option<PathBuf>,
     /// A kernel: a bzImage or an ELF.
     pub kernel: Option<PathBuf>,
     /// An initial RAM file system.
@@ -18,6 +23,43 @@ pub struct PayloadConfig {
     pub cmdline: Option<String>,
     /// The firmware configuration device.
     pub fw_cfg_config: Option<FwCfgConfig>,
+}
+
+impl PayloadConfig {
+    /// What the firmware configuration device holds, if there is one: firmware is given its usual content where nothing is said.
+    pub fn fw_cfg(&self) -> Option<FwCfgConfig> {
+        self.fw_cfg_config.clone().or_else(|| self.firmware.as_ref().map(|_| FwCfgConfig::default()))
+    }
+
+    /// Checks that there is something to boot, and nothing beside it that would not be.
+    ///
+    /// # Errors
+    /// The first option that cannot be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |option: String, reason: &str| Err(ConfigError { option, reason: reason.into() });
+        if let (Some(path), None) = (&self.firmware_vars, &self.firmware) {
+            return refuse(
+                format!("--firmware-vars {}", path.display()),
+                "there is no firmware whose variables they are; add --firmware PATH",
+            );
+        }
+        if self.kernel.is_some() || self.firmware.is_none() {
+            return Ok(());
+        }
+        if let Some(path) = &self.initramfs {
+            return refuse(
+                format!("--initramfs {}", path.display()),
+                "firmware gives it to a kernel only; add --kernel PATH",
+            );
+        }
+        match self.cmdline.as_deref().filter(|text| !text.is_empty()) {
+            Some(text) => refuse(
+                format!("--cmdline {text}"),
+                "firmware gives it to a kernel only; add --kernel PATH, or set it in the boot loader on the disk",
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 options! {

@@ -43,6 +43,7 @@ impl VmConfig {
         self.validate_cpus()?;
         self.validate_memory()?;
         self.validate_numa()?;
+        self.payload.check()?;
         self.payload.fw_cfg_config.iter().try_for_each(FwCfgConfig::check)?;
         self.validate_devices()?;
         if self.landlock_rules.iter().any(|rule| rule.path.as_os_str().is_empty()) {

@@ -52,7 +52,7 @@ fn info(info: &Map<String, Value>) -> String {
         plain("", &cpus["boot_vcpus"]),
         plain("", cpus.get("max_vcpus").filter(|most| !most.is_null()).unwrap_or(&cpus["boot_vcpus"]))
     );
-    for (name, key) in [("kernel", "kernel"), ("command", "cmdline")] {
+    for (name, key) in [("firmware", "firmware"), ("kernel", "kernel"), ("command", "cmdline")] {
         if let Some(value) = config["payload"][key].as_str() {
             let _ = writeln!(text, "{name:<8} {value}");
         }

@@ -6,15 +6,31 @@ use arch::native::boot::BootError;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The files a guest is booted from, open.
 pub struct BootFiles {
-    /// `--kernel`.
-    pub kernel: File,
+    /// `--kernel`, without which there is firmware.
+    pub kernel: Option<File>,
     /// `--initramfs`.
     pub initramfs: Option<File>,
     /// What they were when they were read last.
     seen: Vec<Version>,
+}
+
+/// What is said when there is nothing to boot.
+pub const MISSING: &str = "--kernel is missing; give the kernel to boot: --kernel PATH";
+
+/// Opens a file that is only read.
+///
+/// # Errors
+/// When it cannot be read, naming its option.
+pub fn open(option: &str, path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|error| {
+        anyhow!("{option} {}: {error}; correct the path, or allow reading the file", path.display())
+    })?;
+    anyhow::ensure!(!file.metadata()?.is_dir(), "{option} {}: is a directory; give a file", path.display());
+    Ok(file)
 }
 
 /// What tells that a file is not what it was.
@@ -38,20 +54,10 @@ impl BootFiles {
     /// When one cannot be read, naming its option.
     pub fn open(config: &VmConfig) -> Result<Self> {
         let payload = &config.payload;
-        let kernel = payload.kernel.as_ref().context("--kernel is missing")?;
-        let open = |option: &str, path: &std::path::Path| {
-            let file = File::open(path).map_err(|error| {
-                anyhow!("{option} {}: {error}; correct the path, or allow reading the file", path.display())
-            })?;
-            anyhow::ensure!(
-                !file.metadata()?.is_dir(),
-                "{option} {}: is a directory; give a file",
-                path.display()
-            );
-            Ok(file)
-        };
+        anyhow::ensure!(payload.kernel.is_some() || payload.firmware.is_some(), MISSING);
+        let kernel = payload.kernel.as_ref().map(|path| open("--kernel", path)).transpose()?;
         let initramfs = payload.initramfs.as_ref().map(|path| open("--initramfs", path)).transpose()?;
-        let mut files = Self { kernel: open("--kernel", kernel)?, initramfs, seen: Vec::new() };
+        let mut files = Self { kernel, initramfs, seen: Vec::new() };
         files.changed()?;
         Ok(files)
     }
@@ -62,7 +68,7 @@ impl BootFiles {
     /// # Errors
     /// When the host cannot look at one, naming its option.
     pub fn changed(&mut self) -> Result<Vec<&'static str>> {
-        let files = [("--kernel", Some(&self.kernel)), ("--initramfs", self.initramfs.as_ref())];
+        let files = [("--kernel", self.kernel.as_ref()), ("--initramfs", self.initramfs.as_ref())];
         let files = files.into_iter().filter_map(|(option, file)| Some((option, file?)));
         let now = files
             .map(|(option, file)| Version::of(file).map(|version| (option, version)).context(option))

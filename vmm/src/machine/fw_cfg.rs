@@ -36,7 +36,7 @@ pub fn parts(
     layout: &MemoryLayout,
     model: &CpuModel,
 ) -> Result<Option<FwCfgParts>> {
-    let Some(chosen) = &config.payload.fw_cfg_config else { return Ok(None) };
+    let Some(chosen) = &config.payload.fw_cfg() else { return Ok(None) };
     let mut items = Items::default();
     boot(chosen, config, files, &mut items).context("--fw-cfg-config")?;
     platform::describe(chosen, config, zones, layout, model, &mut items).context("--fw-cfg-config")?;
@@ -56,8 +56,8 @@ pub fn parts(
 
 /// The kernel, its initramfs and its command line.
 fn boot(chosen: &FwCfgConfig, config: &VmConfig, files: &BootFiles, items: &mut Items) -> Result<()> {
-    if chosen.kernel {
-        let mut setup = whole(&files.kernel).context("kernel")?;
+    if let Some(kernel) = files.kernel.as_ref().filter(|_| chosen.kernel) {
+        let mut setup = whole(kernel).context("kernel")?;
         let size = platform::setup_part(&setup).min(setup.len());
         let kernel = setup.split_off(size);
         items.set(number::SETUP_SIZE, number::SETUP_DATA, setup)?;

@@ -180,8 +180,7 @@ impl Machine {
                     return Ok(None);
                 }
             }
-            // No machine has such a device.
-            Effect::DirectMemory(_) => {}
+            Effect::DirectMemory(number) => self.flash.follow(&*self.vm, number)?,
             Effect::EjectCpu(number) => self.cpu_ejected(number),
             Effect::EjectMemory(slot) => self.memory_ejected(slot)?,
             Effect::HotplugOutcome { part: HotplugPart::Cpu, number, event, status } => {

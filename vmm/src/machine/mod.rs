@@ -11,6 +11,7 @@ mod clock;
 mod control;
 mod cpus;
 mod crash;
+mod flash;
 mod fw_cfg;
 mod life;
 mod memory_devices;
@@ -45,6 +46,7 @@ use boot_files::BootFiles;
 use cpus::Cpus;
 use crash::Crash;
 use devices::fw_cfg::vmcoreinfo::VmcoreInfo;
+use flash::Flash;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
 use machine::bus::{BusHandle, Range};
@@ -134,6 +136,7 @@ pub struct Machine {
     pmem: PmemSpace,
     vm: Arc<dyn Vm>,
     memory: GuestMemory,
+    flash: Flash,
 }
 
 impl Machine {
@@ -165,6 +168,7 @@ impl Machine {
         let (hotplug, pmem) = later_memory(&config, &layout);
         let memory = memory::provide(&config.memory, &ranges, hotplug)?;
         map_memory(&*vm, &memory)?;
+        let flash = Flash::add(&config, &*vm, &mmio)?;
         let mut vmcoreinfo = None;
         if let Some(parts) = fw_cfg::parts(&config, &files, &memory.zones, &layout, &model)? {
             platform.add_fw_cfg(parts.items, &memory.ram, &mmio, &port)?;
@@ -192,7 +196,8 @@ impl Machine {
         let watchdog = GuestWatchdog::add(&config, &clock, &own_mailbox, &mut pci)?;
         registry::add_pvpanic(&config, &mut pci)?;
 
-        let entry = platform::load(&mut files, &config, &memory.ram, &memory.zones, &layout, &model)?;
+        let (ram, zones) = (&memory.ram, &memory.zones);
+        let entry = platform::load(&mut files, &config, ram, zones, &layout, &model, &flash.ranges())?;
         if platform::is_linux(&files, entry)? {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
@@ -230,6 +235,7 @@ impl Machine {
             pmem: PmemSpace::new(pmem),
             vm,
             memory,
+            flash,
         };
         machine.add_configured_memory()?;
         for config in machine.config.pmem.clone() {
@@ -277,8 +283,12 @@ fn check_cpu_limit(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()>
 /// A backend made of software would leave a stock kernel hanging without a word.
 fn refuse_linux_where_it_cannot_run(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<()> {
     let Some(reason) = hypervisor.cannot_run_linux() else { return Ok(()) };
-    let kernel = config.payload.kernel.as_deref().unwrap_or_else(|| std::path::Path::new(""));
-    anyhow::bail!("--kernel {}: {reason}", kernel.display())
+    let payload = &config.payload;
+    let (option, path) = match &payload.firmware {
+        Some(path) => ("--firmware", Some(path)),
+        None => ("--kernel", payload.kernel.as_ref()),
+    };
+    anyhow::bail!("{option} {}: {reason}", path.map(|path| path.display().to_string()).unwrap_or_default())
 }
 
 fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {

@@ -60,6 +60,7 @@ impl Inspect for Machine {
             "pci": self.pci.inspect(),
             "worker": self.pci.inspect_workers(),
             "platform": self.platform.inspect(),
+            "flash": self.flash.inspect(),
             "memory_modules": self.modules.inspect(),
             "memory_devices": self.memory_devices.inspect(),
             "resets": self.resets,

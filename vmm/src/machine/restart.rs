@@ -54,6 +54,7 @@ impl Machine {
         self.pci.reset()?;
         self.pci.place_bars(self.layout.segments())?;
         self.platform.reset();
+        self.flash.reset(&*self.vm)?;
         self.memory_devices.reset();
         self.debugger.memory_is_lost();
         Ok(())
@@ -65,9 +66,10 @@ impl Machine {
         let (config, ram, zones) =
             (self.config.clone(), Arc::clone(&self.memory.ram), self.memory.zones.clone());
         let (layout, model, mailbox) = (self.layout.clone(), self.model.clone(), self.mailbox.clone());
+        let flash = self.flash.ranges();
         let load = move || {
             let result = files.changed().and_then(|changed| {
-                let entry = platform::load(&mut files, &config, &ram, &zones, &layout, &model)?;
+                let entry = platform::load(&mut files, &config, &ram, &zones, &layout, &model, &flash)?;
                 Ok((changed, entry))
             });
             // A machine that ended meanwhile has its memory back before anybody is told.

@@ -23,11 +23,13 @@
 mod crc32;
 mod decompress;
 mod efi;
+mod firmware;
 mod image;
 
 pub use efi::{Handover, place_efi};
 
 pub use crate::boot::{BootError, BootFile, CommandLineError, InitramfsError, KernelError};
+pub use firmware::{FIRMWARE, FirmwareError, check_firmware};
 
 use super::layout::{self, MemoryLayout, PAGE_SIZE};
 use crate::boot::{place_initramfs, write};

@@ -6,6 +6,7 @@
 //! | `found` | makes the hypervisor's machine, its CPUs and its memory layout |
 //! | `Platform` | the devices at fixed places |
 //! | `load` | the kernel, and the tables that firmware would have left |
+//! | `firmware_places` | where flash is, for firmware that the architecture can start in |
 //! | `describe`, `setup_part` | what the firmware configuration device holds of it and of its kernel |
 //! | `is_linux` | whether the kernel is Linux |
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
@@ -30,8 +31,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    Debugger, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe, found, gdb, has_acpi,
-    is_linux, load, raise_nmi, reset_vcpu, setup_part,
+    Debugger, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe, firmware_places, found,
+    gdb, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part,
 };
 
 pub use notifier::{MEMORY_SLOTS, Notifier};

@@ -5,10 +5,10 @@ use super::super::numa::{distances, node_of};
 use super::tables::tables;
 use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI, has_acpi};
 use crate::config::{FwCfgConfig, VmConfig};
-use crate::machine::boot_files::{BootFiles, name_option};
+use crate::machine::boot_files::{BootFiles, MISSING, name_option};
 use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use arch::aarch64::acpi::loader;
 use arch::aarch64::boot::{self, EntryPoint};
 use arch::aarch64::cpu::CpuModel;
@@ -22,7 +22,7 @@ use machine::memory::Memory;
 /// Random bytes that a kernel is given: 8 for its address, the others for its random numbers.
 const SEED_SIZE: usize = 8 + 32;
 
-/// Writes into guest memory what the boot CPU starts with.
+/// Writes into guest memory what the boot CPU starts with. `flash` is where there is flash.
 ///
 /// # Errors
 /// When a file is not what it should be or does not fit, naming its option.
@@ -33,9 +33,19 @@ pub fn load(
     zones: &[ZoneExtent],
     layout: &MemoryLayout,
     model: &CpuModel,
+    flash: &[Range],
 ) -> Result<EntryPoint> {
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
-    let loaded = boot::load_kernel(memory, layout, &mut files.kernel, files.initramfs.as_mut(), cmdline)
+    if config.payload.firmware.is_some() {
+        // A kernel that is given as well it finds in the firmware configuration device.
+        let chosen = Chosen { command_line: String::new(), initramfs: None, seed: seed() };
+        let tree = fdt::build(&fdt_config(chosen, config, zones, layout, model, flash))?;
+        boot::place_fdt(memory, &tree)?;
+        return Ok(boot::FIRMWARE);
+    }
+    let BootFiles { kernel, initramfs, .. } = files;
+    let kernel = kernel.as_mut().context(MISSING)?;
+    let loaded = boot::load_kernel(memory, layout, kernel, initramfs.as_mut(), cmdline)
         .map_err(|error| name_option(config, error))?;
     let chosen = Chosen { command_line: cmdline.to_owned(), initramfs: loaded.initramfs, seed: seed() };
     let tree = if has_acpi(config) {
@@ -43,7 +53,7 @@ pub fn load(
         generation::write_id(memory, layout::GENERATION_ID)?;
         fdt::build_for_efi(&chosen, &boot::place_efi(memory, layout)?)?
     } else {
-        fdt::build(&fdt_config(chosen, config, zones, layout, model))?
+        fdt::build(&fdt_config(chosen, config, zones, layout, model, flash))?
     };
     boot::place_fdt(memory, &tree)?;
     Ok(loaded.entry)
@@ -55,6 +65,7 @@ fn fdt_config(
     zones: &[ZoneExtent],
     layout: &MemoryLayout,
     model: &CpuModel,
+    flash: &[Range],
 ) -> FdtConfig {
     let memory_nodes = zones.iter().flat_map(|zone| {
         let node = node_of(&config.numa, |node| node.memory_zones.contains(&zone.id));
@@ -76,7 +87,8 @@ fn fdt_config(
         gpio: GPIO_GSI,
         power_button: Pl061::POWER_BUTTON,
         pvpanic: config.hears_panics(),
-        fw_cfg: config.payload.fw_cfg_config.is_some(),
+        fw_cfg: config.payload.fw_cfg().is_some(),
+        flash: flash.to_vec(),
         chosen,
     }
 }
@@ -100,6 +112,15 @@ pub fn describe(
         items.add(loader::SCRIPT_FILE, files.script)?;
     }
     Ok(())
+}
+
+/// Where flash is that CPUs start in: that for firmware, a file of which begins with `head`, and that for its variables.
+///
+/// # Errors
+/// When it is something else.
+pub fn firmware_places(head: &[u8]) -> Result<[Range; 2]> {
+    boot::check_firmware(head)?;
+    Ok(layout::FLASH)
 }
 
 /// A kernel has no part of another mode.

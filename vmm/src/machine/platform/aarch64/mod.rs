@@ -4,7 +4,7 @@ mod firmware;
 pub mod gdb;
 mod tables;
 
-pub use firmware::{describe, is_linux, load, setup_part};
+pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 pub use gdb::Debugger;
 
 use super::{

@@ -47,7 +47,7 @@ fn acpi_config(
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
         events: EVENT_GSI,
         memory_slots: if config.memory.modules_size() > 0 { MEMORY_SLOTS } else { 0 },
-        fw_cfg: config.payload.fw_cfg_config.is_some(),
+        fw_cfg: config.payload.fw_cfg().is_some(),
         pvpanic: config.hears_panics(),
     }
 }

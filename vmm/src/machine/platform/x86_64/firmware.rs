@@ -5,7 +5,7 @@ use super::super::numa::{distances, node_memory, node_of};
 use super::banner::has_linux_banner;
 use super::{EVENT_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
-use crate::machine::boot_files::{BootFiles, name_option};
+use crate::machine::boot_files::{BootFiles, MISSING, name_option};
 use crate::machine::platform::{MEMORY_SLOTS, serial_mode};
 use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
@@ -43,6 +43,7 @@ pub fn load(
     zones: &[ZoneExtent],
     layout: &MemoryLayout,
     model: &CpuModel,
+    _: &[Range],
 ) -> Result<EntryPoint> {
     let tables = acpi_config(config, zones, layout, model);
     acpi::build(&tables, ACPI_PLACE, layout::ACPI_RSDP)?.write(memory)?;
@@ -51,12 +52,14 @@ pub fn load(
     smbios::write(&smbios_config(config, layout, model)?, place, memory).context("--platform")?;
     reset_vector::write(memory, tables.registers.reset, tables.registers.reset_value)?;
     let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
-    let (kernel, initramfs) = (&mut files.kernel, files.initramfs.as_mut());
+    let BootFiles { kernel, initramfs, .. } = files;
+    let kernel = kernel.as_mut().context(MISSING)?;
+    let initramfs = initramfs.as_mut();
     let entry = boot::load_kernel(memory, layout, kernel, initramfs, cmdline, layout::ACPI_RSDP)
         .map_err(|error| name_option(config, error))?;
     // PVH has no limit of its own, and Linux would leave out the rest without a word.
     let (length, limit) = (cmdline.len() as u64, LINUX_COMMAND_LINE_LIMIT);
-    if length > limit && entry.protocol == Protocol::Pvh && has_linux_banner(&files.kernel)? {
+    if length > limit && entry.protocol == Protocol::Pvh && has_linux_banner(kernel)? {
         anyhow::bail!("--cmdline: {}", CommandLineError::TooLong { length, limit });
     }
     Ok(entry)
@@ -87,6 +90,16 @@ pub fn describe(
     Ok(())
 }
 
+/// Where flash is that CPUs start in.
+///
+/// # Errors
+/// Always: there is none yet.
+pub fn firmware_places(_: &[u8]) -> Result<[Range; 2]> {
+    anyhow::bail!(
+        "machines of this architecture do not start in firmware yet; give the kernel to boot: --kernel PATH"
+    )
+}
+
 /// Size of the real-mode code that a kernel begins with, in bytes.
 pub fn setup_part(kernel: &[u8]) -> usize {
     usize::try_from(boot::setup_part(kernel)).unwrap_or(0)
@@ -100,7 +113,7 @@ pub fn is_linux(files: &BootFiles, entry: EntryPoint) -> Result<bool> {
     if entry.protocol == Protocol::Linux64 {
         return Ok(true);
     }
-    has_linux_banner(&files.kernel)
+    files.kernel.as_ref().map_or(Ok(false), has_linux_banner)
 }
 
 fn acpi_config(
@@ -141,7 +154,7 @@ fn acpi_config(
         memory_hotplug: modules
             .then_some(MemorySlots { port: MemoryHotplug::PORTS.start as u16, count: MEMORY_SLOTS }),
         generation_id: Some(layout::GENERATION_ID.0),
-        fw_cfg: config.payload.fw_cfg_config.as_ref().map(|_| FwCfg::PORTS.start as u16),
+        fw_cfg: config.payload.fw_cfg().map(|_| FwCfg::PORTS.start as u16),
         serial: serial_mode(&config.serial)
             .map(|_| IsaDevice { port: Serial::COM1.start as u16, gsi: SERIAL_GSI })
             .into_iter()

@@ -8,7 +8,7 @@ mod firmware;
 pub mod gdb;
 
 pub use debugger::Debugger;
-pub use firmware::{describe, is_linux, load, setup_part};
+pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
     Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
