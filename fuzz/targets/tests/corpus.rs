@@ -55,6 +55,7 @@ replay!(
     options,
     pci_config,
     pcie_port,
+    pflash,
     pl011,
     pl031,
     pl061,
