@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import firmware
 import kernels
 import packages
 import processors
@@ -32,7 +33,7 @@ PROGRAMS = {"vsock": "guest-vsock.rs", "echo-back": "guest-echo.rs"}
 # Loaded only for devices that are there; `?`: not in every kernel.
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4", "crc32c_intel?", "button", "evdev?",
-    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "virtio_mem?", "ptp_kvm?", "msr?", "cpuid?", "gpio_keys?",
+    "pvpanic_mmio?", "pvpanic_pci?", "autofs4?", "virtio_balloon?", "virtio_mem?", "ptp_kvm?", "msr?", "cpuid?", "gpio_keys?", "efivarfs?",
 ]  # fmt: skip
 
 # And those of the larger variant.
@@ -67,6 +68,8 @@ def ensure(tools=True, processor=None):
     with lock("guests" if processor.native else f"guests-{processor.name}"):
         for name in series:
             _ensure_series(name, tools, processor)
+    if tools and processor is processors.AARCH64:
+        firmware.ensure(folder(processor), processor, series[-1])
     return series
 
 

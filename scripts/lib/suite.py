@@ -292,7 +292,7 @@ CROSS_TARGET = TARGET / "aarch64"
 BARE_ON_ARM = ("native_boot", "native_hostile", "native_gic")
 
 # The tests of whole machines that run on Arm each time.
-ALWAYS_ON_ARM = ("linux_boot", "linux_console", "linux_disk", "linux_errors", "native_gic")
+ALWAYS_ON_ARM = ("linux_boot", "linux_console", "linux_disk", "linux_errors", "linux_firmware")
 
 # Optimized, since an emulated processor runs it, but not for the last per cent, which takes minutes to build.
 CROSS_ENVIRONMENT = {

@@ -120,6 +120,8 @@ pub enum Feature {
     SpareCpus,
     /// SMBIOS tables.
     Smbios,
+    /// Firmware that a machine starts in.
+    Firmware,
     /// A kernel that knows the pvpanic device.
     PvpanicDriver,
     /// A kernel that knows the watchdog.
@@ -137,7 +139,8 @@ pub enum Feature {
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 10] = [
+const MISSING: [(Architecture, Feature, &str); 11] = [
+    (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
     (
         Aarch64,

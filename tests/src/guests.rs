@@ -78,6 +78,21 @@ impl Kernel {
     }
 }
 
+/// EFI firmware.
+pub fn firmware() -> PathBuf {
+    required("VIVARIUM_GUESTS").join("AAVMF_CODE.fd")
+}
+
+/// The template of its variables.
+pub fn firmware_variables() -> PathBuf {
+    required("VIVARIUM_GUESTS").join("AAVMF_VARS.fd")
+}
+
+/// A disk from which firmware boots a boot loader, which boots a kernel. Its init runs the script that the second disk has.
+pub fn efi_disk() -> PathBuf {
+    Kernel::V6_12.file("efi-", ".img")
+}
+
 /// A copy, in `folder`, of the root file system of Debian with systemd.
 ///
 /// # Panics
