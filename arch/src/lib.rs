@@ -8,6 +8,7 @@ pub mod acpi;
 pub mod boot;
 pub mod caches;
 pub mod layout;
+pub mod mapping;
 pub mod topology;
 pub mod wiring;
 #[cfg(target_arch = "x86_64")]

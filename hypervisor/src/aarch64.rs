@@ -11,9 +11,16 @@ mod gic_state;
 pub use cpu_state::{CpuState, PendingEvents, RegisterState};
 pub use gic_state::{CpuInterfaceState, GicCpuState, GicState, InterruptsState, ItsState};
 
-use crate::Result;
+#[cfg(any(target_arch = "aarch64", test))]
+pub(crate) mod debug;
+#[cfg(any(target_arch = "aarch64", test))]
+pub(crate) mod exception;
+mod registers;
+
+use crate::{GuestDebug, HardwareBreakpoint, Result};
 use machine::interrupt::InterruptController;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Interrupt numbers up to here are private to a CPU; shared ones (SPIs) follow.
 pub const FIRST_SPI: u32 = 32;
@@ -131,6 +138,13 @@ pub trait VcpuState {
     fn events(&self) -> Result<PendingEvents>;
     /// Sets what waits to be taken.
     fn set_events(&mut self, events: &PendingEvents) -> Result<()>;
+
+    /// Has the CPU stop for a debugger with [`crate::Exit::Debug`]; `None` ends that.
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()>;
+    /// Whether the CPU's breakpoint registers can watch all of these at once.
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool;
+    /// Gives the guest the exception of a breakpoint instruction that is its own, at which the CPU stopped.
+    fn inject_breakpoint(&mut self) -> Result<()>;
 }
 
 /// Where the interrupt controller's parts are (GIC architecture version 3).
@@ -187,6 +201,13 @@ pub trait Gic: InterruptController {
     /// When the state is of a machine with other CPUs or interrupts, or the host refuses it. It is then in no usable state,
     /// until it is reset.
     fn restore(&self, state: &GicState) -> Result<()>;
+
+    /// Has these CPUs take no interrupts, and all others those that the guest lets them; while no CPU runs. What is saved is
+    /// what the guest has set.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn hold_interrupts(&self, cpus: &BTreeSet<u32>) -> Result<()>;
 }
 
 /// The general registers, as text for a person.
@@ -203,13 +224,15 @@ pub(crate) fn describe(read: impl Fn(RegisterId) -> Result<u64>) -> String {
         lines.push_str(&format!("x{n:<2} {}", text(RegisterId::x(n))));
     }
     for (name, id) in [
-        ("sctlr_el1", RegisterId::system(3, 0, 1, 0, 0)),
-        ("vbar_el1", RegisterId::system(3, 0, 12, 0, 0)),
-        ("esr_el1", RegisterId::system(3, 0, 5, 2, 0)),
-        ("far_el1", RegisterId::system(3, 0, 6, 0, 0)),
-        ("elr_el1", RegisterId::system(3, 0, 4, 0, 1)),
-        ("ttbr0_el1", RegisterId::system(3, 0, 2, 0, 0)),
-        ("ttbr1_el1", RegisterId::system(3, 0, 2, 0, 1)),
+        ("sctlr_el1", RegisterId::SCTLR_EL1),
+        ("vbar_el1", RegisterId::VBAR_EL1),
+        ("esr_el1", RegisterId::ESR_EL1),
+        ("far_el1", RegisterId::FAR_EL1),
+        ("elr_el1", RegisterId::ELR_EL1),
+        ("spsr_el1", RegisterId::SPSR_EL1),
+        ("tcr_el1", RegisterId::TCR_EL1),
+        ("ttbr0_el1", RegisterId::TTBR0_EL1),
+        ("ttbr1_el1", RegisterId::TTBR1_EL1),
     ] {
         lines.push_str(&format!("\n{name} {}", text(id)));
     }

@@ -3,18 +3,18 @@
 /// What a debugger asks of a CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestDebug {
-    /// Breakpoint instructions (INT3) exit instead of raising an exception in the guest.
+    /// Breakpoint instructions (INT3, BRK) exit instead of raising an exception in the guest.
     pub software_breakpoints: bool,
     /// The CPU exits after each instruction.
     pub single_step: bool,
-    /// What the CPU's own breakpoint registers watch; four at most.
+    /// What the CPU's own breakpoint registers watch: what [`crate::native::VcpuState::can_watch`] allows.
     pub hardware_breakpoints: Vec<HardwareBreakpoint>,
 }
 
 /// An address that a CPU watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HardwareBreakpoint {
-    /// Linear address.
+    /// Linear (on Arm: virtual) address.
     pub address: u64,
     /// Bytes watched: 1 for execution; 1, 2, 4 or 8, aligned, for data.
     pub length: u8,
@@ -27,6 +27,8 @@ pub struct HardwareBreakpoint {
 pub enum WatchedAccess {
     /// Executing an instruction.
     Execute,
+    /// Reading data.
+    Read,
     /// Writing data.
     Write,
     /// Reading or writing data.
@@ -47,7 +49,7 @@ pub struct DebugStop {
 pub enum DebugCause {
     /// A breakpoint instruction.
     Software,
-    /// The breakpoint register of this index.
+    /// What the CPU watches, by its index in [`GuestDebug::hardware_breakpoints`].
     Hardware(u8),
     /// A single step.
     Step,

@@ -11,7 +11,7 @@ pub use kvm_bindings::{
     kvm_xcr as Xcr, kvm_xcrs as Xcrs,
 };
 
-use crate::{GuestDebug, Result};
+use crate::{GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
 use serde::{Deserialize, Serialize};
 
 /// Where KVM keeps, in guest-physical space, what older Intel CPUs need to run real mode: one page of
@@ -115,11 +115,18 @@ pub trait VcpuState {
     /// Has the CPU stop for a debugger with [`crate::Exit::Debug`]; `None` ends that. Fails where the host cannot do what is
     /// asked.
     fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()>;
+    /// Whether the CPU's breakpoint registers can watch all of these at once.
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool;
     /// Gives the guest the exception of a breakpoint instruction that is its own, at which the CPU stopped.
     fn inject_breakpoint(&mut self) -> Result<()>;
 
     /// Raises a non-maskable interrupt.
     fn nmi(&self) -> Result<()>;
+}
+
+/// Whether DR0 to DR3 can watch these (Intel SDM 3, 18.2.4): they are four, and none watches reads alone.
+pub(crate) fn can_watch(breakpoints: &[HardwareBreakpoint]) -> bool {
+    breakpoints.len() <= 4 && breakpoints.iter().all(|breakpoint| breakpoint.access != WatchedAccess::Read)
 }
 
 /// The general and control registers, as text for a person.

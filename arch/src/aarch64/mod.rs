@@ -4,4 +4,6 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod fdt;
+pub mod instructions;
 pub mod layout;
+pub mod paging;

@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpu;
+pub mod instructions;
 pub mod layout;
 pub mod paging;
 pub mod reset_vector;

@@ -1,8 +1,12 @@
 //! The guest's page tables, as its CPU walks them (Intel SDM 3, 4; AMD APM 2, 5): for debuggers and core dumps, which see
 //! memory by linear addresses. Permissions and accessed bits are left aside.
 
-use hypervisor::x86_64::Sregs;
+use crate::mapping::{self, Mapping};
+use hypervisor::x86_64::VcpuState;
 use machine::memory::{Bytes, GuestAddress, GuestRam};
+
+pub use hypervisor::x86_64::Sregs as State;
+use hypervisor::x86_64::Sregs;
 
 const CR0_PG: u64 = 1 << 31;
 const CR4_PSE: u64 = 1 << 4;
@@ -15,6 +19,14 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 /// Bits of an entry that are an address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What of a CPU says how it finds memory.
+///
+/// # Errors
+/// When the host refuses.
+pub fn state(cpu: &dyn VcpuState) -> hypervisor::Result<State> {
+    cpu.sregs()
+}
 
 /// How a CPU finds memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,68 +105,21 @@ pub fn translate(ram: &GuestRam, sregs: &Sregs, address: u64) -> Option<(u64, u6
 }
 
 /// Walks tables of 512 entries from the one of this level down: the page's address, and its size as a power of two.
-fn walk(ram: &GuestRam, mut table: u64, address: u64, levels: u32) -> Option<(u64, u32)> {
-    for level in (0..levels).rev() {
-        let bits = 12 + 9 * level;
-        let entry = ram.read_obj::<u64>(GuestAddress(table + (address >> bits & 0x1ff) * 8)).ok()?;
-        if entry & PRESENT == 0 {
-            return None;
-        }
-        if level == 0 || (level <= 2 && entry & LARGE != 0) {
-            return Some((entry & ADDRESS & !((1 << bits) - 1), bits));
-        }
-        table = entry & ADDRESS;
-    }
-    None
+fn walk(ram: &GuestRam, table: u64, address: u64, levels: u32) -> Option<(u64, u32)> {
+    step(ram, table, address, levels).ok()
 }
 
-/// A run of linear addresses that are one run of guest-physical memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// Where it begins for the CPU.
-    pub linear: u64,
-    /// Where it begins in guest-physical memory.
-    pub physical: u64,
-    /// Its size in bytes.
-    pub size: u64,
+/// Where the upper half of a 64-bit CPU's linear addresses begins, in which kernels are; `None` in other modes.
+pub fn kernel_half(sregs: &Sregs) -> Option<u64> {
+    let Paging::Long(levels) = Paging::of(sregs) else { return None };
+    Some(u64::MAX << (11 + 9 * levels))
 }
 
 /// What a 64-bit CPU maps from linear address `from` on, ascending and joined where possible, up to `most` runs. Looks at
 /// `most_entries` entries of tables at most: a guest can make tables that map without end.
-pub fn mappings(
-    ram: &GuestRam,
-    sregs: &Sregs,
-    from: u64,
-    most: usize,
-    mut most_entries: u64,
-) -> Vec<Mapping> {
+pub fn mappings(ram: &GuestRam, sregs: &Sregs, from: u64, most: usize, most_entries: u64) -> Vec<Mapping> {
     let Paging::Long(levels) = Paging::of(sregs) else { return Vec::new() };
-    let mut runs: Vec<Mapping> = Vec::new();
-    let mut next = Some(from);
-    while let Some(address) = next {
-        if most_entries == 0 {
-            break;
-        }
-        most_entries -= 1;
-        let (page, bits) = match step(ram, sregs.cr3 & ADDRESS, address, levels) {
-            Ok((page, bits)) => (Some(page), bits),
-            Err(bits) => (None, bits),
-        };
-        let size = 1_u64 << bits;
-        if let Some(physical) = page {
-            let linear = address & !(size - 1);
-            let full = runs.len() >= most;
-            match runs.last_mut() {
-                Some(run) if run.linear + run.size == linear && run.physical + run.size == physical => {
-                    run.size += size;
-                }
-                _ if full => break,
-                _ => runs.push(Mapping { linear, physical, size }),
-            }
-        }
-        next = (address & !(size - 1)).checked_add(size);
-    }
-    runs
+    mapping::runs(from, most, most_entries, |address| step(ram, sregs.cr3 & ADDRESS, address, levels))
 }
 
 /// As [`walk`]; where nothing is mapped, tells for how many address bits that holds.

@@ -15,6 +15,11 @@ mod vm;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+#[cfg(target_arch = "aarch64")]
+use aarch64 as native;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as native;
+
 use crate::{Error, Hypervisor, Result, Vm};
 use kvm_ioctls::{Cap, VmFd};
 use std::ffi::CString;

@@ -81,8 +81,12 @@ pub const CPU_STATE: &[u64] = {
 pub const CPU_STATE: &[u64] = {
     use kvm_bindings::*;
     &[
+        // How many breakpoint registers there are.
+        request::<()>(NONE, 0x03),
         request::<kvm_mp_state>(OUT, 0x98),
         request::<kvm_mp_state>(IN, 0x99),
+        // What a debugger asks for.
+        request::<kvm_guest_debug>(IN, 0x9b),
         request::<kvm_vcpu_events>(OUT, 0x9f),
         request::<kvm_vcpu_events>(IN, 0xa0),
         request::<kvm_one_reg>(IN, 0xab),

@@ -1,12 +1,11 @@
 //! One CPU on KVM: entering the guest, and telling why it left.
 
 use super::kick::KickTarget;
+use super::native;
 use crate::{Error, Exit, Kick, Result, SystemEvent, Vcpu};
-#[cfg(target_arch = "x86_64")]
-use kvm_bindings::KVM_EXIT_DEBUG;
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
-    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
     kvm_run,
 };
@@ -24,22 +23,14 @@ pub(super) struct KvmVcpu {
     pub(super) fd: VcpuFd,
     pub(super) vm: Arc<VmFd>,
     /// What a debugger asked for.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) debug: kvm_bindings::kvm_guest_debug,
+    pub(super) debug: native::Debug,
     kick: Arc<KickTarget>,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, vm: Arc<VmFd>) -> io::Result<Self> {
         let kick = Arc::new(KickTarget::new(&fd)?);
-        Ok(Self {
-            id,
-            fd,
-            vm,
-            #[cfg(target_arch = "x86_64")]
-            debug: kvm_bindings::kvm_guest_debug::default(),
-            kick,
-        })
+        Ok(Self { id, fd, vm, debug: native::Debug::default(), kick })
     }
 
     /// What failed on this CPU.
@@ -87,6 +78,11 @@ impl Vcpu for KvmVcpu {
         if self.fd.get_kvm_run().exit_reason == KVM_EXIT_INTR {
             self.kick.take();
             return Ok(Exit::Interrupted);
+        }
+        if self.fd.get_kvm_run().exit_reason == KVM_EXIT_DEBUG {
+            // SAFETY: the exit reason says which member of the union KVM filled in.
+            let exit = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.debug }.arch;
+            return self.debug_exit(&exit);
         }
         Ok(decode(self.fd.get_kvm_run()))
     }
@@ -152,11 +148,6 @@ fn decode(run: &mut kvm_run) -> Exit<'_> {
         }
         KVM_EXIT_HLT => Exit::Halted,
         KVM_EXIT_SHUTDOWN => Exit::TripleFault,
-        #[cfg(target_arch = "x86_64")]
-        KVM_EXIT_DEBUG => {
-            // SAFETY: as above.
-            Exit::Debug(super::x86_64::debug_stop(&unsafe { run.__bindgen_anon_1.debug }.arch))
-        }
         KVM_EXIT_SYSTEM_EVENT => {
             // SAFETY: as above.
             let kind = unsafe { run.__bindgen_anon_1.system_event.type_ };

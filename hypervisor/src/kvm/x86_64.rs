@@ -5,7 +5,7 @@ use crate::x86_64::{
     CpuidEntry, DebugRegs, Fpu, IOAPIC_PINS, LapicState, MpState, Msr, RESERVED_START, Regs, Sregs,
     VcpuEvents, VcpuState, Xcrs,
 };
-use crate::{DebugCause, DebugStop, Error, GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
+use crate::{DebugCause, DebugStop, Error, Exit, GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
 use kvm_bindings::{
     CpuId, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP,
@@ -21,6 +21,9 @@ use std::io;
 /// Bytes in a page, and in the smallest XSAVE area KVM has.
 const PAGE_SIZE: u64 = 4096;
 const XSAVE_SIZE: usize = 4096;
+
+/// What a debugger asked for.
+pub(super) type Debug = kvm_guest_debug;
 
 /// Sets up the interrupt controllers and what real mode needs.
 pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
@@ -268,6 +271,10 @@ impl VcpuState for KvmVcpu {
         self.refused("set breakpoints and single steps", self.fd.set_guest_debug(&self.debug))
     }
 
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
+        crate::x86_64::can_watch(breakpoints)
+    }
+
     fn inject_breakpoint(&mut self) -> Result<()> {
         let mut debug = self.debug;
         debug.control |= KVM_GUESTDBG_INJECT_BP;
@@ -290,7 +297,7 @@ fn debug_registers(breakpoints: &[HardwareBreakpoint]) -> [u64; 8] {
         let access = match breakpoint.access {
             WatchedAccess::Execute => 0,
             WatchedAccess::Write => 1,
-            WatchedAccess::ReadWrite => 3,
+            WatchedAccess::Read | WatchedAccess::ReadWrite => 3,
         };
         let length = match (breakpoint.access, breakpoint.length) {
             (WatchedAccess::Execute, _) => 0,
@@ -303,8 +310,8 @@ fn debug_registers(breakpoints: &[HardwareBreakpoint]) -> [u64; 8] {
     registers
 }
 
-/// Why the CPU stopped for the debugger.
-pub(super) fn debug_stop(exit: &kvm_debug_exit_arch) -> DebugStop {
+/// Why a CPU stopped for the debugger.
+fn debug_stop(exit: &kvm_debug_exit_arch) -> DebugStop {
     /// The breakpoint exception.
     const BP: u32 = 3;
     /// DR6: the breakpoint registers that matched, and whether it was a single step.
@@ -321,6 +328,12 @@ pub(super) fn debug_stop(exit: &kvm_debug_exit_arch) -> DebugStop {
 }
 
 impl KvmVcpu {
+    /// The exit for a debugger.
+    #[expect(clippy::unnecessary_wraps, reason = "other architectures have to ask for registers")]
+    pub(super) fn debug_exit(&mut self, exit: &kvm_debug_exit_arch) -> Result<Exit<'static>> {
+        Ok(Exit::Debug(debug_stop(exit)))
+    }
+
     fn msr_list(&self, entries: &[kvm_msr_entry]) -> Result<Msrs> {
         Msrs::from_entries(entries).map_err(|error| self.invalid("list MSRs", format!("{error:?}")))
     }

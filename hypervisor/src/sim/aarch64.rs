@@ -3,13 +3,13 @@
 
 use super::vcpu::SimVcpu;
 use super::{Board, SimVm, lock};
-use crate::Result;
 use crate::aarch64::{
     FIRST_SPI, Gic, GicConfig, GicCpuState, GicState, HostFeatures, InterruptsState, ItsState, MpState,
     PendingEvents, RegisterId, VcpuFeatures, VcpuState,
 };
+use crate::{GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
 use machine::interrupt::InterruptController;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// What a simulated host offers.
@@ -75,6 +75,22 @@ impl VcpuState for SimVcpu {
 
     fn set_events(&mut self, events: &PendingEvents) -> Result<()> {
         self.registers.events = *events;
+        Ok(())
+    }
+
+    /// Without effect: a program has no instructions to stop at.
+    fn set_guest_debug(&mut self, _: Option<&GuestDebug>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Like a processor with as few registers as the architecture allows: two for instructions, two for data.
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
+        let executed = breakpoints.iter().filter(|watched| watched.access == WatchedAccess::Execute).count();
+        executed <= 2 && breakpoints.len() - executed <= 2
+    }
+
+    fn inject_breakpoint(&mut self) -> Result<()> {
+        self.lane.change(|state| state.pending.insert(3, false));
         Ok(())
     }
 }
@@ -143,6 +159,11 @@ impl Gic for SimGic {
             self.pend(number, 0, &cpu.private.ispendr);
         }
         self.pend(0, FIRST_SPI, &state.shared.ispendr);
+        Ok(())
+    }
+
+    /// Without effect: a program does no single steps.
+    fn hold_interrupts(&self, _: &BTreeSet<u32>) -> Result<()> {
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::vcpu::SimVcpu;
 use crate::x86_64::{
     CpuidEntry, DebugRegs, Fpu, LapicState, MpState, Msr, Regs, Sregs, VcpuEvents, VcpuState, Xcrs,
 };
-use crate::{GuestDebug, Result};
+use crate::{GuestDebug, HardwareBreakpoint, Result};
 use std::collections::BTreeMap;
 
 /// Words in the XSAVE area.
@@ -183,6 +183,10 @@ impl VcpuState for SimVcpu {
     fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
         self.registers.guest_debug = debug.cloned();
         Ok(())
+    }
+
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
+        crate::x86_64::can_watch(breakpoints)
     }
 
     fn inject_breakpoint(&mut self) -> Result<()> {

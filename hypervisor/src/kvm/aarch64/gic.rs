@@ -2,6 +2,7 @@
 //! `Documentation/virt/kvm/devices/arm-vgic-v3.rst` and `arm-vgic-its.rst`).
 
 use super::attributes::set;
+use super::gic_hold::Held;
 use crate::aarch64::{FIRST_SPI, Gic, GicConfig, GicState};
 use crate::{Error, Result};
 use kvm_bindings::{
@@ -12,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 use machine::interrupt::InterruptController;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A GICv3 with an ITS.
@@ -22,6 +24,7 @@ pub(in super::super) struct KvmGic {
     pub(super) config: GicConfig,
     /// How many sources hold each shared interrupt active.
     holders: Mutex<Vec<u32>>,
+    pub(super) held: Held,
 }
 
 impl KvmGic {
@@ -55,7 +58,7 @@ impl KvmGic {
             services.push(its);
         }
         let holders = Mutex::new(vec![0; config.spis as usize]);
-        Ok(Self { vm: Arc::clone(vm), gic, its: services, config: *config, holders })
+        Ok(Self { vm: Arc::clone(vm), gic, its: services, config: *config, holders, held: Held::default() })
     }
 
     /// Sets the level of a shared interrupt's pin.
@@ -77,6 +80,10 @@ impl Gic for KvmGic {
 
     fn restore(&self, state: &GicState) -> Result<()> {
         self.restore_all(state)
+    }
+
+    fn hold_interrupts(&self, cpus: &BTreeSet<u32>) -> Result<()> {
+        self.hold(cpus)
     }
 }
 

@@ -53,8 +53,8 @@ const ICC_BPR0: RegisterId = RegisterId::system(3, 0, 12, 8, 3);
 const ICC_BPR1: RegisterId = RegisterId::system(3, 0, 12, 12, 3);
 const ICC_CTLR: RegisterId = RegisterId::system(3, 0, 12, 12, 4);
 const ICC_SRE: RegisterId = RegisterId::system(3, 0, 12, 12, 5);
-const ICC_IGRPEN0: RegisterId = RegisterId::system(3, 0, 12, 12, 6);
-const ICC_IGRPEN1: RegisterId = RegisterId::system(3, 0, 12, 12, 7);
+pub(super) const ICC_IGRPEN0: RegisterId = RegisterId::system(3, 0, 12, 12, 6);
+pub(super) const ICC_IGRPEN1: RegisterId = RegisterId::system(3, 0, 12, 12, 7);
 
 const fn icc_ap0r(n: u64) -> RegisterId {
     RegisterId::system(3, 0, 12, 8, 4 | n)
@@ -203,13 +203,13 @@ impl KvmGic {
         Frame { device: &self.gic, group, cpu, base: GICR_SGI, first: 0, end: FIRST_SPI }
     }
 
-    fn icc(&self, cpu: u32, register: RegisterId) -> Result<u64> {
+    pub(super) fn icc(&self, cpu: u32, register: RegisterId) -> Result<u64> {
         let value =
             attributes::get(&self.gic, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, icc_attribute(cpu, register));
         access("read CPU register", register.0, value)
     }
 
-    fn set_icc(&self, cpu: u32, register: RegisterId, value: u64) -> Result<()> {
+    pub(super) fn set_icc(&self, cpu: u32, register: RegisterId, value: u64) -> Result<()> {
         let attr = icc_attribute(cpu, register);
         let set = attributes::set(&self.gic, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, attr, value);
         access("write CPU register", register.0, set)
@@ -227,8 +227,8 @@ impl KvmGic {
             bpr1: read(ICC_BPR1)?,
             ap0r: (0..count).map(|n| read(icc_ap0r(n))).collect::<Result<_>>()?,
             ap1r: (0..count).map(|n| read(icc_ap1r(n))).collect::<Result<_>>()?,
-            igrpen0: read(ICC_IGRPEN0)?,
-            igrpen1: read(ICC_IGRPEN1)?,
+            igrpen0: self.held.value(cpu, ICC_IGRPEN0, read(ICC_IGRPEN0)?),
+            igrpen1: self.held.value(cpu, ICC_IGRPEN1, read(ICC_IGRPEN1)?),
         })
     }
 
@@ -318,6 +318,7 @@ impl KvmGic {
     }
 
     pub(super) fn reset_all(&self) -> Result<()> {
+        self.held.forget();
         for its in &self.its {
             control(its, KVM_DEV_ARM_ITS_CTRL_RESET, "reset an interrupt translation service")?;
         }

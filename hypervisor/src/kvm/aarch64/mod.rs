@@ -1,12 +1,16 @@
 //! KVM on aarch64: the state of a CPU, and in [`gic`] the interrupt controller.
 
 mod attributes;
+mod debug;
 pub(super) mod gic;
+mod gic_hold;
 mod gic_state;
 
+pub(super) use debug::Debug;
+
 use super::vcpu::KvmVcpu;
-use crate::aarch64::{HostFeatures, MpState, PendingEvents, RegisterId, VcpuFeatures, VcpuState};
-use crate::{Error, Result};
+use crate::aarch64::{HostFeatures, MpState, PendingEvents, RegisterId, VcpuFeatures, VcpuState, exception};
+use crate::{Error, GuestDebug, HardwareBreakpoint, Result};
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
@@ -168,5 +172,18 @@ impl VcpuState for KvmVcpu {
         kvm.exception.serror_has_esr = events.serror_syndrome.is_some().into();
         kvm.exception.serror_esr = events.serror_syndrome.unwrap_or_default();
         self.refused("set the pending events", self.fd.set_vcpu_events(&kvm))
+    }
+
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
+        self.stop_for(debug)
+    }
+
+    fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
+        self.has_registers_for(breakpoints)
+    }
+
+    fn inject_breakpoint(&mut self) -> Result<()> {
+        let syndrome = self.debug.syndrome();
+        exception::take(self, syndrome)
     }
 }

@@ -15,7 +15,8 @@
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `has_acpi` | whether ACPI tables describe it, so that CPUs, memory and devices may come and go |
 //! | `calls` | the numbers of system calls that not every architecture has, and of the architecture itself |
-//! | `gdb`, `Debugger` | debugging from outside; and methods of `Machine` for it and for core dumps |
+//! | `debug` | a CPU's registers as GDB sees them, and its breakpoint instruction |
+//! | `core_notes` | what a core dump holds of a CPU |
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -31,8 +32,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    Debugger, PCI_WIRING, Platform, calls, configure_vcpu, create_vcpu, describe, firmware_places, found,
-    gdb, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part,
+    PCI_WIRING, Platform, calls, configure_vcpu, core_notes, create_vcpu, debug, describe, firmware_places,
+    found, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part,
 };
 
 pub use notifier::{MEMORY_SLOTS, Notifier};

@@ -1,11 +1,11 @@
 //! The devices on the mainboard of an Arm machine: interrupt controller, clock, power button, serial port.
 
+pub mod core_notes;
+pub mod debug;
 mod firmware;
-pub mod gdb;
 mod tables;
 
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
-pub use gdb::Debugger;
 
 use super::{
     Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
@@ -32,6 +32,7 @@ use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
 use machine::memory::Memory;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -142,6 +143,14 @@ impl Platform {
     /// What is told when the guest acknowledges a level-triggered interrupt: nothing, the hypervisor sees to it.
     pub fn end_of_interrupt(&self) -> Arc<dyn Fn(u8) + Send + Sync> {
         Arc::new(|_| {})
+    }
+
+    /// Has these CPUs take no interrupts, and all others those that the guest lets them, while no CPU runs.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    pub fn hold_interrupts(&self, cpus: &BTreeSet<u32>) -> hypervisor::Result<()> {
+        self.pins.hold_interrupts(cpus)
     }
 
     /// The clock has no alarm that the guest is told of.

@@ -1,13 +1,10 @@
 //! The devices on the mainboard of a PC: interrupt controller, clock, power, serial port.
 
 mod banner;
-mod coredump;
-mod debugger;
-mod dump;
+pub mod core_notes;
+pub mod debug;
 mod firmware;
-pub mod gdb;
 
-pub use debugger::Debugger;
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
@@ -41,6 +38,7 @@ use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
 use machine::memory::Memory;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 /// Interrupt of the first serial port.
@@ -159,6 +157,11 @@ impl Platform {
     pub fn end_of_interrupt(&self) -> Arc<dyn Fn(u8) + Send + Sync> {
         let pins = Arc::clone(&self.pins);
         Arc::new(move |vector| pins.end_of_interrupt(vector))
+    }
+
+    /// The hypervisor itself holds interrupts back from a CPU that does a single step.
+    pub fn hold_interrupts(&self, _: &BTreeSet<u32>) -> hypervisor::Result<()> {
+        Ok(())
     }
 
     /// When the clock wants to be looked at, in monotonic nanoseconds of the machine's clock.

@@ -1,6 +1,7 @@
 //! Dumping a machine's memory and registers to a file, while it is paused.
 
-use super::coredump::{self, CpuState};
+use super::coredump;
+use super::platform::core_notes::CpuState;
 use crate::api::request::Coredump;
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::machine::Machine;
@@ -40,7 +41,7 @@ impl Machine {
         let internal = |error: anyhow::Error| ApiError::internal(format!("{error:#}"));
         let mut cpus = Vec::new();
         for cpu in &self.cpus {
-            let state = cpu.call(|vcpu| CpuState::read(vcpu.x86_64())).map_err(internal)?;
+            let state = cpu.call(|vcpu| CpuState::read(vcpu.native())).map_err(internal)?;
             cpus.push(state.map_err(|error| internal(error.into()))?);
         }
         let (memory, mailbox) = (Arc::clone(&self.memory.ram), self.mailbox.clone());

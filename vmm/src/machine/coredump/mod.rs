@@ -3,11 +3,11 @@
 //! The machine is paused while its dump is written, by a thread of its own. Memory that is zero becomes holes of the file. The
 //! header is written last: a dump that was cut short is no ELF file.
 
-mod notes;
+pub mod notes;
 
-pub use notes::CpuState;
-
-use arch::native::paging::{self, Mapping};
+use super::platform::core_notes::{self, CpuState};
+use arch::mapping::Mapping;
+use arch::native::paging;
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegion, Memory};
 use std::fs::File;
 use std::io;
@@ -58,7 +58,7 @@ pub fn write(file: &File, memory: &Memory, cpus: &[CpuState], kernel_note: Optio
         loads.truncate((PAGE as usize * 64 - HEADER_SIZE) / PROGRAM_HEADER_SIZE - 1);
     }
 
-    let mut notes = notes::of_cpus(cpus);
+    let mut notes = core_notes::of_cpus(cpus);
     if let Some(content) = kernel_note {
         notes::kernel_note(&mut notes, content);
     }
@@ -81,15 +81,9 @@ pub fn write(file: &File, memory: &Memory, cpus: &[CpuState], kernel_note: Optio
 /// What the guest's kernel sees at which linear address: by the tables of the CPU that maps most in the upper half, where
 /// kernels are.
 fn linear(memory: &Memory, cpus: &[CpuState], extents: &[Extent]) -> Vec<(u64, Extent)> {
-    const UPPER_HALF: u64 = 1 << 63;
     let upper_half = |cpu: &CpuState| {
-        let from = match paging::Paging::of(&cpu.sregs) {
-            paging::Paging::Long(levels) => {
-                (UPPER_HALF.cast_signed() >> (63 - (11 + 9 * levels))).cast_unsigned()
-            }
-            _ => return Vec::new(),
-        };
-        paging::mappings(memory, &cpu.sregs, from, MAPPINGS, ENTRIES)
+        let Some(from) = paging::kernel_half(cpu.paging()) else { return Vec::new() };
+        paging::mappings(memory, cpu.paging(), from, MAPPINGS, ENTRIES)
     };
     let all = cpus.iter().map(upper_half);
     let most = all.max_by_key(|mappings| mappings.iter().map(|run| u128::from(run.size)).sum::<u128>());
@@ -174,12 +168,11 @@ fn write_memory(
     Ok(())
 }
 
-/// The file's header (System V ABI, chapter 4): a core file for x86-64.
+/// The file's header (System V ABI, chapter 4): a core file.
 fn header(program_headers: usize) -> Vec<u8> {
     const ET_CORE: u16 = 4;
-    const EM_X86_64: u16 = 62;
     let mut header = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    for half in [ET_CORE, EM_X86_64] {
+    for half in [ET_CORE, core_notes::MACHINE] {
         header.extend(half.to_le_bytes());
     }
     header.extend(1_u32.to_le_bytes());

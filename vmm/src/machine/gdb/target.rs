@@ -1,7 +1,8 @@
 //! The machine as GDB's protocol sees it.
 
-use super::super::debugger::{Going, Link, Registers, Stop, StopCause};
 use crate::machine::Machine;
+use crate::machine::debugger::{Going, Link, Stop, StopCause};
+use crate::machine::platform::debug::{self, GdbArch, GdbRegister, GdbRegisters, Registers};
 use crate::message::{Event, Inbox};
 use anyhow::{Context, Result};
 use gdbstub::common::{Signal, Tid};
@@ -12,14 +13,14 @@ use gdbstub::target::ext::base::multithread::{
     MultiThreadBase, MultiThreadResume, MultiThreadResumeOps, MultiThreadSchedulerLocking,
     MultiThreadSchedulerLockingOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
 };
+use gdbstub::target::ext::base::single_register_access::{SingleRegisterAccess, SingleRegisterAccessOps};
 use gdbstub::target::ext::breakpoints::{
     Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint,
     SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
-use gdbstub_arch::x86::X86_64_SSE;
-use gdbstub_arch::x86::reg::X86_64CoreRegs;
+use hypervisor::native::VcpuState;
 use hypervisor::{HardwareBreakpoint, WatchedAccess};
 use machine::doorbell::Doorbell;
 use std::num::NonZero;
@@ -102,6 +103,7 @@ impl GdbTarget {
                             tid,
                             kind: match access {
                                 WatchedAccess::Write => WatchKind::Write,
+                                WatchedAccess::Read => WatchKind::Read,
                                 _ => WatchKind::ReadWrite,
                             },
                             addr: breakpoint.address,
@@ -143,7 +145,7 @@ impl GdbTarget {
 }
 
 impl Target for GdbTarget {
-    type Arch = X86_64_SSE;
+    type Arch = GdbArch;
     type Error = anyhow::Error;
 
     fn base_ops(&mut self) -> BaseOps<'_, Self::Arch, Self::Error> {
@@ -160,86 +162,25 @@ impl Target for GdbTarget {
 }
 
 impl MultiThreadBase for GdbTarget {
-    fn read_registers(&mut self, regs: &mut X86_64CoreRegs, tid: Tid) -> TargetResult<(), Self> {
-        let registers = not_done(self.ask(move |machine| machine.registers(cpu_of(tid))))?;
-        let Registers { general, system, vector } = registers;
-        regs.regs = [
-            general.rax,
-            general.rbx,
-            general.rcx,
-            general.rdx,
-            general.rsi,
-            general.rdi,
-            general.rbp,
-            general.rsp,
-            general.r8,
-            general.r9,
-            general.r10,
-            general.r11,
-            general.r12,
-            general.r13,
-            general.r14,
-            general.r15,
-        ];
-        regs.rip = general.rip;
-        regs.eflags = general.rflags as u32;
-        regs.segments.cs = system.cs.selector.into();
-        regs.segments.ss = system.ss.selector.into();
-        regs.segments.ds = system.ds.selector.into();
-        regs.segments.es = system.es.selector.into();
-        regs.segments.fs = system.fs.selector.into();
-        regs.segments.gs = system.gs.selector.into();
-        for (to, from) in regs.st.iter_mut().zip(vector.fpr) {
-            to.copy_from_slice(&from[..10]);
-        }
-        regs.fpu.fctrl = vector.fcw.into();
-        regs.fpu.fstat = vector.fsw.into();
-        regs.fpu.ftag = vector.ftwx.into();
-        regs.fpu.fop = vector.last_opcode.into();
-        regs.fpu.fioff = vector.last_ip as u32;
-        regs.fpu.fooff = vector.last_dp as u32;
-        for (to, from) in regs.xmm.iter_mut().zip(vector.xmm) {
-            *to = u128::from_le_bytes(from);
-        }
-        regs.mxcsr = vector.mxcsr;
+    fn read_registers(&mut self, regs: &mut GdbRegisters, tid: Tid) -> TargetResult<(), Self> {
+        let registers = not_done(self.ask(move |machine| machine.on_cpu(cpu_of(tid), Registers::read)))?;
+        registers.show(regs);
         Ok(())
     }
 
-    /// Segments and the x87's pointers stay as they are.
-    fn write_registers(&mut self, regs: &X86_64CoreRegs, tid: Tid) -> TargetResult<(), Self> {
+    fn write_registers(&mut self, regs: &GdbRegisters, tid: Tid) -> TargetResult<(), Self> {
         let regs = regs.clone();
         not_done(self.ask(move |machine| {
-            let mut registers = machine.registers(cpu_of(tid))?;
-            let general = &mut registers.general;
-            [
-                general.rax,
-                general.rbx,
-                general.rcx,
-                general.rdx,
-                general.rsi,
-                general.rdi,
-                general.rbp,
-                general.rsp,
-                general.r8,
-                general.r9,
-                general.r10,
-                general.r11,
-                general.r12,
-                general.r13,
-                general.r14,
-                general.r15,
-            ] = regs.regs;
-            general.rip = regs.rip;
-            general.rflags = regs.eflags.into();
-            for (to, from) in registers.vector.fpr.iter_mut().zip(regs.st) {
-                to[..10].copy_from_slice(&from);
-            }
-            for (to, from) in registers.vector.xmm.iter_mut().zip(regs.xmm) {
-                *to = from.to_le_bytes();
-            }
-            registers.vector.mxcsr = regs.mxcsr;
-            machine.set_registers(cpu_of(tid), registers)
+            machine.on_cpu(cpu_of(tid), move |cpu| {
+                let mut registers = Registers::read(cpu)?;
+                registers.take(&regs);
+                registers.write(cpu)
+            })
         }))
+    }
+
+    fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
+        if debug::ONE_BY_ONE { Some(self) } else { None }
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
@@ -264,6 +205,27 @@ impl MultiThreadBase for GdbTarget {
 
     fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
         Some(self)
+    }
+}
+
+impl SingleRegisterAccess<Tid> for GdbTarget {
+    fn read_register(&mut self, tid: Tid, id: GdbRegister, buf: &mut [u8]) -> TargetResult<usize, Self> {
+        let read = self.ask(move |machine| machine.on_cpu(cpu_of(tid), move |cpu| debug::read_one(cpu, id)));
+        // A register that this CPU does not have is told as unavailable.
+        let Some(value) = read.ok().flatten() else { return Ok(0) };
+        let Some(room) = buf.get_mut(..value.len()) else { return Err(TargetError::NonFatal) };
+        room.copy_from_slice(&value);
+        Ok(value.len())
+    }
+
+    fn write_register(&mut self, tid: Tid, id: GdbRegister, value: &[u8]) -> TargetResult<(), Self> {
+        let value = value.to_vec();
+        let write = move |cpu: &mut dyn VcpuState| debug::write_one(cpu, id, &value);
+        if not_done(self.ask(move |machine| machine.on_cpu(cpu_of(tid), write)))? {
+            Ok(())
+        } else {
+            Err(TargetError::NonFatal)
+        }
     }
 }
 
@@ -334,7 +296,7 @@ impl SwBreakpoint for GdbTarget {
 impl HwBreakpoint for GdbTarget {
     fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         let breakpoint = HardwareBreakpoint { address, length: 1, access: WatchedAccess::Execute };
-        not_done(self.ask(move |machine| Ok(machine.watch(breakpoint))))
+        not_done(self.ask(move |machine| machine.watch(breakpoint)))
     }
 
     fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
@@ -343,12 +305,12 @@ impl HwBreakpoint for GdbTarget {
     }
 }
 
-/// What a breakpoint register watches for a watchpoint. The processor cannot watch reads alone, nor what is not aligned.
+/// What a breakpoint register watches for a watchpoint. Processors cannot watch what is not aligned.
 fn watched(address: u64, length: u64, kind: WatchKind) -> Option<HardwareBreakpoint> {
     let access = match kind {
         WatchKind::Write => WatchedAccess::Write,
         WatchKind::ReadWrite => WatchedAccess::ReadWrite,
-        WatchKind::Read => return None,
+        WatchKind::Read => WatchedAccess::Read,
     };
     let length = u8::try_from(length).ok().filter(|length| matches!(length, 1 | 2 | 4 | 8))?;
     address.is_multiple_of(length.into()).then_some(HardwareBreakpoint { address, length, access })
@@ -357,7 +319,7 @@ fn watched(address: u64, length: u64, kind: WatchKind) -> Option<HardwareBreakpo
 impl HwWatchpoint for GdbTarget {
     fn add_hw_watchpoint(&mut self, address: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         let Some(breakpoint) = watched(address, length, kind) else { return Ok(false) };
-        not_done(self.ask(move |machine| Ok(machine.watch(breakpoint))))
+        not_done(self.ask(move |machine| machine.watch(breakpoint)))
     }
 
     fn remove_hw_watchpoint(

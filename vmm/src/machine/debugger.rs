@@ -4,20 +4,19 @@
 //! The debugger itself is on a thread of its own ([`super::gdb`]). It asks the machine thread for one thing after the other,
 //! and hears of stops through its [`Link`].
 
-use crate::machine::Machine;
+use super::Machine;
+use super::platform::debug::{BREAKPOINT, is_breakpoint};
 use anyhow::{Context, Result};
-use arch::native::paging;
-use hypervisor::x86_64::{Fpu, Regs, Sregs};
+use arch::native::{instructions, paging};
+use hypervisor::native::VcpuState;
 use hypervisor::{DebugCause, DebugStop, GuestDebug, HardwareBreakpoint};
 use machine::doorbell::Doorbell;
 use machine::memory::{Bytes, GuestAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// The breakpoint instruction (INT3).
-const BREAKPOINT: u8 = 0xcc;
-/// Breakpoint registers of a CPU.
-const HARDWARE_BREAKPOINTS: usize = 4;
+/// What a breakpoint instruction takes the place of.
+type Original = [u8; BREAKPOINT.len()];
 
 /// Something stopped the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +79,8 @@ pub struct Debugger {
     link: Option<Link>,
     /// All CPUs are held.
     stopped: bool,
-    /// By linear address: the breakpoint instruction's place in memory, and the byte it took the place of.
-    software: BTreeMap<u64, (GuestAddress, u8)>,
+    /// By linear address: the breakpoint instruction's place in memory, and what it took the place of.
+    software: BTreeMap<u64, (GuestAddress, Original)>,
     hardware: Vec<HardwareBreakpoint>,
 }
 
@@ -101,17 +100,6 @@ pub struct Going {
     pub run: BTreeSet<u32>,
     /// All others stay where they are; else they run.
     pub others_stay: bool,
-}
-
-/// A CPU's registers, as far as a debugger sees them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Registers {
-    /// The general ones.
-    pub general: Regs,
-    /// The system's.
-    pub system: Sregs,
-    /// The floating-point and vector ones.
-    pub vector: Fpu,
 }
 
 impl Machine {
@@ -143,7 +131,7 @@ impl Machine {
         }
         self.debugger.hardware.clear();
         for cpu in &self.cpus {
-            cpu.call(|vcpu| vcpu.x86_64().set_guest_debug(None))??;
+            cpu.call(|vcpu| vcpu.native().set_guest_debug(None))??;
         }
         self.release_cpus();
         Ok(())
@@ -154,6 +142,14 @@ impl Machine {
         self.hold_cpus();
         for cpu in &self.cpus {
             cpu.wait_parked();
+        }
+        self.hold_interrupts(&BTreeSet::new());
+    }
+
+    /// Has CPUs that do single steps take no interrupts meanwhile, and all others take theirs. No CPU runs.
+    fn hold_interrupts(&self, cpus: &BTreeSet<u32>) {
+        if let Err(error) = self.platform.hold_interrupts(cpus) {
+            tracing::warn!("single steps may lead into handlers of interrupts: {error}");
         }
     }
 
@@ -189,8 +185,8 @@ impl Machine {
             DebugCause::Software if self.debugger.software.contains_key(&stop.address) => StopCause::Software,
             DebugCause::Software => {
                 // The guest's own, unless it is one that was taken away meanwhile.
-                if self.read_linear(number, stop.address, 1)? == [BREAKPOINT] {
-                    cpu.call(|vcpu| vcpu.x86_64().inject_breakpoint())??;
+                if is_breakpoint(&self.read_linear(number, stop.address, BREAKPOINT.len())?) {
+                    cpu.call(|vcpu| vcpu.native().inject_breakpoint())??;
                 }
                 cpu.release();
                 return Ok(());
@@ -227,8 +223,9 @@ impl Machine {
                 single_step,
                 hardware_breakpoints: self.debugger.hardware.clone(),
             };
-            cpu.call(move |vcpu| vcpu.x86_64().set_guest_debug(Some(&debug)))??;
+            cpu.call(move |vcpu| vcpu.native().set_guest_debug(Some(&debug)))??;
         }
+        self.hold_interrupts(&going.step);
         self.debugger.stopped = false;
         for (number, cpu) in self.cpus.numbered() {
             if !going.others_stay || going.step.contains(&number) || going.run.contains(&number) {
@@ -243,40 +240,23 @@ impl Machine {
         self.cpus.numbered().map(|(number, _)| number).collect()
     }
 
-    fn on_cpu<T: Send + 'static>(
-        &self,
-        number: u32,
-        task: impl FnOnce(&mut dyn hypervisor::x86_64::VcpuState) -> hypervisor::Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let cpu = self.cpus.get(number).with_context(|| format!("there is no CPU {number}"))?;
-        Ok(cpu.call(move |vcpu| task(vcpu.x86_64()))??)
-    }
-
-    /// A CPU's registers.
+    /// Has a CPU do something with its registers.
     ///
     /// # Errors
     /// When there is no such CPU, or the host refuses.
-    pub fn registers(&self, number: u32) -> Result<Registers> {
-        self.on_cpu(number, |cpu| {
-            Ok(Registers { general: cpu.regs()?, system: cpu.sregs()?, vector: cpu.fpu()? })
-        })
-    }
-
-    /// Sets a CPU's general and vector registers.
-    ///
-    /// # Errors
-    /// As [`Machine::registers`].
-    pub fn set_registers(&self, number: u32, registers: Registers) -> Result<()> {
-        self.on_cpu(number, move |cpu| {
-            cpu.set_regs(&registers.general)?;
-            cpu.set_fpu(&registers.vector)
-        })
+    pub fn on_cpu<T: Send + 'static>(
+        &self,
+        number: u32,
+        task: impl FnOnce(&mut dyn VcpuState) -> hypervisor::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let cpu = self.cpus.get(number).with_context(|| format!("there is no CPU {number}"))?;
+        Ok(cpu.call(move |vcpu| task(vcpu.native()))??)
     }
 
     /// A CPU's registers, as text for a person.
     ///
     /// # Errors
-    /// As [`Machine::registers`].
+    /// As [`Machine::on_cpu`].
     pub fn describe_cpu(&self, number: u32) -> Result<String> {
         let cpu = self.cpus.get(number).with_context(|| format!("there is no CPU {number}"))?;
         cpu.call(|vcpu| vcpu.describe())
@@ -285,13 +265,14 @@ impl Machine {
     /// The memory that a CPU sees at linear `address`: fewer bytes than asked for where it ends. Breakpoints do not show.
     ///
     /// # Errors
-    /// As [`Machine::registers`].
+    /// As [`Machine::on_cpu`].
     pub fn read_memory(&self, number: u32, address: u64, length: usize) -> Result<Vec<u8>> {
         let mut data = self.read_linear(number, address, length)?;
         for (breakpoint, (_, original)) in &self.debugger.software {
-            let at = breakpoint.checked_sub(address).and_then(|at| usize::try_from(at).ok());
-            if let Some(byte) = at.and_then(|at| data.get_mut(at)) {
-                *byte = *original;
+            for (at, byte) in (*breakpoint..).zip(original) {
+                if let Some(seen) = byte_at(&mut data, address, at) {
+                    *seen = *byte;
+                }
             }
         }
         Ok(data)
@@ -314,19 +295,21 @@ impl Machine {
     /// Writes memory that a CPU sees. Breakpoints stay.
     ///
     /// # Errors
-    /// As [`Machine::registers`], and when not all of it is memory; a part may have been written.
+    /// As [`Machine::on_cpu`], and when not all of it is memory; a part may have been written.
     pub fn write_memory(&mut self, number: u32, address: u64, data: &[u8]) -> Result<()> {
         let mut data = data.to_vec();
         for (breakpoint, (_, original)) in &mut self.debugger.software {
-            let at = breakpoint.checked_sub(address).and_then(|at| usize::try_from(at).ok());
-            if let Some(byte) = at.and_then(|at| data.get_mut(at)) {
-                *original = std::mem::replace(byte, BREAKPOINT);
+            for ((at, byte), instruction) in (*breakpoint..).zip(original).zip(BREAKPOINT) {
+                if let Some(written) = byte_at(&mut data, address, at) {
+                    *byte = std::mem::replace(written, instruction);
+                }
             }
         }
         let mut done = 0;
         self.each_part(number, address, data.len(), |place, range| {
             let written = self.memory.ram.write_slice(&data[range.clone()], place).is_ok();
             if written {
+                instructions::written(&self.memory.ram, place, range.len());
                 done = range.end;
             }
             written
@@ -344,11 +327,11 @@ impl Machine {
         length: usize,
         mut each: impl FnMut(GuestAddress, std::ops::Range<usize>) -> bool,
     ) -> Result<()> {
-        let sregs = self.on_cpu(number, |cpu| cpu.sregs())?;
+        let paging = self.on_cpu(number, |cpu| paging::state(cpu))?;
         let mut at = 0;
         while at < length {
             let Some(linear) = address.checked_add(at as u64) else { break };
-            let Some((place, size)) = paging::translate(&self.memory.ram, &sregs, linear) else { break };
+            let Some((place, size)) = paging::translate(&self.memory.ram, &paging, linear) else { break };
             let end = length.min(at.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)));
             if end == at || !each(GuestAddress(place), at..end) {
                 break;
@@ -358,7 +341,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts a breakpoint instruction at linear `address`. `false`: there is no memory.
+    /// Puts a breakpoint instruction at linear `address`. `false`: there is no memory, or no place for an instruction.
     ///
     /// # Errors
     /// When the host refuses.
@@ -366,14 +349,19 @@ impl Machine {
         if self.debugger.software.contains_key(&address) {
             return Ok(true);
         }
-        let sregs = self.on_cpu(number, |cpu| cpu.sregs())?;
+        // An aligned instruction is in one page.
+        if !address.is_multiple_of(BREAKPOINT.len() as u64) {
+            return Ok(false);
+        }
+        let paging = self.on_cpu(number, |cpu| paging::state(cpu))?;
         let ram = &self.memory.ram;
-        let Some((place, _)) = paging::translate(ram, &sregs, address) else { return Ok(false) };
+        let Some((place, _)) = paging::translate(ram, &paging, address) else { return Ok(false) };
         let place = GuestAddress(place);
-        let Ok(original) = ram.read_obj::<u8>(place) else { return Ok(false) };
+        let Ok(original) = ram.read_obj::<Original>(place) else { return Ok(false) };
         if ram.write_obj(BREAKPOINT, place).is_err() {
             return Ok(false);
         }
+        instructions::written(ram, place, BREAKPOINT.len());
         self.debugger.software.insert(address, (place, original));
         Ok(true)
     }
@@ -381,25 +369,35 @@ impl Machine {
     /// Takes the breakpoint instruction at linear `address` away. `false`: there is none.
     pub fn remove_breakpoint(&mut self, address: u64) -> bool {
         let Some((place, original)) = self.debugger.software.remove(&address) else { return false };
+        let ram = &self.memory.ram;
         // The guest may have put something else there.
-        if self.memory.ram.read_obj::<u8>(place).is_ok_and(|byte| byte == BREAKPOINT) {
+        if ram.read_obj::<Original>(place).is_ok_and(|instruction| instruction == BREAKPOINT) {
             // It was memory when it was read.
-            let _ = self.memory.ram.write_obj(original, place);
+            let _ = ram.write_obj(original, place);
+            instructions::written(ram, place, BREAKPOINT.len());
         }
         true
     }
 
-    /// Has the CPUs watch an address, from when they go on. `false`: their breakpoint registers are all in use.
-    pub fn watch(&mut self, breakpoint: HardwareBreakpoint) -> bool {
-        let hardware = &mut self.debugger.hardware;
-        if hardware.contains(&breakpoint) {
-            return true;
+    /// Has the CPUs watch an address, from when they go on. `false`: they cannot, or their breakpoint registers are all in use.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn watch(&mut self, breakpoint: HardwareBreakpoint) -> Result<bool> {
+        if self.debugger.hardware.contains(&breakpoint) {
+            return Ok(true);
         }
-        let room = hardware.len() < HARDWARE_BREAKPOINTS;
-        if room {
-            hardware.push(breakpoint);
+        let mut hardware = self.debugger.hardware.clone();
+        hardware.push(breakpoint);
+        let Some(cpu) = self.cpus.get(0) else { return Ok(false) };
+        let (hardware, can) = cpu.call(move |vcpu| {
+            let can = vcpu.native().can_watch(&hardware);
+            (hardware, can)
+        })?;
+        if can {
+            self.debugger.hardware = hardware;
         }
-        room
+        Ok(can)
     }
 
     /// Undoes [`Machine::watch`]. `false`: it is not watched.
@@ -408,4 +406,9 @@ impl Machine {
         self.debugger.hardware.retain(|present| *present != breakpoint);
         self.debugger.hardware.len() < before
     }
+}
+
+/// Of data that is at linear address `start`, the byte at `address`.
+fn byte_at(data: &mut [u8], start: u64, address: u64) -> Option<&mut u8> {
+    address.checked_sub(start).and_then(|at| usize::try_from(at).ok()).and_then(|at| data.get_mut(at))
 }
