@@ -74,6 +74,30 @@ impl Architecture {
         }
     }
 
+    /// GDB's name of the architecture.
+    pub fn gdb(self) -> &'static str {
+        match self {
+            X86_64 => "i386:x86-64",
+            Aarch64 => "aarch64",
+        }
+    }
+
+    /// What Linux puts before the name of a system call, to call the function that handles it.
+    pub fn system_call(self) -> &'static str {
+        match self {
+            X86_64 => "__x64_sys_",
+            Aarch64 => "__arm64_sys_",
+        }
+    }
+
+    /// What addresses of a kernel's code and data begin with, in hexadecimal, when it is where its symbols say.
+    pub fn kernel_addresses(self) -> &'static str {
+        match self {
+            X86_64 => "ffffffff8",
+            Aarch64 => "ffff8000",
+        }
+    }
+
     /// Numbers of CPUs that a test starts, where more of them take their time.
     pub fn many_cpus(self) -> u32 {
         match self {
@@ -128,8 +152,6 @@ pub enum Feature {
     WatchdogDriver,
     /// A root file system of Debian.
     DebianRoot,
-    /// A debugger.
-    Debugger,
     /// I/O ports, and the debug console at one of them.
     Ports,
     /// CPUs with a performance monitor.
@@ -139,7 +161,7 @@ pub enum Feature {
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 11] = [
+const MISSING: [(Architecture, Feature, &str); 10] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
     (
@@ -154,7 +176,6 @@ const MISSING: [(Architecture, Feature, &str); 11] = [
     (Aarch64, Feature::DebianRoot, "its packages cannot be installed on a machine of another architecture"),
     (Aarch64, Feature::Ports, "Arm has no I/O ports"),
     (Aarch64, Feature::TripleFault, "an Arm CPU that cannot take its own exceptions takes them forever"),
-    (Aarch64, Feature::Debugger, "machines of this architecture cannot be debugged yet"),
 ];
 
 fn why_not(feature: Feature) -> Option<&'static str> {

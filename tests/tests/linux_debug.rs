@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use vivarium_tests::host::{Folder, shell};
-use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks, required};
+use vivarium_tests::{Architecture, Form, Kernel, Monitor, MonitorBuilder, native, required};
 
 /// Prints where symbols of the guest's kernel are.
-const PLACES: &str = r#"place() { echo "@@place $1 $(sed -n "s/ [TtDdRr] $1\$//p" /proc/kallsyms)"; }
-    place __x64_sys_newuname; place init_uts_ns; place linux_banner
+const PLACES: &str = r#"place() { echo "@@place $1 $(sed -n "s/ [TtDdRrBb] $1\$//p" /proc/kallsyms)"; }
+    place init_uts_ns; place linux_banner
 "#;
 
 /// Where a symbol is, as the guest printed it.
@@ -21,35 +21,35 @@ fn place(monitor: &Monitor, name: &str) -> u64 {
 fn gdb(commands: &[&str]) -> String {
     let commands = commands.iter().map(|command| format!("-ex '{command}'")).collect::<Vec<_>>().join(" ");
     shell(&format!(
-        "gdb -nx -batch -ex 'set architecture i386:x86-64' -ex 'set pagination off' {commands} 2>&1"
+        "gdb -nx -batch -ex 'set architecture {}' -ex 'set pagination off' {commands} 2>&1",
+        native().gdb()
     ))
 }
 
-/// Whether this host is the nested one, whose CPU QEMU emulates. Its SVM does not intercept the breakpoint instruction (it looks
+/// Whether this host is the nested one with SVM that QEMU emulates. That does not intercept the breakpoint instruction (it looks
 /// at the intercept of software interrupts only), so that KVM never hears of a breakpoint in memory; nor does it stop at
 /// data that a nested guest writes.
 fn emulated() -> bool {
-    std::env::var_os("VIVARIUM_NESTED_SHARE").is_some()
+    native() == Architecture::X86_64 && std::env::var_os("VIVARIUM_NESTED_SHARE").is_some()
 }
 
 #[test]
 fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
-    if lacks(Feature::Debugger) {
-        return;
-    }
     let folder = Folder::new();
     let socket = folder.join("gdb");
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
         .args(["--cpus", "boot=2", "--gdb", &format!("path={},wait=off", socket.display())])
         .cmdline("nokaslr")
         .script(&format!(
-            "{PLACES}
+            "{PLACES} place {}newuname
             ( while :; do hostname first; hostname second; uname -a > /dev/null; done ) & busy=$!
-            echo @@busy; read line; kill $busy; echo @@survived $line"
+            echo @@busy; read line; kill $busy; echo @@survived $line",
+            native().system_call()
         ))
         .start();
     monitor.wait_for("@@busy");
-    let (get_name, banner) = (place(&monitor, "__x64_sys_newuname"), place(&monitor, "linux_banner"));
+    let get_name = place(&monitor, &format!("{}newuname", native().system_call()));
+    let banner = place(&monitor, "linux_banner");
     // The name of the node, after that of the system: 65 bytes each.
     let node = (place(&monitor, "init_uts_ns") + 65).next_multiple_of(8);
     let (remote, show) = (format!("target remote {}", socket.display()), format!("x/s {banner:#x}"));
@@ -59,19 +59,19 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
         &*remote,
         "info threads",
         &show,
-        "info registers cr3 rip",
+        "info registers pc",
         &stop,
         "continue",
-        r#"printf "hardware %lx\n", $rip"#,
+        r#"printf "hardware %lx\n", $pc"#,
         "stepi",
-        r#"printf "stepped %lx\n", $rip"#,
+        r#"printf "stepped %lx\n", $pc"#,
         "delete",
     ];
     if !emulated() {
-        commands.extend([&*watch, "continue", r#"printf "watched %lx\n", $rip"#, "delete"]);
-        commands.extend([&*soft, "continue", r#"printf "software %lx\n", $rip"#, "delete"]);
+        commands.extend([&*watch, "continue", r#"printf "watched %lx\n", $pc"#, "delete"]);
+        commands.extend([&*soft, "continue", r#"printf "software %lx\n", $pc"#, "delete"]);
     }
-    commands.extend(["thread 2", r#"printf "second %lx\n", $rip"#, "monitor registers", "detach"]);
+    commands.extend(["thread 2", r#"printf "second %lx\n", $pc"#, "monitor registers", "detach"]);
     let output = gdb(&commands);
     let value = |name: &str| {
         let line = output.lines().find_map(|line| line.strip_prefix(name));
@@ -100,33 +100,37 @@ fn check_dump(core: &Path, release: &str, banner: u64) {
         core = core.display()
     ));
     assert_eq!(notes.matches("NT_PRSTATUS").count(), 2, "{notes}");
-    for expected in
-        ["VMCOREINFO", &format!("OSRELEASE={release}\n"), "SYMBOL(init_uts_ns)=ffffffff8", "PAGESIZE=4096"]
-    {
+    let kernel = native().kernel_addresses();
+    for expected in [
+        "VMCOREINFO",
+        &format!("OSRELEASE={release}\n"),
+        &format!("SYMBOL(init_uts_ns)={kernel}"),
+        "PAGESIZE=4096",
+    ] {
         assert!(notes.contains(expected), "{expected} is not in:\n{notes}");
     }
     let output = gdb(&[
         &format!("core-file {}", core.display()),
         "info threads",
         &format!("x/s {banner:#x}"),
-        r#"thread apply all printf "at %lx on %lx\n", $rip, $rsp"#,
+        r#"thread apply all printf "at %lx on %lx\n", $pc, $sp"#,
     ]);
     assert!(output.contains(&format!("Linux version {release}")), "{output}");
     let at: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("at ")).collect();
     // Both were in the kernel, with stacks of their own.
-    assert!(
-        at.len() == 2 && at.iter().all(|line| line.starts_with("ffffffff")) && at[0] != at[1],
-        "{output}"
-    );
+    assert!(at.len() == 2 && at.iter().all(|line| line.starts_with(kernel)) && at[0] != at[1], "{output}");
 }
 
 #[test]
-fn a_kernel_that_panics_upon_an_nmi_leaves_a_core_dump() {
-    if lacks(Feature::Debugger) {
-        return;
-    }
+fn a_guest_that_crashes_leaves_a_core_dump() {
     let folder = Folder::on_disk();
     let (core, socket, events) = (folder.join("core"), folder.join("api"), folder.join("events"));
+    // On a PC the kernel panics upon an NMI. On Arm, where there is none, and the stock kernel has no driver, a program says what
+    // the kernel would.
+    let (words, prepare) = match native() {
+        Architecture::X86_64 => ("nokaslr unknown_nmi_panic", "modprobe pvpanic-mmio"),
+        Architecture::Aarch64 => ("nokaslr", "set -- /proc/device-tree/pvpanic@*"),
+    };
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
         .args(["--cpus", "boot=2", "--memory", "size=256M", "--on-crash"])
         .arg(format!("coredump={},action=poweroff", core.display()))
@@ -134,9 +138,9 @@ fn a_kernel_that_panics_upon_an_nmi_leaves_a_core_dump() {
         .arg(&socket)
         .arg("--event-monitor")
         .arg(&events)
-        .cmdline("nokaslr unknown_nmi_panic")
+        .cmdline(words)
         .script(&format!(
-            "modprobe pvpanic-mmio; {PLACES} echo @@release $(uname -r); echo @@ready; read line"
+            "{prepare}; {PLACES} echo @@release $(uname -r); echo @@ready; read line; busybox devmem 0x${{1##*@}} 8 1; read line"
         ))
         .start();
     monitor.wait_for("@@ready");
@@ -144,11 +148,22 @@ fn a_kernel_that_panics_upon_an_nmi_leaves_a_core_dump() {
         monitor.output().lines().find_map(|line| line.strip_prefix("@@release ")).unwrap().to_owned();
     let banner = place(&monitor, "linux_banner");
     let ctl = format!("{} ctl --api-socket {}", required("VIVARIUM_BIN").display(), socket.display());
-    shell(&format!("{ctl} nmi"));
+    let mut expected = vec!["panic", "pausing", "paused", "coredumping", "coredumped", "shutdown"];
+    match native() {
+        Architecture::X86_64 => {
+            shell(&format!("{ctl} nmi"));
+            expected.push("nmi");
+        }
+        Architecture::Aarch64 => {
+            let refused = shell(&format!("{ctl} nmi 2>&1 || :"));
+            assert!(refused.contains("no non-maskable interrupt"), "{refused}");
+            monitor.type_in("\n");
+        }
+    }
     let exit = monitor.wait();
     let events = std::fs::read_to_string(events).unwrap();
     assert_eq!(exit.status, Some(0), "{}{}{events}", exit.output, exit.errors);
-    for event in ["nmi", "panic", "pausing", "paused", "coredumping", "coredumped", "shutdown"] {
+    for event in expected {
         assert!(events.contains(&format!("\"event\":\"{event}\"")), "{event}: {events}");
     }
     check_dump(&core, release.trim(), banner);
@@ -161,9 +176,6 @@ const TELL: &str = "modprobe qemu_fw_cfg; cd /sys/firmware/qemu_fw_cfg/by_name/e
 
 #[test]
 fn a_kernel_tells_where_its_note_is_and_a_core_dump_has_it() {
-    if lacks(Feature::Debugger) {
-        return;
-    }
     let folder = Folder::on_disk();
     let (core, socket) = (folder.join("core"), folder.join("api"));
     let kernel = Kernel::V6_12;
