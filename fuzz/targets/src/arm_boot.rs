@@ -59,8 +59,11 @@ pub fn arm_tables(data: &[u8]) {
             .collect(),
         distances: config.distances.clone(),
         serial: config.serial,
-        gpio: config.gpio,
-        power_button: config.power_button,
+        // Neither is in a device tree: from none that may be added to all but one.
+        present: (config.distances.len() as u32 + 1).min(config.cpu_nodes.len() as u32),
+        memory_slots: 8 * config.distances.len() as u32,
+        events: config.gpio,
+        fw_cfg: config.fw_cfg,
         pvpanic: config.pvpanic,
     };
     let tables =
