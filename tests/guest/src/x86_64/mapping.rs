@@ -1,6 +1,5 @@
 //! Page tables: all is mapped to itself, the first 4 GiB by `boot.s`, and what lies above when it is needed.
 
-use crate::cpu;
 use crate::memory::permanent;
 
 const PAGE: u64 = 4096;
@@ -12,8 +11,8 @@ unsafe extern "C" {
     safe static mut page_map_level_4: [u64; 512];
 }
 
-/// Makes sure that `size` bytes at `address` are mapped to themselves: whole GiB are added, as one page where CPUID offers
-/// that, else as 512 of 2 MiB.
+/// Makes sure that `size` bytes at `address` are mapped to themselves: whole GiB are added, as 512 pages of 2 MiB. Not as one
+/// page: where this code runs natively, CPUID tells what the host's CPU has, which is not what the guest's may do.
 pub fn map(address: u64, size: u64) {
     let mut gib = address / GIB;
     while gib * GIB < address.saturating_add(size) && gib < 1 << 17 {
@@ -37,18 +36,10 @@ fn map_gib(gib: u64) {
         if entry.read_volatile() != 0 {
             return;
         }
-        if has_gib_pages() {
-            entry.write_volatile((gib * GIB) | 0x87);
-        } else {
-            let directory = permanent(PAGE) as *mut u64;
-            for index in 0..512 {
-                directory.add(index).write_volatile((gib * GIB) | ((index as u64) << 21) | 0x87);
-            }
-            entry.write_volatile(directory as u64 | 7);
+        let directory = permanent(PAGE) as *mut u64;
+        for index in 0..512 {
+            directory.add(index).write_volatile((gib * GIB) | ((index as u64) << 21) | 0x87);
         }
+        entry.write_volatile(directory as u64 | 7);
     }
-}
-
-fn has_gib_pages() -> bool {
-    cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
 }
