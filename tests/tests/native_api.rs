@@ -105,7 +105,7 @@ fn devices_come_and_go_and_everything_can_be_looked_at() {
     let added = ctl(&socket, &format!("add-disk path={},id=data,readonly=on", image.display()));
     assert!(added.starts_with("data at 0000:00:"), "{added}");
     assert!(ctl(&socket, "info").contains("data.img"));
-    assert!(ctl(&socket, "events --after 0 --count 1").contains(" vm "));
+    assert!(ctl(&socket, "events --after 0 --count 1").contains(" vmm "));
     let tree: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json inspect")).unwrap();
     assert!(tree["cpu"]["0"].is_object(), "{tree}");
     assert!(ctl(&socket, "counters").contains("_cpu0"));

@@ -187,11 +187,36 @@ fn networks_that_cannot_be_are_refused() {
 fn sources_and_places_that_are_not_there_are_refused() {
     for (words, part) in [
         ("--rng src=/nowhere", "--rng src=/nowhere: "),
-        ("--serial file=/nowhere/log", "--serial"),
-        ("--serial socket=/nowhere/socket", "--serial"),
+        ("--serial file=/nowhere/log", "--serial: "),
+        ("--serial socket=/nowhere/socket", "--serial: "),
         ("--log-file /nowhere/log", "--log-file /nowhere/log: "),
+        ("--api-socket path=/nowhere/api", "--api-socket path=/nowhere/api: "),
+        ("--event-monitor path=/nowhere/events", "--event-monitor path=/nowhere/events: "),
+        ("--gdb path=/nowhere/gdb", "--gdb path=/nowhere/gdb: "),
+        ("--vsock cid=3,socket=/nowhere/vsock", "--vsock socket=/nowhere/vsock: "),
+        ("--pmem file=/nowhere", "--pmem file=/nowhere: "),
+        ("--ivshmem path=/nowhere/memory,size=4M", "--ivshmem path=/nowhere/memory: "),
+        (
+            "--memory size=0 --memory-zone id=a,size=64M,file=/nowhere",
+            "--memory-zone id=a,size=64M,file=/nowhere: ",
+        ),
+        ("--fw-cfg-config items=[name=opt/x,file=/nowhere]", "--fw-cfg-config items=[name=opt/x]: "),
     ] {
-        failed(words, &output(&mut with(words)), &[part, "/nowhere"]);
+        failed(words, &output(&mut with(words)), &[part, "/nowhere", "; correct the path, or"]);
+    }
+}
+
+#[test]
+fn descriptors_and_sockets_that_cannot_be_are_refused_with_the_remedy() {
+    let long = format!("--serial socket={}", "x".repeat(200));
+    for (words, remedy) in [
+        ("--serial file=/tmp", "; give a file"),
+        (&long, "; give a path of at most 107 bytes"),
+        ("--api-socket fd=99", "; start this process with that descriptor open"),
+        ("--event-monitor fd=99", "; start this process with that descriptor open"),
+        ("--net fd=99", "; start this process with that descriptor open"),
+    ] {
+        failed(words, &output(&mut with(words)), &[remedy]);
     }
 }
 

@@ -152,6 +152,8 @@ fn plain(name: &str, value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Bool(value) => if *value { "yes" } else { "no" }.into(),
         Value::Number(number) => match number.as_u64() {
+            // A queue's size is a number of descriptors (virtio 1.2, 2.7).
+            Some(number) if name == "queue_size" => number.to_string(),
             Some(number) if name.ends_with("bytes") || name.ends_with("size") => size(number),
             Some(number) if name.ends_with("_ns") => time(number),
             _ => number.to_string(),

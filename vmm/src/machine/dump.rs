@@ -74,10 +74,10 @@ impl Machine {
 }
 
 fn not_made(path: &Path, error: &io::Error) -> ApiError {
-    let kind = match error.kind() {
-        io::ErrorKind::AlreadyExists => ErrorKind::Conflict,
-        _ => ErrorKind::BadRequest,
+    let (kind, remedy) = match error.kind() {
+        io::ErrorKind::AlreadyExists => (ErrorKind::Conflict, "give a file that is not there yet"),
+        _ => (ErrorKind::BadRequest, "correct the path, or allow making the file"),
     };
     let field = Some("destination_url".into());
-    ApiError { field, ..ApiError::new(kind, format!("{}: {error}", path.display())) }
+    ApiError { field, ..ApiError::new(kind, format!("{}: {error}; {remedy}", path.display())) }
 }
