@@ -110,6 +110,7 @@ impl Cpus {
             platform::configure_vcpu(&mut **vcpu, &self.model, number, &entry)
                 .with_context(|| format!("setting up CPU {number}"))?;
         }
+        self.withdraw_parked()?;
         self.set_up(self.numbers(), platform::configure_vcpu)
     }
 
@@ -119,7 +120,16 @@ impl Cpus {
     /// When the hypervisor refuses.
     pub fn reset(&mut self, entry: EntryPoint) -> Result<()> {
         self.entry = Some(entry);
+        self.withdraw_parked()?;
         self.set_up(self.numbers(), platform::reset_vcpu)
+    }
+
+    /// Has CPUs that are not there refuse to be started. A restart that the guest asks for takes that from them.
+    fn withdraw_parked(&mut self) -> Result<()> {
+        for (number, vcpu) in &mut self.parked {
+            platform::withdraw_vcpu(&mut **vcpu).with_context(|| format!("withdrawing CPU {number}"))?;
+        }
+        Ok(())
     }
 
     /// Has CPUs set their state by `set_up`, all at once.
@@ -153,7 +163,10 @@ impl Cpus {
     /// Ends a CPU's thread.
     fn remove(&mut self, number: u32) {
         let vcpu = self.threads.remove(&number).and_then(|mut thread| thread.end());
-        if let Some(vcpu) = vcpu {
+        if let Some(mut vcpu) = vcpu {
+            if let Err(error) = platform::withdraw_vcpu(&mut *vcpu) {
+                tracing::warn!("CPU {number}, which is gone, does not refuse to be started: {error:#}");
+            }
             self.parked.insert(number, vcpu);
         }
     }

@@ -11,6 +11,7 @@
 //! | `is_linux` | whether the kernel is Linux |
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
 //! | `create_vcpu` | makes a further CPU |
+//! | `withdraw_vcpu` | has a CPU that is not there refuse to be started |
 //! | `raise_nmi` | interrupts a CPU whatever it masks |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `has_acpi` | whether ACPI tables describe it, so that CPUs, memory and devices may come and go |
@@ -33,7 +34,7 @@ use x86_64 as native;
 
 pub use native::{
     PCI_WIRING, Platform, calls, configure_vcpu, core_notes, create_vcpu, debug, describe, firmware_places,
-    found, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part,
+    found, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part, withdraw_vcpu,
 };
 
 pub use notifier::{MEMORY_SLOTS, Notifier};

@@ -24,7 +24,7 @@ use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
 use devices::pvpanic::Pvpanic;
-use hypervisor::aarch64::{Gic, HostFeatures};
+use hypervisor::aarch64::{Gic, HostFeatures, MpState};
 use hypervisor::{Hypervisor, Vcpu, Vm};
 use machine::bus::BusHandle;
 use machine::clock::Clock;
@@ -253,6 +253,15 @@ pub fn configure_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: 
 /// When the hypervisor refuses.
 pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
     Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
+}
+
+/// Has a CPU that is not there refuse to be started: the hypervisor, which answers PSCI calls itself, takes it for one that is
+/// on. Nothing runs it. [`reset_vcpu`] undoes this.
+///
+/// # Errors
+/// When the hypervisor refuses.
+pub fn withdraw_vcpu(vcpu: &mut dyn Vcpu) -> Result<()> {
+    Ok(vcpu.native().set_mp_state(MpState::Runnable)?)
 }
 
 /// There is no non-maskable interrupt that the hypervisor could raise.

@@ -264,6 +264,14 @@ pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &Ent
     Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
 }
 
+/// A CPU that is not there starts nothing: it is only by running that it takes the interrupts it is started by.
+///
+/// # Errors
+/// None.
+pub fn withdraw_vcpu(_: &mut dyn Vcpu) -> Result<()> {
+    Ok(())
+}
+
 /// Raises a non-maskable interrupt on a CPU.
 ///
 /// # Errors
