@@ -8,7 +8,8 @@ use super::gic::KvmGic;
 use super::gic_state::{ICC_IGRPEN0, ICC_IGRPEN1};
 use crate::Result;
 use crate::aarch64::RegisterId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::{Mutex, PoisonError};
 
 /// By CPU and register: what the guest has set.
@@ -43,10 +44,10 @@ impl KvmGic {
         }
         for cpu in cpus {
             for register in [ICC_IGRPEN0, ICC_IGRPEN1] {
-                if !held.contains_key(&(*cpu, register)) {
+                if let Entry::Vacant(entry) = held.entry((*cpu, register)) {
                     let value = self.icc(*cpu, register)?;
                     self.set_icc(*cpu, register, 0)?;
-                    held.insert((*cpu, register), value);
+                    entry.insert(value);
                 }
             }
         }
