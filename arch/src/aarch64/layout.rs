@@ -6,7 +6,7 @@
 //! | `0x800_0000` | `0x801_0000` | interrupt distributor |
 //! | `0x808_0000` | | interrupt translation services, one for each PCI segment |
 //! | `0x900_0000` | `0xa00_0000` | devices at fixed places |
-//! | `0x1000_0000` | `0x2000_0000` | interrupt redistributors |
+//! | `0xa00_0000` | `0x1000_0000` | interrupt redistributors |
 //! | `0x2000_0000` | `0x3000_0000` | 32-bit BARs, divided among the PCI segments |
 //! | `0x3000_0000` | `0x4000_0000` | ECAM of PCI segment 0 |
 //! | 1 GiB | | RAM, in one piece; the device tree and ACPI tables are in its first 2 MiB, the kernel follows |
@@ -50,8 +50,9 @@ pub const CPU_HOTPLUG: Range = Range { start: 0x906_0000, size: 20 };
 pub const MEMORY_HOTPLUG: Range = Range { start: 0x907_0000, size: 40 };
 /// The PCI hotplug controller.
 pub const PCI_HOTPLUG: Range = Range { start: 0x908_0000, size: 16 };
-/// The interrupt redistributors, enough for [`MAX_CPUS`].
-pub const GIC_REDISTRIBUTORS: Range = Range { start: 0x1000_0000, size: 256 * MIB };
+/// The interrupt redistributors, enough for [`MAX_CPUS`]. EFI firmware for such machines (EDK2) maps devices only up to their end,
+/// whatever the device tree says.
+pub const GIC_REDISTRIBUTORS: Range = Range { start: 0xa00_0000, size: 96 * MIB };
 /// The window of all 32-bit BARs.
 pub const BARS_32: Range = Range { start: 0x2000_0000, size: 256 * MIB };
 /// Size of a PCI segment's ECAM: 256 buses.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 // Where the monitor has its parts.
 const DISTRIBUTOR: u64 = 0x800_0000;
-const REDISTRIBUTOR: u64 = 0x1000_0000;
+const REDISTRIBUTOR: u64 = 0xa00_0000;
 const ITS: u64 = 0x808_0000;
 
 const LPI_FIRST: u64 = 8192;
