@@ -93,10 +93,11 @@ fn look(client: &mut Client) -> Result<Counted> {
     let info = get("vm.info")?;
     let counters = get("vm.counters")?;
     let memory = info["memory_actual_size"].as_u64().unwrap_or(0);
+    let cpus = info["config"]["cpus"]["boot_vcpus"].as_u64().unwrap_or(0);
     let state = format!(
-        "{}   {} CPUs   {}",
+        "{}   {cpus} CPU{}   {}",
         info["state"].as_str().unwrap_or("?"),
-        info["config"]["cpus"]["boot_vcpus"],
+        if cpus == 1 { "" } else { "s" },
         show::size(memory)
     );
     let numbers = counters.as_object().into_iter().flatten().map(|(device, numbers)| {
@@ -130,7 +131,7 @@ fn rows(before: &Counted, now: &Counted) -> Vec<Vec<String>> {
         });
         let other = other.filter_map(|name| Some((name, rate(name)?))).filter(|(_, rate)| *rate >= 0.5);
         let other = other.map(|(name, rate)| format!("{name} {rate:.0}/s")).collect::<Vec<_>>().join("  ");
-        rows.push(vec![
+        let row = vec![
             device.clone(),
             bytes(&["read_bytes", "rx_bytes"]),
             bytes(&["write_bytes", "tx_bytes", "written_bytes"]),
@@ -138,7 +139,11 @@ fn rows(before: &Counted, now: &Counted) -> Vec<Vec<String>> {
             operations(&["write_ops", "tx_frames"]),
             slowest.map_or("-".into(), |ns| format!("{:.1} µs", ns as f64 / 1000.0)),
             other,
-        ]);
+        ];
+        // One that only has a rate when something happens, such as lost lines of the log, is shown then.
+        if row.iter().skip(1).any(|text| !matches!(text.as_str(), "" | "-")) {
+            rows.push(row);
+        }
     }
     rows
 }
@@ -146,15 +151,56 @@ fn rows(before: &Counted, now: &Counted) -> Vec<Vec<String>> {
 fn draw(frame: &mut Frame<'_>, state: &str, rows: &[Vec<String>]) {
     let [top, rest] = Layout::vertical([Constraint::Length(2), Constraint::Fill(1)]).areas(frame.area());
     frame.render_widget(Line::from(state).bold(), top);
-    let widths = [18, 12, 12, 10, 10, 12].map(Constraint::Length).into_iter().chain([Constraint::Fill(1)]);
-    let mut rows = rows.iter().map(|row| Row::new(row.iter().map(String::as_str)));
+    let widths = widths(rows, rest.width);
+    let columns = widths.len();
+    let mut rows = rows.iter().map(|row| Row::new(row.iter().take(columns).map(String::as_str)));
     let heading = rows.next().unwrap_or_default().style(Style::new().reversed());
     frame.render_widget(Table::new(rows, widths).header(heading), rest);
 }
 
+/// How wide the columns are, as many from the left as a terminal of that width has room for. A cut number is none.
+fn widths(rows: &[Vec<String>], available: u16) -> Vec<Constraint> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let mut widths: Vec<Constraint> = Vec::new();
+    let mut left = available;
+    for column in 0..columns {
+        let texts = rows.iter().filter_map(|row| row.get(column));
+        let widest = texts.map(|text| text.chars().count()).max().unwrap_or(0) as u16;
+        if column + 1 == columns {
+            // The others, which are many: as much of them as there is room for.
+            if left >= OTHERS_WIDTH {
+                widths.push(Constraint::Fill(1));
+            }
+        } else if widest > left && column > 0 {
+            break;
+        } else {
+            // Rates change from one look to the next; the columns should not move each time.
+            let width = if column > 0 { widest.max(RATE_WIDTH).min(left) } else { widest.min(left) };
+            widths.push(Constraint::Length(width));
+            left = left.saturating_sub(width + 1);
+        }
+    }
+    widths
+}
+
+/// The usual width of a rate.
+const RATE_WIDTH: u16 = 11;
+/// The least width that is of use for what has no column of its own.
+const OTHERS_WIDTH: u16 = 16;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_narrow_terminal_has_fewer_columns_and_no_cut_ones() {
+        let row = |texts: [&str; 4]| texts.map(String::from).to_vec();
+        let rows =
+            [row(["DEVICE", "IN", "OUT", "OTHER"]), row(["_disk0", "119.6 MiB/s", "0 B/s", "kicks 3/s"])];
+        let columns = |width| widths(&rows, width).len();
+        assert_eq!((columns(80), columns(40), columns(23), columns(5)), (4, 3, 2, 1));
+        assert_eq!(widths(&rows, 80)[..2], [Constraint::Length(6), Constraint::Length(11)]);
+    }
 
     #[test]
     fn rates_are_per_second_and_by_device() {
