@@ -62,7 +62,8 @@ impl FunctionWorkers {
         clock: Arc<dyn Clock>,
         mailbox: Mailbox,
     ) -> Self {
-        let id = id.trim_start_matches('_').to_owned();
+        // Threads are named as cloud-hypervisor's are: libvirt takes those that begin with _disk, _net and _rng for I/O threads.
+        let id = id.strip_prefix('_').filter(|id| id.starts_with('_')).unwrap_or(id).to_owned();
         Self { id, address, options, clock, mailbox, running: Vec::new(), queues: Vec::new(), stopping: None }
     }
 
