@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a machine that is no longer wanted may take to be complete, so that it is taken apart in good order; after that,
@@ -32,6 +33,8 @@ pub(super) struct Booting {
     made: Arc<NewFiles>,
     /// What debuggers asked, who came early.
     inquiries: Vec<Inquiry>,
+    /// The thread that builds it.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// How far building a machine has come.
@@ -138,13 +141,14 @@ impl Monitor {
         respond: Option<Respond>,
     ) -> Result<(), (anyhow::Error, Option<Respond>)> {
         self.machines += 1;
-        let booting = Booting {
+        let mut booting = Booting {
             config,
             respond,
             give_up: None,
             abandoned: Arc::default(),
             made: Arc::default(),
             inquiries: Vec::new(),
+            thread: None,
         };
         let begun = if booting.config.landlock_enable && !landlock::enforced() {
             let (config, own_sockets) = (booting.config.clone(), self.own_sockets.clone());
@@ -152,8 +156,9 @@ impl Monitor {
         } else {
             self.build(&booting)
         };
-        if let Err(error) = begun {
-            return Err((error, booting.respond));
+        match begun {
+            Ok(thread) => booting.thread = Some(thread),
+            Err(error) => return Err((error, booting.respond)),
         }
         self.events.emit("vm", "booting");
         self.vm = Vm::Booting(Box::new(booting));
@@ -161,7 +166,7 @@ impl Monitor {
     }
 
     /// Has a thread build the machine.
-    fn build(&self, booting: &Booting) -> Result<()> {
+    fn build(&self, booting: &Booting) -> Result<JoinHandle<()>> {
         let (config, made) = (VmConfig::clone(&booting.config), Arc::clone(&booting.made));
         let (hypervisor, consoles) = (Arc::clone(&self.hypervisor), Arc::clone(&self.consoles));
         let (mailbox, events) = (self.inbox.mailbox(self.machines), self.events.clone());
@@ -176,7 +181,11 @@ impl Monitor {
         })
     }
 
-    fn on_a_thread(&self, booting: &Booting, work: impl FnOnce() -> Progress + Send + 'static) -> Result<()> {
+    fn on_a_thread(
+        &self,
+        booting: &Booting,
+        work: impl FnOnce() -> Progress + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
         let counted = Counted(Arc::clone(&self.builders));
         if counted.0.fetch_add(1, Ordering::SeqCst) >= MOST_THREADS {
             anyhow::bail!(
@@ -193,7 +202,7 @@ impl Monitor {
                 inbox.tell(Event::Boot { machine, progress });
             }
         });
-        spawned.map(drop).context("starting a thread")
+        spawned.context("starting a thread")
     }
 
     /// Building a machine has gone on. `Some`: it has ended.
@@ -201,7 +210,7 @@ impl Monitor {
     /// # Errors
     /// When it was the command line's, and cannot be had.
     pub(super) fn boot_went_on(&mut self, machine: u64, progress: Progress) -> Result<Option<Ended>> {
-        let booting = match std::mem::replace(&mut self.vm, Vm::Absent) {
+        let mut booting = match std::mem::replace(&mut self.vm, Vm::Absent) {
             Vm::Booting(booting) if machine == self.machines => booting,
             // It was given up.
             vm => {
@@ -218,7 +227,8 @@ impl Monitor {
         let failed = match progress {
             Progress::Rules(rules) => {
                 match rules.and_then(Rules::enforce).and_then(|()| self.build(&booting)) {
-                    Ok(()) => {
+                    Ok(thread) => {
+                        booting.thread = Some(thread);
                         self.vm = Vm::Booting(booting);
                         return Ok(None);
                     }
@@ -252,6 +262,10 @@ impl Monitor {
         self.vm = Vm::Booted(machine);
         self.events.emit("vm", "booted");
         answer(booting.respond, Ok(Reply::Done));
+        // It told of the machine with its last breath, and what it leaves behind is to go as well.
+        if let Some(thread) = booting.thread {
+            let _ = thread.join();
+        }
         settle();
     }
 }
