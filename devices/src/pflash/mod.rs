@@ -9,7 +9,7 @@
 //! | 0xff | the content | |
 //! | 0x70 | the status | |
 //! | 0x90 | identification: manufacturer, device, lock of the block | |
-//! | 0x98 | the query table, see [`query`] | |
+//! | 0x98 | the query table, see `query.rs` | |
 //! | 0x50 | as before | clears the errors in the status |
 //! | 0x40 or 0x10, data | the status | programs what the second write is: clears bits |
 //! | 0xe8, count less one, data..., 0xd0 | the status | programs up to [`BUFFER_SIZE`] bytes at once |
