@@ -6,6 +6,9 @@ use crate::aarch64::boot::Handover;
 use machine::bus::Range;
 use vm_fdt::FdtWriter;
 
+/// Nothing was verified (Linux, `include/linux/efi.h`, `enum efi_secureboot_mode`).
+const SECURE_BOOT_DISABLED: u32 = 2;
+
 /// What the kernel is started with.
 #[derive(Clone, Debug, Default)]
 pub struct Chosen {
@@ -31,7 +34,9 @@ pub fn build_for_efi(chosen: &Chosen, efi: &Handover) -> Result<Vec<u8>> {
             tree.0.property_u64("linux,uefi-mmap-start", efi.memory_map.start)?;
             tree.0.property_u32("linux,uefi-mmap-size", efi.memory_map.size as u32)?;
             tree.0.property_u32("linux,uefi-mmap-desc-size", efi.descriptor_size)?;
-            Ok(tree.0.property_u32("linux,uefi-mmap-desc-ver", efi.descriptor_version)?)
+            tree.0.property_u32("linux,uefi-mmap-desc-ver", efi.descriptor_version)?;
+            // Kernels of distributions take no handover without it.
+            Ok(tree.0.property_u32("linux,uefi-secure-boot", SECURE_BOOT_DISABLED)?)
         })
     })?;
     Ok(tree.0.finish()?)
