@@ -171,7 +171,7 @@ fn a_guest_that_crashes_leaves_a_core_dump() {
 
 /// Loads the driver, and prints what the kernel then tells of its note: both formats, the size and the two halves of the address.
 const TELL: &str = "modprobe qemu_fw_cfg; cd /sys/firmware/qemu_fw_cfg/by_name/etc/vmcoreinfo
-    echo @@told $(hexdump -v -n 16 -e '2/2 \"%d \" 3/4 \"%d \"' raw)
+    echo @@told $(hexdump -v -n 16 -e '1/2 \"%d \" 1/2 \"%d \" 3/4 \"%d \"' raw)
     echo @@release $(uname -r); echo @@ready; read line";
 
 #[test]
