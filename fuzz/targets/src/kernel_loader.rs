@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 const RAM: u64 = 32 << 20;
 
-/// See [`Files`].
+/// The input is two bytes of choices, the size of the initramfs and the length of the command line, and the file.
 pub fn kernel_loader(data: &[u8]) {
     // What an earlier file left in memory must not matter, so it is made only once.
     static MACHINE: OnceLock<(Memory, MemoryLayout)> = OnceLock::new();

@@ -81,9 +81,9 @@ pub struct CpuInterfaceState {
     pub bpr0: u64,
     /// ICC_BPR1_EL1.
     pub bpr1: u64,
-    /// ICC_AP0R<n>_EL1: which priorities are active. How many there are depends on the bits of priorities.
+    /// `ICC_AP0R<n>_EL1`: which priorities are active. How many there are depends on the bits of priorities.
     pub ap0r: Vec<u64>,
-    /// ICC_AP1R<n>_EL1.
+    /// `ICC_AP1R<n>_EL1`.
     pub ap1r: Vec<u64>,
     /// ICC_IGRPEN0_EL1.
     pub igrpen0: u64,
@@ -114,7 +114,7 @@ pub struct ItsState {
     pub cwriter: u64,
     /// GITS_CREADR.
     pub creadr: u64,
-    /// GITS_BASER<n>: where its tables are. Empty: as after power-on.
+    /// `GITS_BASER<n>`: where its tables are. Empty: as after power-on.
     pub baser: Vec<u64>,
 }
 
