@@ -42,7 +42,7 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
         .cmdline("nokaslr")
         .script(&format!(
             "{PLACES} place {}newuname
-            ( while :; do hostname first; hostname second; uname -a > /dev/null; done ) & busy=$!
+            ( while :; do hostname the-first-name; hostname the-second-one; uname -a > /dev/null; done ) & busy=$!
             echo @@busy; read line; kill $busy; echo @@survived $line",
             native().system_call()
         ))
@@ -50,7 +50,7 @@ fn gdb_stops_a_kernel_steps_it_and_lets_it_go() {
     monitor.wait_for("@@busy");
     let get_name = place(&monitor, &format!("{}newuname", native().system_call()));
     let banner = place(&monitor, "linux_banner");
-    // The name of the node, after that of the system: 65 bytes each.
+    // The name of the node, after that of the system: 65 bytes each. What is watched is the middle of it, which changes each time.
     let node = (place(&monitor, "init_uts_ns") + 65).next_multiple_of(8);
     let (remote, show) = (format!("target remote {}", socket.display()), format!("x/s {banner:#x}"));
     let (stop, watch) = (format!("hbreak *{get_name:#x}"), format!("watch *(long*){node:#x}"));
