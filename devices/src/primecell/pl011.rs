@@ -58,6 +58,8 @@ const FR_TRANSMIT_EMPTY: u32 = 1 << 7;
 const FR_RI: u32 = 1 << 8;
 
 const LCR_FIFOS: u32 = 1 << 4;
+/// Bytes of 8 bits.
+const LCR_WORD_8: u32 = 3 << 5;
 const LCR_WRITABLE: u32 = 0xff;
 
 const CR_ENABLE: u32 = 1 << 0;
@@ -135,6 +137,11 @@ impl Default for Registers {
 }
 
 impl Registers {
+    /// As firmware leaves them: set up and on.
+    fn set_up() -> Self {
+        Self { lcr_h: LCR_WORD_8 | LCR_FIFOS, cr: CR_POWER_ON | CR_ENABLE, ..Self::default() }
+    }
+
     fn capacity(&self) -> usize {
         if self.lcr_h & LCR_FIFOS != 0 { FIFO_SIZE } else { 1 }
     }
@@ -243,6 +250,8 @@ impl Registers {
 pub struct Pl011 {
     line: InterruptLine,
     host: HostSide,
+    /// What it is reset to.
+    power_on: fn() -> Registers,
     registers: Registers,
 }
 
@@ -250,7 +259,15 @@ impl Pl011 {
     /// A port that transmits to `output`. `room` is rung when [`Pl011::receive`] took less than it was given and would now
     /// take more.
     pub fn new(line: InterruptLine, output: Box<dyn ConsoleOutput>, room: Doorbell) -> Self {
-        Self { line, host: HostSide::new(output, room), registers: Registers::default() }
+        let power_on = Registers::default;
+        Self { line, host: HostSide::new(output, room), power_on, registers: power_on() }
+    }
+
+    /// Has it be set up from the start. A guest that knows it as Arm's generic UART (Base System Architecture, appendix B), as
+    /// ACPI describes it, leaves that to firmware.
+    #[must_use]
+    pub fn set_up(self) -> Self {
+        Self { power_on: Registers::set_up, registers: Registers::set_up(), ..self }
     }
 
     /// Where its registers are, when they begin at `start`.
@@ -366,7 +383,7 @@ impl BusDevice for Pl011 {
 
 impl PlatformDevice for Pl011 {
     fn reset(&mut self) {
-        self.registers = Registers::default();
+        self.registers = (self.power_on)();
         self.update();
     }
 }
@@ -507,6 +524,18 @@ mod tests {
     }
 
     crate::conformance!(conformance, WINDOW_SIZE, bench().port);
+
+    #[test]
+    fn a_port_that_is_set_up_receives_once_a_guest_listens() {
+        let mut bench = bench();
+        bench.port = bench.port.set_up();
+        for _ in 0..2 {
+            assert_eq!(bench.port.receive(b"a"), 0, "nobody listens yet");
+            bench.write(IMSC, INT_RECEIVE_TIMEOUT);
+            assert_eq!(bench.port.receive(b"ab"), 2);
+            bench.port.reset();
+        }
+    }
 
     #[test]
     fn a_driver_finds_a_pl011_with_deep_fifos() {

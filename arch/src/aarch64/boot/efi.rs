@@ -21,6 +21,10 @@ const ACPI_20: Guid = Guid(0x8868_e871, 0xe4f1, 0x11d3, [0xbc, 0x22, 0x00, 0x80,
 const RT_PROPERTIES: Guid =
     Guid(0xeb66_918a, 0x7eef, 0x402a, [0x84, 0x2e, 0x93, 0x1d, 0x21, 0xc3, 0x8a, 0xe9]);
 
+/// `LINUX_EFI_MEMRESERVE_TABLE_GUID`, of Linux's own (`include/linux/efi.h`).
+const MEMORY_RESERVED: Guid =
+    Guid(0x888e_b0c6, 0x8ede, 0x4ff5, [0xa8, 0xf0, 0x9a, 0xee, 0x5c, 0xb9, 0x77, 0xc2]);
+
 /// Bytes of a descriptor in the memory map, and its version (7.2.3).
 const DESCRIPTOR_SIZE: u32 = 40;
 const DESCRIPTOR_VERSION: u32 = 1;
@@ -59,7 +63,9 @@ pub fn place_efi(memory: &Memory, layout: &MemoryLayout) -> Result<Handover, Boo
     let vendor = area.add(&"Vivarium\0".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>());
     // Version, length, and a bit for each service that goes on: none (4.6.2).
     let properties = area.add(&[[1, 0, 8, 0], [0; 4]].concat());
-    let tables = [(ACPI_20, layout::ACPI_RSDP.0), (RT_PROPERTIES, properties)];
+    // The empty head of a list in which a kernel notes for the next one what memory its interrupt controller goes on to use.
+    let reserved = area.add(&[0; 16]);
+    let tables = [(ACPI_20, layout::ACPI_RSDP.0), (RT_PROPERTIES, properties), (MEMORY_RESERVED, reserved)];
     let list = tables.each_ref().map(|(id, address)| [id.bytes(), address.to_le_bytes().into()].concat());
     let listed = area.add(&list.concat());
     let system_table = area.add(&system_table(vendor, list.len() as u64, listed));
@@ -166,13 +172,15 @@ mod tests {
         assert_eq!(read(u64_at(&system, 24), 4), b"V\0i\0", "the vendor");
         assert_eq!((u64_at(&system, 88), u64_at(&system, 96)), (0, 0), "services");
 
-        assert_eq!(u64_at(&system, 104), 2);
-        let tables = read(u64_at(&system, 112), 48);
+        assert_eq!(u64_at(&system, 104), 3);
+        let tables = read(u64_at(&system, 112), 72);
         // The identifiers as UEFI 2.10, 4.6 writes them.
         assert_eq!(tables[..8], [0x71, 0xe8, 0x68, 0x88, 0xf1, 0xe4, 0xd3, 0x11]);
         assert_eq!(u64_at(&tables, 16), layout::ACPI_RSDP.0);
         assert_eq!(tables[24..32], [0x8a, 0x91, 0x66, 0xeb, 0xef, 0x7e, 0x2a, 0x40]);
         assert_eq!(read(u64_at(&tables, 40), 8), [1, 0, 8, 0, 0, 0, 0, 0]);
+        assert_eq!(tables[48..56], [0xc6, 0xb0, 0x8e, 0x88, 0xde, 0x8e, 0xf5, 0x4f]);
+        assert_eq!(read(u64_at(&tables, 64), 16), [0; 16], "nothing is reserved yet");
 
         let map = read(handover.memory_map.start, handover.memory_map.size as usize);
         let mut next = ram.start;

@@ -110,6 +110,7 @@ impl Platform {
             let (output, pump) = host_console::connect(&mode).context("--serial")?;
             let room = Doorbell::new().context("--serial: making an event")?;
             let serial = Pl011::new(line(SERIAL_GSI), output, room.clone());
+            let serial = if has_acpi(config) { serial.set_up() } else { serial };
             let serial = board.put("serial port", mmio, Pl011::window(layout::SERIAL), serial)?;
             if let Some(mut pump) = pump {
                 pump.set_input(serial, room).context("--serial: watching it")?;
