@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// `_OST` of a request to let go (ACPI 6.5, table 6.16).
 const EJECT_REQUEST: u32 = 3;
+/// Status of such a request: the guest is about to (table 6.17).
+const EJECT_IN_PROGRESS: u32 = 0x84;
 
 /// Gives a CPU a state, by its number.
 type SetUp = fn(&mut dyn Vcpu, &CpuModel, u32, &EntryPoint) -> Result<()>;
@@ -316,7 +318,7 @@ impl Machine {
 
     /// The guest tells how it took a change of its CPUs.
     pub(super) fn cpu_outcome(&mut self, number: u32, event: u32, status: u32) {
-        if event != EJECT_REQUEST || status == 0 {
+        if event != EJECT_REQUEST || [0, EJECT_IN_PROGRESS].contains(&status) {
             return;
         }
         tracing::warn!("the guest does not let go of CPU {number} (status {status:#x})");
