@@ -63,6 +63,7 @@ pub fn arm_tables(data: &[u8]) {
         present: (config.distances.len() as u32 + 1).min(config.cpu_nodes.len() as u32),
         memory_slots: 8 * config.distances.len() as u32,
         events: config.gpio,
+        generation_id: config.fw_cfg.then_some(RAM_START),
         fw_cfg: config.fw_cfg,
         pvpanic: config.pvpanic,
     };

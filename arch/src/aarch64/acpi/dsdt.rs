@@ -54,10 +54,17 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
             .to_aml_bytes(&mut devices);
     }
     events::power_button(&mut devices);
-    let sources = Sources { cpus: true, memory: config.memory_slots > 0, pci: true, generation: true };
+    let sources = Sources {
+        cpus: true,
+        memory: config.memory_slots > 0,
+        pci: true,
+        generation: config.generation_id.is_some(),
+    };
     let register = Registers::Memory(layout::ACPI_REGISTERS.start + EVENT_REGISTER);
     events::event_device(register, gsi(config.events), sources, &mut devices);
-    events::generation_id(layout::GENERATION_ID.0, &mut devices);
+    if let Some(address) = config.generation_id {
+        events::generation_id(address, &mut devices);
+    }
     if let Some(interrupt) = config.serial {
         let registers = Memory32Fixed::new(true, layout::SERIAL as u32, PRIMECELL_SIZE);
         let interrupt = level(interrupt);

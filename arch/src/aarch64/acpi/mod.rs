@@ -47,6 +47,8 @@ pub struct AcpiConfig {
     pub events: u32,
     /// The slots for memory that may come and go, at most 4096. Without any there is no memory hotplug controller.
     pub memory_slots: u32,
+    /// Guest-physical address of the virtual machine's generation id, if it has one.
+    pub generation_id: Option<u64>,
     /// There is a firmware configuration device.
     pub fw_cfg: bool,
     /// There is a pvpanic device.

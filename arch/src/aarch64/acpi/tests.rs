@@ -32,6 +32,7 @@ pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
         present: topology.cpus().div_ceil(2),
         events: 8,
         memory_slots: 32,
+        generation_id: Some(layout::GENERATION_ID.0),
         fw_cfg: true,
         pvpanic: true,
     }
@@ -83,6 +84,7 @@ fn iasl_takes_a_machine_with_little() {
         distances: Vec::new(),
         serial: None,
         memory_slots: 0,
+        generation_id: Some(layout::GENERATION_ID.0),
         fw_cfg: false,
         pvpanic: false,
         ..config(Topology::flat(1), 1)

@@ -47,6 +47,8 @@ fn acpi_config(
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
         events: EVENT_GSI,
         memory_slots: if config.memory.modules_size() > 0 { MEMORY_SLOTS } else { 0 },
+        // Firmware does not know of its place in memory, and would give that away.
+        generation_id: config.payload.firmware.is_none().then_some(layout::GENERATION_ID.0),
         fw_cfg: config.payload.fw_cfg().is_some(),
         pvpanic: config.hears_panics(),
     }
