@@ -117,7 +117,14 @@ impl VmConfig {
             let json = part.json();
             let at = |path: &str| json.pointer(&format!("/{}", path.replace('.', "/")));
             for field in part.fields().iter().filter(|field| field.hint == "<path>") {
-                let Some(path) = at(field.path).and_then(Value::as_str) else { continue };
+                let Some(path) = at(field.path).and_then(Value::as_str).filter(|path| !path.is_empty())
+                else {
+                    continue;
+                };
+                // A server's socket is only connected to.
+                if option == "--ivshmem" && field.key == "socket" {
+                    continue;
+                }
                 files.push(NamedFile {
                     option: format!("{option} {}", field.key),
                     path: path.into(),
