@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::{SetThrottle, VmState};
-use vmm::api::{Answer, Request};
+use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::PmemConfig;
 
 /// What the machine thread should be in.
@@ -158,7 +158,28 @@ fn boot_that_hangs(
         // One that nobody waited for has its images until it is taken apart.
         becomes(|| sim.resources(), &Resources::default(), "a machine that was given up");
     }
+    match then {
+        Some(Absent) => {
+            control.done(Request::Create(config(folder)));
+            boot_as_soon_as_may_be(control);
+            control.done(Request::Delete);
+        }
+        Some(_) => {
+            boot_as_soon_as_may_be(control);
+            control.done(Request::Shutdown);
+        }
+        None => {}
+    }
     then.unwrap_or_else(|| Model::of(control))
+}
+
+/// Boots a machine, once the host has let go of one that was given up.
+fn boot_as_soon_as_may_be(control: &Control) {
+    let begun = Instant::now();
+    while let Err(error) = control.call(Request::Boot) {
+        assert!(error.kind == ErrorKind::Conflict && begun.elapsed() < STUCK, "{error:?}");
+        std::thread::yield_now();
+    }
 }
 
 /// What a machine has taken that nothing was added to.

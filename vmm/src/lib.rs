@@ -33,7 +33,7 @@ use anyhow::{Result, bail};
 use hypervisor::kvm::{DEFAULT_PATH, Kvm};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the API's clients wait for the machine of the command line to be built.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -71,8 +71,7 @@ pub fn run(run: cli::Run) -> Result<()> {
         monitor.boot(config)?;
     }
     // Clients may have come by now; the guest goes first, unless the host lets it wait.
-    let limit = serves.then(|| Instant::now() + HEAD_START);
-    let ended = match monitor.await_boot(limit)? {
+    let ended = match monitor.await_boot(serves.then_some(HEAD_START))? {
         Some(ended) => ended,
         None => {
             let _api = listener.map(|listener| serve(listener, &monitor)).transpose()?;

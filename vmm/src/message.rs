@@ -8,7 +8,7 @@ use crate::machine::{Loaded, Machine, Opened};
 use crate::monitor::Progress;
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use virtio::device::QueueTask;
 
 /// A CPU that cannot go on.
@@ -87,6 +87,8 @@ pub enum Event {
         machine: u64,
         /// How far.
         progress: Progress,
+        /// Dropped when that is dealt with.
+        work: Work,
     },
     /// The API asks for something.
     Call(Call),
@@ -96,6 +98,18 @@ pub enum Event {
     PowerButton,
     /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).
     Terminate,
+}
+
+/// What a thread does for a machine that may end before it: whoever does it has one of these, until nothing of the machine is left
+/// there. Clones stand for the same work.
+#[derive(Clone, Default)]
+pub struct Work(Arc<()>);
+
+impl Work {
+    /// Whether there is another clone.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
 }
 
 /// Where the machine thread is told things. Never blocks.

@@ -13,7 +13,7 @@ use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine, addition, resize};
-use crate::message::{Event, Inbox};
+use crate::message::{Event, Inbox, Work};
 use crate::metrics;
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
@@ -25,7 +25,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -61,8 +60,8 @@ pub struct Monitor {
     vm: Vm,
     /// Counts machines.
     machines: u64,
-    /// Threads that build one.
-    builders: Arc<AtomicUsize>,
+    /// What threads do for machines, also for one that is gone.
+    work: Work,
     /// Calls whose turn has not come.
     waiting: VecDeque<Call>,
     after_end: Option<AfterEnd>,
@@ -103,7 +102,7 @@ impl Monitor {
             events: Events::default(),
             vm: Vm::Absent,
             machines: 0,
-            builders: Arc::default(),
+            work: Work::default(),
             waiting: VecDeque::new(),
             after_end: None,
             quitting: None,
@@ -190,6 +189,10 @@ impl Monitor {
 
     /// Closes descriptors that no network interface has any more.
     fn close_files(&mut self) {
+        if self.work.is_shared() && !matches!(self.vm, Vm::Booted(_)) {
+            // A machine that is still being built duplicates them by their numbers, also one that was given up.
+            return;
+        }
         let config = match &self.vm {
             Vm::Absent => None,
             Vm::Created(config) => Some(&**config),
@@ -212,6 +215,11 @@ impl Monitor {
         }
     }
 
+    /// Whether a core dump is being written, which is completed before the machine may end.
+    fn dumping(&self) -> bool {
+        matches!(&self.vm, Vm::Booted(machine) if machine.dumping())
+    }
+
     /// Whether what there is comes to its end.
     fn ending(&self) -> bool {
         match &self.vm {
@@ -229,7 +237,7 @@ impl Monitor {
                 _ => Ok(None),
             },
             Event::Call(call) => self.call(call),
-            Event::Boot { machine, progress } => self.boot_went_on(machine, progress),
+            Event::Boot { machine, progress, work } => self.boot_went_on(machine, progress, work),
             Event::Debugger(ask) => {
                 match &mut self.vm {
                     Vm::Booted(machine) => ask(Some(machine)),
@@ -331,7 +339,7 @@ impl Monitor {
         );
         let at_once = match call.request {
             Request::VmmShutdown => true,
-            Request::Shutdown | Request::Delete => !self.ending(),
+            Request::Shutdown | Request::Delete => !self.ending() && !self.dumping(),
             _ => query,
         };
         if self.busy() && !at_once {
@@ -438,6 +446,9 @@ impl Monitor {
             }
             Vm::Absent => return respond(Err(not_created())),
         };
+        if let Err(error) = self.check_no_work() {
+            return respond(Err(error));
+        }
         if let Err((error, respond)) = self.begin_boot(config, Some(respond)) {
             answer(respond, Err(ApiError::internal(format!("{error:#}"))));
         }

@@ -57,6 +57,11 @@ impl Machine {
         !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some() || self.crash.is_some()
     }
 
+    /// Whether a core dump is being written.
+    pub fn dumping(&self) -> bool {
+        self.dump.is_some()
+    }
+
     /// Whether it begins anew.
     pub(super) fn resetting(&self) -> bool {
         matches!(self.phase, Phase::Resetting { .. } | Phase::Loading { .. })

@@ -39,7 +39,7 @@ use crate::console_thread::{ConsoleThread, Consoles};
 use crate::cpu::Surroundings;
 use crate::event::Events;
 use crate::memory::{self, GuestMemory, ZoneExtent};
-use crate::message::{CpuFailure, Mailbox};
+use crate::message::{CpuFailure, Mailbox, Work};
 use crate::pmem::PmemSpace;
 use added_memory::Modules;
 use addition::Additions;
@@ -94,6 +94,8 @@ pub struct Place<'a> {
     pub consoles: &'a Arc<ConsoleThread>,
     /// Where it is told what happens.
     pub events: Events,
+    /// What its threads have that may outlive it.
+    pub work: Work,
 }
 
 /// A machine.
@@ -126,6 +128,7 @@ pub struct Machine {
     /// A crash of the guest that is being dealt with.
     crash: Option<Crash>,
     mailbox: Mailbox,
+    work: Work,
     additions: Additions,
     removals: BTreeMap<String, Removal>,
     /// CPUs whose eject of a stand-in waits for its workers to stop.
@@ -149,7 +152,7 @@ impl Machine {
     /// # Errors
     /// When something it is made of cannot be had, naming the option it comes from.
     pub fn new(mut config: VmConfig, place: Place<'_>) -> Result<Self> {
-        let Place { hypervisor, mailbox, consoles, events } = place;
+        let Place { hypervisor, mailbox, consoles, events, work } = place;
         let own_mailbox = mailbox.clone();
         config.name_devices();
         config.validate()?;
@@ -227,6 +230,7 @@ impl Machine {
             dump: None,
             crash: None,
             mailbox: own_mailbox,
+            work,
             additions: Additions::default(),
             removals: BTreeMap::new(),
             leaving: BTreeMap::new(),

@@ -7,7 +7,7 @@ use super::life::Phase;
 use super::workers::Purpose;
 use super::{Ended, Machine, platform};
 use crate::api::{ApiError, Reply, Respond};
-use crate::message::Message;
+use crate::message::{Message, Work};
 use anyhow::{Context, Result};
 use arch::native::boot::EntryPoint;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub struct Loaded {
     files: BootFiles,
     result: Result<(Vec<&'static str>, EntryPoint)>,
+    _work: Work,
 }
 
 impl Machine {
@@ -66,7 +67,7 @@ impl Machine {
         let (config, ram, zones) =
             (self.config.clone(), Arc::clone(&self.memory.ram), self.memory.zones.clone());
         let (layout, model, mailbox) = (self.layout.clone(), self.model.clone(), self.mailbox.clone());
-        let flash = self.flash.ranges();
+        let (flash, work) = (self.flash.ranges(), self.work.clone());
         let load = move || {
             let result = files.changed().and_then(|changed| {
                 let entry = platform::load(&mut files, &config, &ram, &zones, &layout, &model, &flash)?;
@@ -74,7 +75,7 @@ impl Machine {
             });
             // A machine that ended meanwhile has its memory back before anybody is told.
             drop(ram);
-            mailbox.post(Message::Loaded(Box::new(Loaded { files, result })));
+            mailbox.post(Message::Loaded(Box::new(Loaded { files, result, _work: work })));
         };
         std::thread::Builder::new().name("load".into()).spawn(load).context("starting a thread")?;
         Ok(())
@@ -85,11 +86,13 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine in a way it cannot go on after.
     pub(super) fn loaded(&mut self, loaded: Loaded) -> Result<()> {
-        let Loaded { files, result } = loaded;
+        let Loaded { files, result, .. } = loaded;
         self.files = Some(files);
         if !matches!(self.phase, Phase::Loading { .. }) {
             return Ok(());
         }
+        // What a debugger has put there meanwhile.
+        self.debugger.memory_is_lost();
         let restarted = result.and_then(|(changed, entry)| {
             for option in changed {
                 tracing::warn!(

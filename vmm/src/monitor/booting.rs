@@ -7,11 +7,12 @@ use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::config::VmConfig;
 use crate::landlock::{self, Rules};
 use crate::machine::{Ended, Machine, Place};
-use crate::message::{Event, Inquiry};
+use crate::message::{Event, Inquiry, Work};
 use crate::settle::settle;
 use anyhow::{Context, Result};
+use devices::host_console::restore_terminal;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,9 +20,6 @@ use std::time::{Duration, Instant};
 /// How long a machine that is no longer wanted may take to be complete, so that it is taken apart in good order; after that,
 /// nobody waits for it.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
-/// How many machines may be being built at a time, those among them that nobody waits for.
-const MOST_THREADS: usize = 16;
-
 /// A machine that is being built.
 pub(super) struct Booting {
     config: Box<VmConfig>,
@@ -31,6 +29,8 @@ pub(super) struct Booting {
     give_up: Option<Instant>,
     abandoned: Arc<AtomicBool>,
     made: Arc<NewFiles>,
+    /// What is to confine the machine does not yet.
+    confining: bool,
     /// What debuggers asked, who came early.
     inquiries: Vec<Inquiry>,
     /// The thread that builds it.
@@ -64,15 +64,6 @@ impl NewFiles {
     }
 }
 
-/// Counts a thread until it ends.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl Booting {
     pub(super) fn config(&self) -> &VmConfig {
         &self.config
@@ -102,6 +93,8 @@ impl Booting {
     pub(super) fn abandon(self) -> Box<VmConfig> {
         self.abandoned.store(true, Ordering::SeqCst);
         self.made.remove();
+        // It may be a while until its console does.
+        restore_terminal();
         answer(
             self.respond,
             Err(ApiError::new(ErrorKind::Conflict, "the machine was ended while it was being built")),
@@ -120,14 +113,22 @@ impl Monitor {
         self.begin_boot(Box::new(config), None).map_err(|(error, _)| error)
     }
 
-    /// Does what the thread is told until no machine is being built any more, at most until `limit`. `Some`: the process is to
-    /// end.
+    /// Does what the thread is told until no machine is being built any more; once what confines the machine does so, at most for
+    /// `patience`. `Some`: the process is to end.
     ///
     /// # Errors
     /// When the machine of the command line cannot be had, naming the option at fault.
-    pub fn await_boot(&mut self, limit: Option<Instant>) -> Result<Option<Ended>> {
-        while matches!(self.vm, Vm::Booting(_)) && limit.is_none_or(|limit| Instant::now() < limit) {
+    pub fn await_boot(&mut self, patience: Option<Duration>) -> Result<Option<Ended>> {
+        let mut limit = None;
+        while let Vm::Booting(booting) = &self.vm {
+            if !booting.confining && limit.is_none() {
+                limit = patience.map(|patience| Instant::now() + patience);
+            }
+            if limit.is_some_and(|limit| Instant::now() >= limit) {
+                break;
+            }
             if let Some(ended) = self.next(limit)? {
+                self.events.emit("vmm", "shutdown");
                 return Ok(Some(ended));
             }
         }
@@ -142,6 +143,7 @@ impl Monitor {
     ) -> Result<(), (anyhow::Error, Option<Respond>)> {
         self.machines += 1;
         let mut booting = Booting {
+            confining: config.landlock_enable && !landlock::enforced(),
             config,
             respond,
             give_up: None,
@@ -150,7 +152,7 @@ impl Monitor {
             inquiries: Vec::new(),
             thread: None,
         };
-        let begun = if booting.config.landlock_enable && !landlock::enforced() {
+        let begun = if booting.confining {
             let (config, own_sockets) = (booting.config.clone(), self.own_sockets.clone());
             self.on_a_thread(&booting, move || Progress::Rules(landlock::rules(&config, &own_sockets)))
         } else {
@@ -165,14 +167,28 @@ impl Monitor {
         Ok(())
     }
 
+    /// A machine that was given up has its images, its console and its memory until the host has done what its thread waits for: there
+    /// is no other before.
+    pub(super) fn check_no_work(&self) -> Result<(), ApiError> {
+        if self.work.is_shared() {
+            return Err(ApiError::new(
+                ErrorKind::Conflict,
+                "the host still works on the files of a machine that was given up; look after the file system they are on and \
+                 try again, or end this process",
+            ));
+        }
+        Ok(())
+    }
+
     /// Has a thread build the machine.
     fn build(&self, booting: &Booting) -> Result<JoinHandle<()>> {
         let (config, made) = (VmConfig::clone(&booting.config), Arc::clone(&booting.made));
         let (hypervisor, consoles) = (Arc::clone(&self.hypervisor), Arc::clone(&self.consoles));
-        let (mailbox, events) = (self.inbox.mailbox(self.machines), self.events.clone());
+        let (mailbox, events, work) =
+            (self.inbox.mailbox(self.machines), self.events.clone(), self.work.clone());
         self.on_a_thread(booting, move || {
             made.note(&config);
-            let place = Place { hypervisor: &*hypervisor, mailbox, consoles: &consoles, events };
+            let place = Place { hypervisor: &*hypervisor, mailbox, consoles: &consoles, events, work };
             let built = Machine::new(config, place);
             Progress::Built(built.map(Box::new).map_err(|error| {
                 let hint = landlock::hint(&error);
@@ -184,22 +200,20 @@ impl Monitor {
     fn on_a_thread(
         &self,
         booting: &Booting,
-        work: impl FnOnce() -> Progress + Send + 'static,
+        build: impl FnOnce() -> Progress + Send + 'static,
     ) -> Result<JoinHandle<()>> {
-        let counted = Counted(Arc::clone(&self.builders));
-        if counted.0.fetch_add(1, Ordering::SeqCst) >= MOST_THREADS {
-            anyhow::bail!(
-                "{MOST_THREADS} machines are being built, which the host does not complete; try again later"
-            );
-        }
-        let (inbox, machine) = (self.inbox.clone(), self.machines);
-        let abandoned = Arc::clone(&booting.abandoned);
+        let (inbox, machine, work) = (self.inbox.clone(), self.machines, self.work.clone());
+        let (abandoned, made) = (Arc::clone(&booting.abandoned), Arc::clone(&booting.made));
         let thread = std::thread::Builder::new().name("build".into());
         let spawned = thread.spawn(move || {
-            let progress = work();
-            drop(counted);
-            if !abandoned.load(Ordering::SeqCst) {
-                inbox.tell(Event::Boot { machine, progress });
+            let progress = build();
+            if abandoned.load(Ordering::SeqCst) {
+                // In this order: another machine may be built from then on.
+                drop(progress);
+                made.remove();
+                drop(work);
+            } else {
+                inbox.tell(Event::Boot { machine, progress, work });
             }
         });
         spawned.context("starting a thread")
@@ -209,21 +223,30 @@ impl Monitor {
     ///
     /// # Errors
     /// When it was the command line's, and cannot be had.
-    pub(super) fn boot_went_on(&mut self, machine: u64, progress: Progress) -> Result<Option<Ended>> {
+    pub(super) fn boot_went_on(
+        &mut self,
+        machine: u64,
+        progress: Progress,
+        work: Work,
+    ) -> Result<Option<Ended>> {
         let mut booting = match std::mem::replace(&mut self.vm, Vm::Absent) {
             Vm::Booting(booting) if machine == self.machines => booting,
-            // It was given up.
+            // It was given up, and what has come of it is dropped before the work is.
             vm => {
                 self.vm = vm;
+                drop(progress);
+                drop(work);
                 return Ok(None);
             }
         };
         if booting.ending() {
             // Its files and locks are given back before anybody is told.
             drop(progress);
+            drop(work);
             self.vm = Vm::Booting(booting);
             return Ok(Some(Ended::Terminated));
         }
+        booting.confining = false;
         let failed = match progress {
             Progress::Rules(rules) => {
                 match rules.and_then(Rules::enforce).and_then(|()| self.build(&booting)) {
