@@ -48,6 +48,7 @@ fn a_file_comes_while_the_guest_runs_and_goes_with_what_was_written() {
     let kernel = Kernel::V6_12;
     let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
         .initramfs(kernel.tools().as_os_str())
+        .args(["--platform", "acpi=on"])
         .arg("--api-socket")
         .arg(&socket)
         .script(
