@@ -150,6 +150,8 @@ pub enum Feature {
     PvpanicDriver,
     /// A kernel that knows the watchdog.
     WatchdogDriver,
+    /// A clock whose alarm interrupts.
+    ClockAlarm,
     /// A root file system of Debian.
     DebianRoot,
     /// I/O ports, and the debug console at one of them.
@@ -161,7 +163,7 @@ pub enum Feature {
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 10] = [
+const MISSING: [(Architecture, Feature, &str); 11] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
     (
@@ -173,6 +175,7 @@ const MISSING: [(Architecture, Feature, &str); 10] = [
     (Aarch64, Feature::Smbios, "a kernel that is loaded directly is told of no SMBIOS tables"),
     (Aarch64, Feature::PvpanicDriver, "Debian's arm64 cloud kernel is built without it"),
     (Aarch64, Feature::WatchdogDriver, "Debian's arm64 kernels are built without the i6300esb driver"),
+    (Aarch64, Feature::ClockAlarm, "no interrupt is wired to the PL031"),
     (Aarch64, Feature::DebianRoot, "its packages cannot be installed on a machine of another architecture"),
     (Aarch64, Feature::Ports, "Arm has no I/O ports"),
     (Aarch64, Feature::TripleFault, "an Arm CPU that cannot take its own exceptions takes them forever"),

@@ -41,7 +41,7 @@ fn a_disk_in_a_slot_comes_goes_and_is_torn_out_and_the_guest_gets_over_it() {
     let image = folder.sparse("image", 8 << 20);
     let (socket, events) = (folder.join("api"), folder.join("events"));
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-        .args(["--pci-port", "id=rp0", "--pci-place", "id=__rng,pci_device_id=20"])
+        .args(["--platform", "acpi=on", "--pci-port", "id=rp0", "--pci-place", "id=__rng,pci_device_id=20"])
         .arg("--api-socket")
         .arg(&socket)
         .arg("--event-monitor")
