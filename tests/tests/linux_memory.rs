@@ -74,6 +74,8 @@ fn a_balloon_and_free_page_reports_give_memory_back_to_the_host() {
 #[test]
 fn memory_is_plugged_into_the_node_it_belongs_to() {
     let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        // The device names the node by ACPI's number of it (virtio 1.2, 5.15.3).
+        .args(["--platform", "acpi=on"])
         .args(["--cpus", "boot=2", "--memory", "size=0,hotplug_method=virtio-mem"])
         .args(["--memory-zone", "id=a,size=192M", "id=b,size=192M,hotplug_size=1G,hotplugged_size=256M"])
         .args(["--numa", "guest_numa_id=0,cpus=[0],memory_zones=a"])

@@ -38,7 +38,7 @@ extern "C" fn guest_main(information: u64, entry: u32, entered: u64) -> ! {
     print::choose(line.global("out"));
     interrupts::install();
     memory::install(&boot);
-    pci::install(line.global_number("ecam").or(boot.ecam), boot.rsdp);
+    pci::install(boot.ecam.or(line.global_number("ecam")), boot.rsdp);
     clock::install(line.global_number("tsc_khz"));
     let failures = tasks::run_all(&line, &boot, entered);
     report!("done rc={}", if failures == 0 { 0 } else { 1 });
