@@ -6,9 +6,10 @@ use control::{Control, STUCK, config, disk, ignore, kind};
 use hypervisor::sim::{Resources, Sim};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::VmState;
-use vmm::api::{ErrorKind, Request};
+use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{ConsoleMode, DiskConfig, VmConfig};
 use vmm::machine::Ended;
 use vmm::monitor::Monitor;
@@ -26,10 +27,14 @@ fn output(folder: &Folder) -> PathBuf {
     folder.join("output")
 }
 
-fn hanging(folder: &Folder, name: &str) -> (PathBuf, HangingFile) {
-    let path = folder.sparse(name, 1 << 20);
-    let hangs = HangingFile::new(&path);
-    (path, hangs)
+/// Begins to boot a machine whose image the host does not open before what is returned is dropped.
+fn begin_to_boot(control: &Control, folder: &Folder) -> (Receiver<Answer>, HangingFile) {
+    let image = folder.sparse("image", 1 << 20);
+    let hangs = HangingFile::new(&image);
+    control.done(Request::Create(with_disk(folder, &image)));
+    let boot = control.begin(Request::Boot);
+    control.wait_for("booting");
+    (boot, hangs)
 }
 
 #[test]
@@ -37,10 +42,7 @@ fn a_machine_whose_image_cannot_be_opened_keeps_nothing_waiting_and_can_be_given
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, ignore);
     let control = Control::start(&sim);
-    let (image, hangs) = hanging(&folder, "image");
-    control.done(Request::Create(with_disk(&folder, &image)));
-    let boot = control.begin(Request::Boot);
-    control.wait_for("booting");
+    let (boot, hangs) = begin_to_boot(&control, &folder);
     control.done(Request::Ping);
     assert_eq!(control.state(), VmState::Created);
     assert_eq!(kind(control.call(Request::Counters)), ErrorKind::State);
@@ -74,10 +76,7 @@ fn a_machine_whose_image_cannot_be_opened_keeps_nothing_waiting_and_can_be_given
 fn a_machine_that_is_given_up_in_time_is_taken_apart_before_anybody_is_told() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let control = Control::start(&sim);
-    let (image, hangs) = hanging(&folder, "image");
-    control.done(Request::Create(with_disk(&folder, &image)));
-    let boot = control.begin(Request::Boot);
-    control.wait_for("booting");
+    let (boot, hangs) = begin_to_boot(&control, &folder);
     let delete = control.begin(Request::Delete);
     control.done(Request::Ping);
     drop(hangs);
@@ -93,10 +92,7 @@ fn a_machine_that_is_given_up_in_time_is_taken_apart_before_anybody_is_told() {
 fn the_process_can_be_ended_while_a_machine_is_being_built() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let control = Control::start(&sim);
-    let (image, hangs) = hanging(&folder, "image");
-    control.done(Request::Create(with_disk(&folder, &image)));
-    let boot = control.begin(Request::Boot);
-    control.wait_for("booting");
+    let (boot, hangs) = begin_to_boot(&control, &folder);
     assert!(matches!(control.end(), Ended::Terminated));
     assert_eq!(kind(boot.recv_timeout(STUCK).unwrap()), ErrorKind::Conflict);
     assert!(!output(&folder).exists());
