@@ -18,6 +18,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+/// Bytes of the stack of a CPU's thread.
+pub const STACK: usize = 256 << 10;
+
 /// Something done to a CPU on its own thread, out of the guest.
 pub type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
 
@@ -131,7 +134,7 @@ impl CpuThread {
         let on_thread = Arc::clone(&control);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
-            .stack_size(256 << 10)
+            .stack_size(STACK)
             .spawn(move || {
                 confine();
                 run(id, vcpu, surroundings, &on_thread)

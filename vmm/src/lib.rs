@@ -70,12 +70,15 @@ pub fn run(run: cli::Run) -> Result<()> {
     if let Some(config) = run.config {
         monitor.boot(config)?;
     }
+    let kind = if builds { ThreadKind::Control } else { ThreadKind::Machine };
+    // While the machine is built.
+    seccomp::prepare(kind);
     // Clients may have come by now; the guest goes first, unless the host lets it wait.
     let ended = match monitor.await_boot(serves.then_some(HEAD_START))? {
         Some(ended) => ended,
         None => {
             let _api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
-            seccomp::confine(if builds { ThreadKind::Control } else { ThreadKind::Machine });
+            seccomp::confine(kind);
             monitor.run()?
         }
     };

@@ -8,7 +8,7 @@ mod program;
 use crate::cli::Seccomp;
 use crate::machine::calls;
 use hypervisor::kvm::requests;
-use program::Rules;
+
 use seccompiler::BpfProgram;
 use std::sync::OnceLock;
 
@@ -291,15 +291,22 @@ pub fn choose(mode: Seccomp) {
     }
 }
 
-/// Confines the calling thread to what its kind needs. If that fails the process ends: it must not run unconfined.
-pub fn confine(kind: ThreadKind) {
+/// The filter of a kind of thread, which is made once; none when there are to be no filters.
+fn program(kind: ThreadKind) -> Option<&'static BpfProgram> {
     let mode = MODE.get().copied().unwrap_or(Seccomp::Off);
-    if mode == Seccomp::Off {
-        return;
-    }
     // One for each kind, with room for more kinds.
     static PROGRAMS: [OnceLock<BpfProgram>; 16] = [const { OnceLock::new() }; 16];
-    let program = PROGRAMS[kind as usize].get_or_init(|| compile(kind, mode));
+    (mode != Seccomp::Off).then(|| PROGRAMS[kind as usize].get_or_init(|| compile(kind, mode)))
+}
+
+/// Makes the filter of a kind of thread ahead of its use, on a thread that has nothing else to do.
+pub fn prepare(kind: ThreadKind) {
+    let _ = program(kind);
+}
+
+/// Confines the calling thread to what its kind needs. If that fails the process ends: it must not run unconfined.
+pub fn confine(kind: ThreadKind) {
+    let Some(program) = program(kind) else { return };
     if let Err(error) = apply(program) {
         devices::host_console::restore_terminal();
         eprintln!("vivarium: applying the system call filter: {error}; --seccomp false runs without filters");
@@ -339,20 +346,19 @@ fn allowed(kind: ThreadKind) -> &'static [&'static [Allowed]] {
 
 /// The filter of a kind of thread.
 fn compile(kind: ThreadKind, mode: Seccomp) -> BpfProgram {
-    let all = || allowed(kind).iter().copied().flatten();
-    let mut rules = Rules::new();
-    for allowed in all() {
-        rules.entry(allowed.call as u32).or_default().extend(allowed.requests.iter().map(|one| *one as u32));
-    }
-    // A call that is allowed once with any argument is allowed whatever the others say.
-    for allowed in all().filter(|allowed| allowed.requests.is_empty()) {
-        rules.insert(allowed.call as u32, Vec::new());
+    let mut rules = Vec::new();
+    for allowed in allowed(kind).iter().copied().flatten() {
+        let call = allowed.call as u32;
+        match allowed.requests {
+            [] => rules.push((call, None)),
+            requests => rules.extend(requests.iter().map(|one| (call, Some(*one as u32)))),
+        }
     }
     let refusal = match mode {
         Seccomp::Log => libc::SECCOMP_RET_LOG,
         _ => libc::SECCOMP_RET_TRAP,
     };
-    program::assemble(&rules, refusal)
+    program::assemble(rules, refusal)
 }
 
 /// Has a forbidden call named before the process ends.

@@ -20,6 +20,10 @@ use std::time::{Duration, Instant};
 /// How long a machine that is no longer wanted may take to be complete, so that it is taken apart in good order; after that,
 /// nobody waits for it.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
+/// Bytes of the building thread's stack: more than the C library keeps of ended threads' stacks (40 MiB), so that what was
+/// used of it goes back to the host with the thread. The rest is only address space.
+const BUILD_STACK: usize = 64 << 20;
+
 /// A machine that is being built.
 pub(super) struct Booting {
     config: Box<VmConfig>,
@@ -204,7 +208,7 @@ impl Monitor {
     ) -> Result<JoinHandle<()>> {
         let (inbox, machine, work) = (self.inbox.clone(), self.machines, self.work.clone());
         let (abandoned, made) = (Arc::clone(&booting.abandoned), Arc::clone(&booting.made));
-        let thread = std::thread::Builder::new().name("build".into());
+        let thread = std::thread::Builder::new().name("build".into()).stack_size(BUILD_STACK);
         let spawned = thread.spawn(move || {
             let progress = build();
             if abandoned.load(Ordering::SeqCst) {

@@ -5,11 +5,10 @@
 
 use crate::machine::calls;
 use seccompiler::sock_filter;
-use std::collections::BTreeMap;
 
-/// Calls that are allowed: by their number, the requests (second argument, of which the kernel takes 32 bits) that are; all
-/// if none is listed.
-pub type Rules = BTreeMap<u32, Vec<u32>>;
+/// A call that is allowed, by its number: with any arguments, or with one request (second argument, of which the kernel takes
+/// 32 bits).
+pub type Rule = (u32, Option<u32>);
 
 // `struct seccomp_data` (linux/seccomp.h).
 const NUMBER: u32 = 0;
@@ -22,16 +21,27 @@ const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-/// The program that allows what `rules` list, and answers anything else with `refusal` (`SECCOMP_RET_*`). Calls of another
-/// architecture's table end the process.
-pub fn assemble(rules: &Rules, refusal: u32) -> Vec<sock_filter> {
-    let mut program = vec![
-        statement(LOAD, ARCHITECTURE),
-        branch(IF_EQUAL, calls::ARCHITECTURE, 1, 0),
-        statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+/// The program that allows what `rules` list, in any order, and answers anything else with `refusal` (`SECCOMP_RET_*`). A call
+/// that is allowed once with any arguments is, whatever its other rules say. Calls of another architecture's table end the
+/// process.
+pub fn assemble(mut rules: Vec<Rule>, refusal: u32) -> Vec<sock_filter> {
+    rules.sort_unstable();
+    rules.dedup();
+    let calls = rules.chunk_by(|one, next| one.0 == next.0).map(|rules| match rules[0] {
+        (call, None) => (call, Verdict::Allow),
+        (call, Some(_)) => (call, Verdict::Requests(rules)),
+    });
+    // Written from its end to its start: how far a branch goes is known once what it leaps over is there.
+    let mut program = Vec::with_capacity(8 * (rules.len() + 1));
+    search(&mut program, &runs(calls), refusal);
+    program.extend([
         statement(LOAD, NUMBER),
-    ];
-    program.extend(search(&runs(rules.iter().map(|(&call, requests)| (call, requests.as_slice()))), refusal));
+        statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+        branch(IF_EQUAL, calls::ARCHITECTURE, 1, 0),
+        statement(LOAD, ARCHITECTURE),
+    ]);
+    program.reverse();
+    program.shrink_to_fit();
     program
 }
 
@@ -40,11 +50,11 @@ pub fn assemble(rules: &Rules, refusal: u32) -> Vec<sock_filter> {
 enum Verdict<'a> {
     Refuse,
     Allow,
-    Requests(&'a [u32]),
+    Requests(&'a [Rule]),
 }
 
-/// Runs of values with one verdict, ascending and from 0 on, for ascending values that have requests of their own.
-fn runs<'a>(listed: impl Iterator<Item = (u32, &'a [u32])>) -> Vec<(u32, Verdict<'a>)> {
+/// Runs of values with one verdict, ascending and from 0 on, for ascending values that have verdicts of their own.
+fn runs<'a>(listed: impl Iterator<Item = (u32, Verdict<'a>)>) -> Vec<(u32, Verdict<'a>)> {
     let mut runs = vec![(0, Verdict::Refuse)];
     let mut add = |first, verdict| match runs.last() {
         Some((_, last)) if *last == verdict => {}
@@ -57,38 +67,38 @@ fn runs<'a>(listed: impl Iterator<Item = (u32, &'a [u32])>) -> Vec<(u32, Verdict
         }
         _ => runs.push((first, verdict)),
     };
-    for (value, requests) in listed {
-        add(value, if requests.is_empty() { Verdict::Allow } else { Verdict::Requests(requests) });
+    for (value, verdict) in listed {
+        add(value, verdict);
         add(value + 1, Verdict::Refuse);
     }
     runs
 }
 
-/// Decides on the loaded value.
-fn search(runs: &[(u32, Verdict<'_>)], refusal: u32) -> Vec<sock_filter> {
+/// Adds, last instruction first, what decides on the loaded value.
+fn search(program: &mut Vec<sock_filter>, runs: &[(u32, Verdict<'_>)], refusal: u32) {
     match runs {
-        [] | [(_, Verdict::Refuse)] => vec![statement(RETURN, refusal)],
-        [(_, Verdict::Allow)] => vec![statement(RETURN, libc::SECCOMP_RET_ALLOW)],
-        [(_, Verdict::Requests(requests))] => {
-            let mut requests = requests.to_vec();
-            requests.sort_unstable();
-            requests.dedup();
-            let mut program = vec![statement(LOAD, SECOND_ARGUMENT_LOW)];
-            program.extend(search(&self::runs(requests.into_iter().map(|one| (one, &[][..]))), refusal));
-            program
+        [] | [(_, Verdict::Refuse)] => program.push(statement(RETURN, refusal)),
+        [(_, Verdict::Allow)] => program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW)),
+        [(_, Verdict::Requests(rules))] => {
+            let requests = rules.iter().filter_map(|(_, request)| *request);
+            search(program, &self::runs(requests.map(|request| (request, Verdict::Allow))), refusal);
+            program.push(statement(LOAD, SECOND_ARGUMENT_LOW));
         }
         _ => {
             let (low, high) = runs.split_at(runs.len() / 2);
             let (first_high, _) = high[0];
-            let (low, high) = (search(low, refusal), search(high, refusal));
+            search(program, high, refusal);
+            let after_low = program.len();
+            search(program, low, refusal);
+            let distance = program.len() - after_low;
             // A branch reaches 255 instructions, a jump all.
-            let mut program = match u8::try_from(low.len()) {
-                Ok(distance) => vec![branch(IF_AT_LEAST, first_high, distance, 0)],
-                Err(_) => vec![branch(IF_AT_LEAST, first_high, 0, 1), statement(JUMP, low.len() as u32)],
-            };
-            program.extend(low);
-            program.extend(high);
-            program
+            match u8::try_from(distance) {
+                Ok(distance) => program.push(branch(IF_AT_LEAST, first_high, distance, 0)),
+                Err(_) => {
+                    program.push(statement(JUMP, distance as u32));
+                    program.push(branch(IF_AT_LEAST, first_high, 0, 1));
+                }
+            }
         }
     }
 }
@@ -129,22 +139,26 @@ mod tests {
 
     #[test]
     fn what_is_listed_is_allowed_and_nothing_else() {
-        let rules: Rules = BTreeMap::from([
-            (0, vec![]),
-            (1, vec![]),
-            (3, vec![]),
-            (16, vec![0xae80, 0x4008_ae6a, 0x5401, 0x5402]),
-            (17, vec![7]),
-            (18, vec![]),
-            (435, vec![]),
-        ]);
-        let program = assemble(&rules, REFUSAL);
+        let rules = [
+            (18, None),
+            (16, Some(0xae80)),
+            (16, Some(0x5402)),
+            (16, Some(0x4008_ae6a)),
+            (16, Some(0x5401)),
+            (16, Some(0xae80)),
+            (0, None),
+            (1, None),
+            (3, Some(7)),
+            (3, None),
+            (17, Some(7)),
+            (435, None),
+        ];
+        let program = assemble(rules.to_vec(), REFUSAL);
         for number in (0..600).chain([0x4000_0000, 0x4000_0001, u32::MAX]) {
             for request in [0, 7, 0x5400, 0x5401, 0x5402, 0x5403, 0xae80, 0xffff_ffff_0000_ae80, 0x4008_ae6a]
             {
-                let allowed = rules
-                    .get(&number)
-                    .is_some_and(|requests| requests.is_empty() || requests.contains(&(request as u32)));
+                let allowed =
+                    rules.contains(&(number, None)) || rules.contains(&(number, Some(request as u32)));
                 let expected = if allowed { libc::SECCOMP_RET_ALLOW } else { REFUSAL };
                 assert_eq!(
                     run(&program, calls::ARCHITECTURE, number, request).0,
@@ -159,8 +173,7 @@ mod tests {
     #[test]
     fn hundreds_of_calls_are_told_apart_in_few_steps() {
         // Further apart than a branch reaches.
-        let rules: Rules = (0..300).map(|call| (call * 3, vec![])).collect();
-        let program = assemble(&rules, REFUSAL);
+        let program = assemble((0..300).map(|call| (call * 3, None)).collect(), REFUSAL);
         for number in 0..1000 {
             let (answer, steps) = run(&program, calls::ARCHITECTURE, number, 0);
             assert_eq!(answer == libc::SECCOMP_RET_ALLOW, number % 3 == 0 && number < 900, "{number}");

@@ -212,11 +212,16 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
     let topology = cpu_topology(config)?;
     // A host that is a machine itself traps CPUID, and to ask for all of it takes as long as to make the machine.
     let (made, cpuid) = std::thread::scope(|scope| {
-        let cpuid = scope.spawn(|| hypervisor.supported_cpuid());
+        // The stack of a CPU's thread, which the first CPU then takes over.
+        let cpuid = std::thread::Builder::new()
+            .name("cpuid".into())
+            .stack_size(crate::cpu::STACK)
+            .spawn_scoped(scope, || hypervisor.supported_cpuid());
         let made = make_vm(config, hypervisor, topology);
-        (made, cpuid.join())
+        (made, cpuid.map(|thread| thread.join()))
     });
     let (vm, mut vcpus) = made?;
+    let cpuid = cpuid.context("starting a thread")?;
     let cpuid = cpuid.map_err(|_| anyhow!("the thread that asks for the host's CPUID died"))??;
     let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
     let options = CpuOptions {
