@@ -85,7 +85,7 @@ impl RegisterId {
 
     /// General register `X<n>`, 0 to 30.
     pub const fn x(n: u8) -> Self {
-        Self::core(n as u64 * 8)
+        Self::core((n as u64) << 3)
     }
 
     /// A register at this offset in the structure of core registers.
@@ -177,7 +177,8 @@ impl GicConfig {
     /// Guest-physical addresses of the translation services.
     pub fn its(&self) -> impl Iterator<Item = u64> + use<> {
         let first = self.first_its;
-        (0..u64::from(self.its_count)).map(move |number| first + number * Self::ITS_SIZE)
+        (0..u64::from(self.its_count))
+            .map(move |number| first.saturating_add(number.saturating_mul(Self::ITS_SIZE)))
     }
 }
 

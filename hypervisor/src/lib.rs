@@ -4,6 +4,17 @@
 //! Two implementations: [`kvm`], and [`sim`], whose CPUs follow a script, so that whole machines are
 //! tested without virtualization. What is particular to an architecture is in a module named after it.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 pub mod aarch64;
 pub mod kvm;
 pub mod sim;

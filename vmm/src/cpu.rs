@@ -5,6 +5,17 @@
 //! paused, or waits for the machine thread to complete the effect of an access it made. A parked CPU is between two
 //! instructions, so that its state can be read and replaced.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 use crate::exits::{ExitCounters, ExitKind};
 use crate::message::{CpuFailure, Mailbox, Message};
 use anyhow::{Context, Result};
@@ -190,7 +201,7 @@ impl CpuThread {
     pub fn forget_effects(&self) {
         self.control.direct(|state| {
             state.effects = 0;
-            state.generation += 1;
+            state.generation = state.generation.wrapping_add(1);
         });
     }
 

@@ -1,5 +1,16 @@
 //! How often a CPU came out of the guest, by kind, and how long it stayed out.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 use machine::inspect::{Inspect, Value};
 use machine::metrics::{Counter, Reading};
 use std::time::Duration;
@@ -58,15 +69,30 @@ impl ExitCounters {
     /// Counts an exit that took the monitor so long.
     #[inline]
     pub fn count(&self, kind: ExitKind, took: Duration) {
-        let exits = &self.kinds[kind as usize];
+        let exits = self.of(kind);
         exits.count.add(1);
         exits.ns.add(took.as_nanos() as u64);
+    }
+
+    fn of(&self, kind: ExitKind) -> &Exits {
+        let [port_reads, port_writes, mmio_reads, mmio_writes, ends, interruptions, debug, other] =
+            &self.kinds;
+        match kind {
+            ExitKind::PortRead => port_reads,
+            ExitKind::PortWrite => port_writes,
+            ExitKind::MmioRead => mmio_reads,
+            ExitKind::MmioWrite => mmio_writes,
+            ExitKind::EndOfInterrupt => ends,
+            ExitKind::Interrupted => interruptions,
+            ExitKind::Debug => debug,
+            ExitKind::Other => other,
+        }
     }
 
     /// For the metrics.
     pub fn readings(&self) -> Vec<Reading> {
         let kinds = KINDS.iter().flat_map(|(kind, _, count, ns)| {
-            let exits = &self.kinds[*kind as usize];
+            let exits = self.of(*kind);
             [Reading::total(count, exits.count.get()), Reading::total(ns, exits.ns.get())]
         });
         kinds.chain([Reading::total("unclaimed", self.unclaimed.get())]).collect()
@@ -75,8 +101,7 @@ impl ExitCounters {
 
 impl Inspect for ExitCounters {
     fn inspect(&self) -> Value {
-        let kinds =
-            KINDS.iter().map(|(kind, name, ..)| ((*name).to_owned(), self.kinds[*kind as usize].inspect()));
+        let kinds = KINDS.iter().map(|(kind, name, ..)| ((*name).to_owned(), self.of(*kind).inspect()));
         kinds.chain([("unclaimed".to_owned(), self.unclaimed.get().into())]).collect()
     }
 }

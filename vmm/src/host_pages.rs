@@ -1,5 +1,16 @@
 //! The host's pages behind guest RAM: giving them back, and taking them ahead of use. The one place that does this.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 use machine::bus::Range;
 use machine::memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegion, HostPages, Memory};
 use std::fs::File;
@@ -49,7 +60,7 @@ impl RamPages {
         self.regions.iter().filter_map(move |region| {
             let start = range.start.max(region.range.start);
             let end = end.min(region.range.start.saturating_add(region.range.size));
-            (start < end).then(|| (region, Range { start, size: end - start }))
+            (start < end).then(|| (region, Range { start, size: end.saturating_sub(start) }))
         })
     }
 }
@@ -68,15 +79,17 @@ impl Region {
     /// The whole pages in `part` of the region.
     fn whole_pages(&self, part: Range) -> Option<Range> {
         // The host's pages are aligned in the region, whose start is at the start of one.
-        let first = (part.start - self.range.start).next_multiple_of(self.page);
-        let end = part.start - self.range.start + part.size;
-        let size = (end - end % self.page).checked_sub(first).filter(|size| *size > 0)?;
-        Some(Range { start: self.range.start + first, size })
+        let offset = part.start.checked_sub(self.range.start)?;
+        let first = offset.checked_next_multiple_of(self.page)?;
+        let end = offset.checked_add(part.size)?;
+        let size =
+            end.checked_sub(end.checked_rem(self.page)?)?.checked_sub(first).filter(|size| *size > 0)?;
+        Some(Range { start: self.range.start.checked_add(first)?, size })
     }
 
     /// `pages` are whole pages of the region.
     fn release(&self, pages: Range) -> io::Result<()> {
-        let offset = pages.start - self.range.start;
+        let offset = pages.start.saturating_sub(self.range.start);
         let Some(shared) = &self.shared else { return self.advise(pages, libc::MADV_DONTNEED) };
         let (start, size) = (shared.start().checked_add(offset), libc::off_t::try_from(pages.size));
         let start = start.and_then(|start| libc::off_t::try_from(start).ok());
@@ -89,7 +102,7 @@ impl Region {
 
     fn advise(&self, part: Range, advice: i32) -> io::Result<()> {
         let (Ok(offset), Ok(size)) =
-            (usize::try_from(part.start - self.range.start), usize::try_from(part.size))
+            (usize::try_from(part.start.saturating_sub(self.range.start)), usize::try_from(part.size))
         else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -105,7 +118,7 @@ impl HostPages for RamPages {
         for (region, part) in self.parts(range) {
             if let Some(pages) = region.whole_pages(part) {
                 region.release(pages)?;
-                released += pages.size;
+                released = pages.size.saturating_add(released);
             }
         }
         Ok(released)

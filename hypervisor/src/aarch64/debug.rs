@@ -23,12 +23,14 @@ impl DebugRegisters {
         const INSTRUCTION: u64 = 0xf << 5;
         let mut registers = Self::default();
         let executed = watched.iter().filter(|watched| watched.access == WatchedAccess::Execute);
-        for (index, breakpoint) in executed.enumerate().take(MOST) {
-            registers.breakpoint_control[index] = ENABLED | INSTRUCTION;
-            registers.breakpoint_value[index] = breakpoint.address & !3;
+        let places = registers.breakpoint_control.iter_mut().zip(&mut registers.breakpoint_value);
+        for ((control, value), breakpoint) in places.zip(executed) {
+            *control = ENABLED | INSTRUCTION;
+            *value = breakpoint.address & !3;
         }
         let accessed = watched.iter().filter(|watched| watched.access != WatchedAccess::Execute);
-        for (index, watchpoint) in accessed.enumerate().take(MOST) {
+        let places = registers.watchpoint_control.iter_mut().zip(&mut registers.watchpoint_value);
+        for ((control, value), watchpoint) in places.zip(accessed) {
             // LSC: loads, stores or both.
             let access: u64 = match watchpoint.access {
                 WatchedAccess::Read => 0b01,
@@ -36,10 +38,10 @@ impl DebugRegisters {
                 WatchedAccess::ReadWrite | WatchedAccess::Execute => 0b11,
             };
             // BAS: which of the eight bytes from the aligned address on.
-            let all = (1 << u64::from(watchpoint.length.min(8))) - 1;
+            let all = !(u64::MAX << watchpoint.length.min(8));
             let bytes = all << (watchpoint.address & 7) & 0xff;
-            registers.watchpoint_control[index] = ENABLED | access << 3 | bytes << 5;
-            registers.watchpoint_value[index] = watchpoint.address & !7;
+            *control = ENABLED | access << 3 | bytes << 5;
+            *value = watchpoint.address & !7;
         }
         registers
     }
@@ -68,7 +70,7 @@ pub(crate) fn cause(
             .enumerate()
             .filter(|(_, watched)| watched.access != WatchedAccess::Execute)
             .min_by_key(|(_, watched)| {
-                let last = watched.address.saturating_add(u64::from(watched.length.max(1)) - 1);
+                let last = watched.address.saturating_add(u64::from(watched.length.saturating_sub(1)));
                 accessed.abs_diff(accessed.clamp(watched.address, last))
             })
             .map(|(index, _)| index),

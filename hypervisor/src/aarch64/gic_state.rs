@@ -152,16 +152,16 @@ impl InterruptsState {
     /// The first field that has something of another number of interrupts.
     fn not_of(&self, count: u32) -> Option<&'static str> {
         let fields = [
-            ("igroupr", &self.igroupr, 1),
-            ("isenabler", &self.isenabler, 1),
-            ("ispendr", &self.ispendr, 1),
-            ("isactiver", &self.isactiver, 1),
-            ("ipriorityr", &self.ipriorityr, 8),
-            ("icfgr", &self.icfgr, 2),
-            ("line_level", &self.line_level, 1),
+            ("igroupr", &self.igroupr, 32),
+            ("isenabler", &self.isenabler, 32),
+            ("ispendr", &self.ispendr, 32),
+            ("isactiver", &self.isactiver, 32),
+            ("ipriorityr", &self.ipriorityr, 4),
+            ("icfgr", &self.icfgr, 16),
+            ("line_level", &self.line_level, 32),
         ];
-        let wrong = fields.into_iter().find(|(_, words, bits)| {
-            !words.is_empty() && words.len() as u64 != u64::from(count).div_ceil(32 / bits)
+        let wrong = fields.into_iter().find(|(_, words, in_a_word)| {
+            !words.is_empty() && words.len() as u64 != u64::from(count.div_ceil(*in_a_word))
         });
         wrong.map(|(name, ..)| name)
     }

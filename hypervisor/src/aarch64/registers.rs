@@ -33,7 +33,7 @@ impl RegisterId {
 
     /// Vector register `V<n>`, 0 to 31, of 16 bytes. A CPU with scalable vectors has it as a part of [`RegisterId::z`].
     pub const fn v(n: u8) -> Self {
-        Self(Self::ARM64 | Self::SIZE_U128 | Self::CORE | ((0x150 + n as u64 * 16) / 4))
+        Self(Self::ARM64 | Self::SIZE_U128 | Self::CORE | 0x54_u64.saturating_add((n as u64) << 2))
     }
 
     /// Scalable vector register `Z<n>`, 0 to 31, of 256 bytes, with which `V<n>` is the first 16.

@@ -96,7 +96,7 @@ mod trial {
         }
 
         fn write(&self, offset: usize, bytes: &[u8]) {
-            assert!(offset + bytes.len() <= PAGE);
+            assert!(bytes.len() <= PAGE.saturating_sub(offset));
             // SAFETY: checked to be within the page, which nothing refers to.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(offset), bytes.len()) };
         }

@@ -44,7 +44,7 @@ impl Routes {
             Some(gsi) => gsi,
             None if table.next < MAX_GSIS => {
                 let gsi = table.next;
-                table.next += 1;
+                table.next = gsi.saturating_add(1);
                 gsi
             }
             None => {
@@ -79,7 +79,11 @@ impl Routes {
                 .entries
                 .push(entry(gsi, message))
                 .map_err(|_| io::Error::other(format!("more than {MAX_GSIS} interrupt routes are in use")))?,
-            (Some(at), Some(message)) => table.entries.as_mut_slice()[at] = entry(gsi, message),
+            (Some(at), Some(message)) => {
+                if let Some(present) = table.entries.as_mut_slice().get_mut(at) {
+                    *present = entry(gsi, message);
+                }
+            }
             (Some(_), None) => table.entries.retain(|entry| entry.gsi != gsi),
         }
         self.vm.set_gsi_routing(&table.entries).map_err(|errno| {

@@ -118,7 +118,7 @@ fn decode(run: &mut kvm_run) -> Exit<'_> {
         KVM_EXIT_IO => {
             // SAFETY: the exit reason says which member of the union KVM filled in.
             let io = unsafe { run.__bindgen_anon_1.io };
-            let length = usize::from(io.size) * io.count as usize;
+            let length = usize::from(io.size).saturating_mul(io.count as usize);
             let start: *mut u8 = std::ptr::from_mut(run).cast();
             // SAFETY: KVM places the data at this offset in the area it shares, all of which is mapped for as long
             // as the CPU lives; the returned slice borrows the CPU.
@@ -134,7 +134,7 @@ fn decode(run: &mut kvm_run) -> Exit<'_> {
             let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
             let address = mmio.phys_addr;
             let length = (mmio.len as usize).min(mmio.data.len());
-            let data = &mut mmio.data[..length];
+            let data = mmio.data.get_mut(..length).unwrap_or_default();
             if mmio.is_write != 0 {
                 Exit::MmioWrite { address, data }
             } else {
@@ -192,9 +192,9 @@ fn internal_error(run: &kvm_run) -> String {
         // SAFETY: the flag tells that the instruction is there.
         let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
         if failure.flags & HAS_INSTRUCTION_BYTES != 0 {
-            let size = usize::from(instruction.insn_size).min(instruction.insn_bytes.len());
+            let size = usize::from(instruction.insn_size);
             text.push_str(": instruction bytes");
-            for byte in &instruction.insn_bytes[..size] {
+            for byte in instruction.insn_bytes.iter().take(size) {
                 // Writing to a string cannot fail.
                 let _ = write!(text, " {byte:02x}");
             }
@@ -203,7 +203,7 @@ fn internal_error(run: &kvm_run) -> String {
     }
     if count > 0 {
         text.push_str(": data");
-        for word in &internal.data[..count] {
+        for word in internal.data.iter().take(count) {
             let _ = write!(text, " {word:#x}");
         }
     }

@@ -20,7 +20,7 @@ use std::io;
 
 /// Bytes in a page, and in the smallest XSAVE area KVM has.
 const PAGE_SIZE: u64 = 4096;
-const XSAVE_SIZE: usize = 4096;
+const XSAVE_WORDS: usize = 1024;
 
 /// What a debugger asked for.
 pub(super) type Debug = kvm_guest_debug;
@@ -79,10 +79,10 @@ impl KvmVcpu {
         Error::Vcpu { id: self.id, what, source: io::Error::new(io::ErrorKind::InvalidInput, reason) }
     }
 
-    /// Size in bytes of this machine's XSAVE area.
-    fn xsave_size(&self) -> usize {
+    /// Size of this machine's XSAVE area, in words of four bytes.
+    fn xsave_words(&self) -> usize {
         let size = self.vm.check_extension_int(Cap::Xsave2);
-        usize::try_from(size).unwrap_or(0).max(XSAVE_SIZE)
+        usize::try_from(size >> 2).unwrap_or(0).max(XSAVE_WORDS)
     }
 }
 
@@ -131,7 +131,7 @@ impl VcpuState for KvmVcpu {
 
     fn xsave(&self) -> Result<Vec<u32>> {
         const WHAT: &str = "read the XSAVE area";
-        let extra = (self.xsave_size() - XSAVE_SIZE) / size_of::<u32>();
+        let extra = self.xsave_words().saturating_sub(XSAVE_WORDS);
         if extra == 0 {
             return Ok(self.refused(WHAT, self.fd.get_xsave())?.region.to_vec());
         }
@@ -145,7 +145,7 @@ impl VcpuState for KvmVcpu {
 
     fn set_xsave(&mut self, area: &[u32]) -> Result<()> {
         const WHAT: &str = "set the XSAVE area";
-        let expected = self.xsave_size() / size_of::<u32>();
+        let expected = self.xsave_words();
         let mut xsave = kvm_xsave::default();
         let base = xsave.region.len();
         if area.len() > expected || area.len() < base {
@@ -156,7 +156,7 @@ impl VcpuState for KvmVcpu {
         xsave.region.copy_from_slice(low);
         // A shorter area comes from a host with fewer features; the rest is in its initial state.
         let mut extra = high.to_vec();
-        extra.resize(expected - base, 0);
+        extra.resize(expected.saturating_sub(base), 0);
         let mut whole =
             Xsave::from_entries(&extra).map_err(|error| self.invalid(WHAT, format!("{error:?}")))?;
         // SAFETY: the length of the variable part is not changed.
@@ -288,12 +288,11 @@ impl VcpuState for KvmVcpu {
 
 /// The debug registers that watch these: DR0 to DR3 the addresses, DR7 what is watched (Intel SDM 3, 18.2.4).
 fn debug_registers(breakpoints: &[HardwareBreakpoint]) -> [u64; 8] {
-    const DR7: usize = 7;
     /// Bit 10 is always set; GE asks for exact data breakpoints.
     const FIXED: u64 = 1 << 10 | 1 << 9;
-    let mut registers = [0; 8];
-    registers[DR7] = FIXED;
-    for (index, breakpoint) in breakpoints.iter().enumerate().take(4) {
+    let mut addresses = [0; 4];
+    let mut control = FIXED;
+    for (index, (address, breakpoint)) in (0_u32..).zip(addresses.iter_mut().zip(breakpoints)) {
         let access = match breakpoint.access {
             WatchedAccess::Execute => 0,
             WatchedAccess::Write => 1,
@@ -304,10 +303,13 @@ fn debug_registers(breakpoints: &[HardwareBreakpoint]) -> [u64; 8] {
             (_, 8) => 2,
             (_, length) => u64::from(length).saturating_sub(1),
         };
-        registers[index] = breakpoint.address;
-        registers[DR7] |= 2 << (index * 2) | (access | length << 2) << (16 + index * 4);
+        *address = breakpoint.address;
+        // Two bits that enable each, from bit 0, and four that say what is watched, from bit 16.
+        control |= 2_u64.wrapping_shl(index << 1);
+        control |= (access | length << 2_u32).wrapping_shl((index << 2).saturating_add(16));
     }
-    registers
+    let [a, b, c, d] = addresses;
+    [a, b, c, d, 0, 0, 0, control]
 }
 
 /// Why a CPU stopped for the debugger.

@@ -86,7 +86,7 @@ impl VcpuState for SimVcpu {
     /// Like a processor with as few registers as the architecture allows: two for instructions, two for data.
     fn can_watch(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
         let executed = breakpoints.iter().filter(|watched| watched.access == WatchedAccess::Execute).count();
-        executed <= 2 && breakpoints.len() - executed <= 2
+        executed <= 2 && breakpoints.len().saturating_sub(executed) <= 2
     }
 
     fn inject_breakpoint(&mut self) -> Result<()> {
@@ -115,8 +115,10 @@ impl SimGic {
     fn pending(&self, cpu: u32, first: u32, count: u32) -> Vec<u32> {
         let mut words = vec![0; count.div_ceil(32) as usize];
         for vector in self.board.apics.pending(cpu) {
-            if let Some(number) = u32::from(vector).checked_sub(first).filter(|number| *number < count) {
-                words[(number / 32) as usize] |= 1 << (number % 32);
+            if let Some(number) = u32::from(vector).checked_sub(first)
+                && let Some(word) = words.get_mut((number / 32) as usize).filter(|_| number < count)
+            {
+                *word |= 1 << (number % 32);
             }
         }
         words
@@ -126,7 +128,7 @@ impl SimGic {
     fn pend(&self, cpu: u32, first: u32, words: &[u32]) {
         for (base, word) in (first..).step_by(32).zip(words) {
             for bit in (0..32).filter(|bit| word >> bit & 1 != 0) {
-                self.board.apics.interrupt(cpu, (base + bit) as u8, false);
+                self.board.apics.interrupt(cpu, base.saturating_add(bit) as u8, false);
             }
         }
     }

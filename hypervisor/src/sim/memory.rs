@@ -29,7 +29,9 @@ impl Slots {
         let mut slots = lock(&self.0);
         let mut others = slots.iter().filter(|other| other.0.slot != slot.slot);
         if others.any(|other| {
-            slot.guest_address <= other.0.guest_address + (other.0.size - 1) && other.0.guest_address <= last
+            // Checked above when the other came.
+            let end = other.0.guest_address.saturating_add(other.0.size.saturating_sub(1));
+            slot.guest_address <= end && other.0.guest_address <= last
         }) {
             return Err("the range overlaps another slot");
         }

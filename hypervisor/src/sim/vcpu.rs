@@ -183,7 +183,7 @@ impl SimVcpu {
             return;
         }
         let Some(mut access) = self.access.take() else { return };
-        access.done += access.length();
+        access.done = access.done.saturating_add(access.length());
         if access.done < access.data.len() {
             self.access = Some(access);
         } else {
@@ -196,11 +196,11 @@ impl Access {
     /// How many bytes the next exit has: a small access is split where it crosses a multiple of eight bytes, as by a
     /// processor; a block goes in naturally aligned pieces.
     fn length(&self) -> usize {
-        let left = self.data.len() - self.done;
+        let left = self.data.len().saturating_sub(self.done);
         let Target::Memory(address) = self.target else { return left };
         let at = address.wrapping_add(self.done as u64) as usize % LARGEST_ACCESS;
         if self.data.len() <= LARGEST_ACCESS {
-            return left.min(LARGEST_ACCESS - at);
+            return left.min(LARGEST_ACCESS.saturating_sub(at));
         }
         let natural = 1 << at.trailing_zeros().min(LARGEST_ACCESS.trailing_zeros());
         natural.min(1 << left.ilog2())
@@ -209,7 +209,7 @@ impl Access {
     fn exit(&mut self) -> Exit<'_> {
         let length = self.length();
         let done = self.done;
-        let data = &mut self.data[done..done + length];
+        let data = self.data.get_mut(done..done.saturating_add(length)).unwrap_or_default();
         match self.target {
             Target::Port(port) if self.write => Exit::PortWrite { port, size: length as u8, data },
             Target::Port(port) => Exit::PortRead { port, size: length as u8, data },

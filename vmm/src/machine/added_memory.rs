@@ -83,13 +83,13 @@ impl Modules {
         taken.sort_by_key(|range| range.start);
         let mut start = area.start;
         for range in taken {
-            if range.start - start >= size {
+            if range.start.saturating_sub(start) >= size {
                 break;
             }
-            start = range.last() + 1;
+            start = range.last().saturating_add(1);
         }
-        let end = area.start + area.size;
-        (end - start >= size).then_some((slot, Range { start, size }))
+        let end = area.start.saturating_add(area.size);
+        (end.saturating_sub(start) >= size).then_some((slot, Range { start, size }))
     }
 
     /// Slots whose modules are `size` bytes together: the last that came first. `None` if there are no such ones to be
@@ -98,8 +98,8 @@ impl Modules {
         let mut rest = size;
         let mut slots = Vec::new();
         for (slot, module) in self.by_slot.iter().rev() {
-            if module.range.size <= rest {
-                rest -= module.range.size;
+            if let Some(left) = rest.checked_sub(module.range.size) {
+                rest = left;
                 slots.push(*slot);
             }
         }
@@ -119,9 +119,9 @@ impl Modules {
                 format!("the host cannot give another {}; leave prefault off, or free some", ByteSize(size))
             })?;
         }
-        let offset = usize::try_from(range.start - area.start)?;
+        let offset = usize::try_from(range.start.saturating_sub(area.start))?;
         let mapping = MemorySlot {
-            slot: FIRST_SLOT + slot,
+            slot: FIRST_SLOT.saturating_add(slot),
             guest_address: range.start,
             size,
             // The range lies in the region.
@@ -138,7 +138,7 @@ impl Modules {
     /// Takes a module from the guest, and gives its pages back to the host.
     fn remove(&mut self, vm: &dyn Vm, slot: u32) -> Result<Option<Range>> {
         let Some(module) = self.by_slot.remove(&slot) else { return Ok(None) };
-        vm.unmap_memory(FIRST_SLOT + slot).context("taking memory from the guest")?;
+        vm.unmap_memory(FIRST_SLOT.saturating_add(slot)).context("taking memory from the guest")?;
         if let Some(pages) = &self.pages
             && let Err(error) = pages.release(module.range)
         {
@@ -192,7 +192,7 @@ impl Machine {
         if wanted > room {
             return refused(format!(
                 "the machine can have at most {}; --memory hotplug_size sets how much can be added",
-                ByteSize(boot + room)
+                ByteSize(boot.saturating_add(room))
             ));
         }
         if !wanted.is_multiple_of(MODULE) {
@@ -225,17 +225,17 @@ impl Machine {
     pub(super) fn resize_modules(&mut self, wanted: u64) -> Result<(), ApiError> {
         let present = self.modules.size();
         let mut go = Vec::new();
-        if wanted > present {
+        if let Some(more) = wanted.checked_sub(present).filter(|more| *more > 0) {
             let prefault = self.config.memory.prefault;
             let (slot, range) = self
                 .modules
-                .add(&*self.vm, &self.memory, prefault, wanted - present)
+                .add(&*self.vm, &self.memory, prefault, more)
                 .map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
             self.platform.notifier.memory_came(slot, range);
             let size = range.size;
             self.events.emit_with("vm", "memory-added", [("slot", slot.into()), ("size", size.into())]);
         } else {
-            go.extend(self.modules.to_remove(present - wanted).unwrap_or_default());
+            go.extend(self.modules.to_remove(present.saturating_sub(wanted)).unwrap_or_default());
         }
         for (slot, module) in &mut self.modules.by_slot {
             module.going = go.contains(slot);

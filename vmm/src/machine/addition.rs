@@ -83,9 +83,9 @@ impl Machine {
         if let Err(error) = self.open(device.clone(), files, Arc::clone(&given_up)) {
             return respond(Err(error));
         }
-        let addition = Addition { device, respond, deadline: Instant::now() + limit, limit, given_up };
+        let addition = Addition { device, respond, deadline: super::after(limit), limit, given_up };
         self.additions.opening.insert(self.additions.next, addition);
-        self.additions.next += 1;
+        self.additions.next = self.additions.next.wrapping_add(1);
     }
 
     /// The device with a name, if it can be among those that are there and those that are coming.

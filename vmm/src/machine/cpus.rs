@@ -175,7 +175,7 @@ impl Cpus {
 
     /// The machine is reset: what CPUs asked for before is void. All are paused.
     pub fn forget_effects(&mut self) {
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
         for cpu in self.threads.values() {
             cpu.forget_effects();
         }
@@ -269,7 +269,7 @@ impl Machine {
             self.add_cpu(number).map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
         }
         let surplus = present.len().saturating_sub(desired as usize);
-        let (stay, go) = present.split_at(present.len() - surplus);
+        let (stay, go) = present.split_at_checked(present.len().saturating_sub(surplus)).unwrap_or_default();
         for number in stay {
             self.platform.notifier.keep_cpu(*number);
         }

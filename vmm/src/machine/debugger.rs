@@ -282,7 +282,9 @@ impl Machine {
         let mut data = vec![0; length];
         let mut done = 0;
         self.each_part(number, address, length, |place, range| {
-            let read = self.memory.ram.read_slice(&mut data[range.clone()], place).is_ok();
+            let read = data
+                .get_mut(range.clone())
+                .is_some_and(|data| self.memory.ram.read_slice(data, place).is_ok());
             if read {
                 done = range.end;
             }
@@ -307,7 +309,8 @@ impl Machine {
         }
         let mut done = 0;
         self.each_part(number, address, data.len(), |place, range| {
-            let written = self.memory.ram.write_slice(&data[range.clone()], place).is_ok();
+            let written =
+                data.get(range.clone()).is_some_and(|data| self.memory.ram.write_slice(data, place).is_ok());
             if written {
                 instructions::written(&self.memory.ram, place, range.len());
                 done = range.end;

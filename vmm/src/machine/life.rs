@@ -245,7 +245,7 @@ impl Machine {
         if let Some(watchdog) = &self.watchdog {
             watchdog.pause();
         }
-        self.phase = Phase::Pausing { respond, deadline: Instant::now() + PAUSE_LIMIT };
+        self.phase = Phase::Pausing { respond, deadline: super::after(PAUSE_LIMIT) };
         if self.pci.pause() || self.pci.stopping() { Ok(None) } else { self.at_rest() }
     }
 

@@ -64,8 +64,8 @@ impl MemoryDevices {
         if let Some(balloon) = &config.balloon {
             let options = BalloonOptions {
                 size: balloon.size.0,
-                ram: memory.zones.iter().map(ZoneExtent::most).sum::<u64>()
-                    + memory.modules.map_or(0, |range| range.size),
+                ram: (memory.zones.iter().map(ZoneExtent::most).sum::<u64>())
+                    .saturating_add(memory.modules.map_or(0, |range| range.size)),
                 deflate_on_oom: balloon.deflate_on_oom,
                 free_page_reporting: balloon.free_page_reporting,
                 statistics_interval: Duration::from_secs(balloon.statistics_interval.into()),

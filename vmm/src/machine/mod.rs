@@ -4,11 +4,26 @@
 //! arrives as a message or a call from [`crate::monitor`], and is done at once or begun: see `life` for what a whole machine does,
 //! `hotplug` for devices that come and go.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod added_memory;
 pub mod addition;
 mod boot_files;
 mod clock;
 mod control;
+#[allow(
+    clippy::arithmetic_side_effects,
+    reason = "sums of places in memory, of which there are 2^52 bytes at most"
+)]
 mod coredump;
 mod cpus;
 mod crash;
@@ -70,6 +85,7 @@ use removal::Removal;
 pub use restart::Loaded;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use throttle::Throttle;
 use watchdog::GuestWatchdog;
 
@@ -267,11 +283,17 @@ impl Machine {
     }
 }
 
+/// The time at which `limit` from now is over.
+fn after(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now)
+}
+
 /// The address space for memory that comes by virtio-mem or in modules, if there is to be any, and that for persistent memory.
 fn later_memory(config: &VmConfig, layout: &MemoryLayout) -> (Option<Range>, Range) {
     let Range { start, size } = layout.hotplug().unwrap_or(Range { start: 0, size: 0 });
     let space = memory::hotplug_space(&config.memory);
-    let pmem = Range { start: start + space, size: size.saturating_sub(space) };
+    let pmem = Range { start: start.saturating_add(space), size: size.saturating_sub(space) };
     ((space > 0).then_some(Range { start, size: space }), pmem)
 }
 

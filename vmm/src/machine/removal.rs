@@ -72,7 +72,7 @@ impl Machine {
             return Ok(());
         }
         let limit = timeout_ms.map_or(RELEASE_LIMIT, Duration::from_millis);
-        let caller = Some((respond, Instant::now() + limit, limit));
+        let caller = Some((respond, super::after(limit), limit));
         let ejecting = self.removals.remove(&id).map(|removal| removal.ejecting).unwrap_or_default();
         self.removals.insert(id.clone(), Removal { address, ejecting, forced: force, caller });
         if force {

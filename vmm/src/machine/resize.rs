@@ -169,7 +169,7 @@ fn beyond_boot(size: ByteSize, boot: u64, control: &MemControl) -> Result<u64, A
         );
     };
     if added > control.most() {
-        let most = ByteSize(boot + control.most());
+        let most = ByteSize(boot.saturating_add(control.most()));
         return refuse(field, format!("{size} are more than {most}, which includes all of hotplug_size"));
     }
     if !added.is_multiple_of(control.block_size()) {

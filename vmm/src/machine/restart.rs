@@ -45,7 +45,7 @@ impl Machine {
 
     /// Makes all but memory what it was at power-on.
     pub(super) fn power_on(&mut self) -> Result<()> {
-        self.resets += 1;
+        self.resets = self.resets.wrapping_add(1);
         self.all_stopped();
         self.panics = 0;
         // A guest that starts anew has let go of everything.

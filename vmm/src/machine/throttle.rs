@@ -52,16 +52,16 @@ impl Throttle {
     /// `Some(true)`: CPUs are to be held now; `Some(false)`: they are to run.
     pub fn turn(&mut self, now: Instant) -> Option<bool> {
         let due = self.next.filter(|next| *next <= now)?;
-        let hold = PERIOD * u32::from(self.percent) / 100;
+        let hold = PERIOD.saturating_mul(self.percent.into()).checked_div(100).unwrap_or_default();
         let holding = self.held.is_some();
-        let lasts = if holding { PERIOD - hold } else { hold };
+        let lasts = if holding { PERIOD.saturating_sub(hold) } else { hold };
         // Who comes late does not make up for it by turns that follow each other at once.
-        self.next = Some((due + lasts).max(now));
+        self.next = due.checked_add(lasts).map(|next| next.max(now));
         if holding {
             self.end_hold(now);
         } else {
             self.held = Some(now);
-            self.holds += 1;
+            self.holds = self.holds.wrapping_add(1);
         }
         Some(!holding)
     }

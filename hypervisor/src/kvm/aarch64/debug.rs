@@ -55,7 +55,8 @@ impl KvmVcpu {
     pub(super) fn has_registers_for(&self, breakpoints: &[HardwareBreakpoint]) -> bool {
         let room = |cap| usize::try_from(self.vm.check_extension_int(cap)).unwrap_or(0).min(MOST);
         let executed = breakpoints.iter().filter(|watched| watched.access == WatchedAccess::Execute).count();
-        executed <= room(Cap::DebugHwBps) && breakpoints.len() - executed <= room(Cap::DebugHwWps)
+        executed <= room(Cap::DebugHwBps)
+            && breakpoints.len().saturating_sub(executed) <= room(Cap::DebugHwWps)
     }
 
     /// The exit for a debugger. What no debugger asked for, such as the breakpoint instruction of a 32-bit program, goes to the

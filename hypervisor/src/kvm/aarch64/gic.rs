@@ -35,7 +35,7 @@ impl KvmGic {
 
         let gic = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3)
             .map_err(failed("make a GICv3 interrupt controller (the host's CPUs may be too old for one)"))?;
-        let interrupts = FIRST_SPI + config.spis;
+        let interrupts = FIRST_SPI.saturating_add(config.spis);
         set(&gic, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, interrupts.into())
             .map_err(failed("set the number of interrupts"))?;
         set(&gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST.into(), config.distributor)
@@ -63,7 +63,7 @@ impl KvmGic {
 
     /// Sets the level of a shared interrupt's pin.
     fn set_pin(&self, spi: u32, active: bool) {
-        let irq = (KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT) | (FIRST_SPI + spi);
+        let irq = (KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT) | FIRST_SPI.saturating_add(spi);
         // Fails only for an interrupt that there is not.
         let _ = self.vm.set_irq_line(irq, active);
     }

@@ -45,7 +45,7 @@ const GITS_CBASER: u64 = 0x80;
 const GITS_CWRITER: u64 = 0x88;
 const GITS_CREADR: u64 = 0x90;
 const GITS_BASER: u64 = 0x100;
-const GITS_BASERS: u64 = 8;
+const GITS_BASERS: usize = 8;
 
 // Registers of a CPU (GIC architecture, 12.2).
 const ICC_PMR: RegisterId = RegisterId::system(3, 0, 4, 6, 0);
@@ -66,8 +66,8 @@ const fn icc_ap1r(n: u64) -> RegisterId {
 
 /// How many registers of active priorities there are, by ICC_CTLR_EL1: one for 5 bits of priority, two for 6, four for 7.
 fn active_priority_registers(ctlr: u64) -> u64 {
-    let bits = (ctlr >> 8 & 7) + 1;
-    1 << bits.saturating_sub(5).min(2)
+    // The field has the number of bits less one.
+    1 << (ctlr >> 8 & 7).saturating_sub(4).min(2)
 }
 
 /// One of the controller's devices, registers of which are accessed.
@@ -100,20 +100,20 @@ impl Frame<'_> {
 
     /// A register of 64 bits, whose halves KVM has apart.
     fn read64(&self, offset: u64) -> Result<u64> {
-        Ok(u64::from(self.read(offset)?) | u64::from(self.read(offset + 4)?) << 32)
+        Ok(u64::from(self.read(offset)?) | u64::from(self.read(offset.saturating_add(4))?) << 32)
     }
 
     fn write64(&self, offset: u64, value: u64) -> Result<()> {
         self.write(offset, value as u32)?;
-        self.write(offset + 4, (value >> 32) as u32)
+        self.write(offset.saturating_add(4), (value >> 32) as u32)
     }
 
     /// Where a bank has the words of the interrupts.
     fn words(&self, (offset, bits): Bank) -> impl Iterator<Item = u64> + use<> {
-        let base = self.base + offset;
+        let base = self.base.saturating_add(offset);
         (self.first..self.end)
-            .step_by((32 / bits) as usize)
-            .map(move |first| base + u64::from(first * bits / 8))
+            .step_by(32_u32.checked_div(bits).unwrap_or(32) as usize)
+            .map(move |first| base.saturating_add((first.saturating_mul(bits) / 8).into()))
     }
 
     fn read_bank(&self, bank: Bank) -> Result<Vec<u32>> {
@@ -194,7 +194,7 @@ fn affinity(id: u32) -> u64 {
 
 impl KvmGic {
     fn distributor(&self) -> Frame<'_> {
-        let (first, end) = (FIRST_SPI, FIRST_SPI + self.config.spis);
+        let (first, end) = (FIRST_SPI, FIRST_SPI.saturating_add(self.config.spis));
         Frame { device: &self.gic, group: KVM_DEV_ARM_VGIC_GRP_DIST_REGS, cpu: 0, base: 0, first, end }
     }
 
@@ -282,7 +282,7 @@ impl KvmGic {
 
     pub(super) fn save_all(&self) -> Result<GicState> {
         let distributor = self.distributor();
-        let routers = (distributor.first..distributor.end).map(|n| GICD_IROUTER + u64::from(n) * 8);
+        let routers = (distributor.first..distributor.end).map(router);
         let state = GicState {
             gicd_iidr: distributor.read(GICD_IIDR)?,
             gicd_ctlr: distributor.read(GICD_CTLR)?,
@@ -307,8 +307,8 @@ impl KvmGic {
         if state.gicd_iidr != 0 {
             distributor.write(GICD_IIDR, state.gicd_iidr)?;
         }
-        for (number, router) in (distributor.first..).zip(&state.gicd_irouter) {
-            distributor.write64(GICD_IROUTER + u64::from(number) * 8, *router)?;
+        for (number, route) in (distributor.first..).zip(&state.gicd_irouter) {
+            distributor.write64(router(number), *route)?;
         }
         // Before what is pending: KVM passes on to CPUs only what becomes pending while the distributor is enabled.
         distributor.write(GICD_CTLR, state.gicd_ctlr)?;
@@ -356,8 +356,13 @@ fn control(device: &DeviceFd, attr: u32, what: &'static str) -> Result<()> {
         .map_err(|errno| Error::Vm { what, source: errno.into() })
 }
 
+/// Where the shared interrupt's route is.
+fn router(number: u32) -> u64 {
+    GICD_IROUTER.saturating_add(u64::from(number) << 3)
+}
+
 fn basers() -> impl Iterator<Item = u64> {
-    (0..GITS_BASERS).map(|n| GITS_BASER + n * 8)
+    (GITS_BASER..).step_by(8).take(GITS_BASERS)
 }
 
 fn save_its(its: &DeviceFd) -> Result<ItsState> {

@@ -114,7 +114,7 @@ impl VcpuState for KvmVcpu {
             if error.raw_os_error() != Some(libc::E2BIG) || length > MAX_REGISTERS {
                 return Err(self.list_failed(error));
             }
-            list.resize(1 + length, 0);
+            list.resize(length.saturating_add(1), 0);
         }
         Err(self.list_failed(io::Error::other("it grew meanwhile")))
     }

@@ -23,19 +23,22 @@ pub fn add_kernel_note(region: &GuestRegion, offset: u64, notes: &mut Vec<u8>) {
     let mut page = [0; 4096];
     // The name alone decides for nearly all pages.
     let mut start = [0; HEADER];
-    if region.read_slice(&mut start, MemoryRegionAddress(offset)).is_err() || start[12..] != *NAME {
+    if region.read_slice(&mut start, MemoryRegionAddress(offset)).is_err() || !start.ends_with(NAME) {
         return;
     }
-    let word = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
-    let size = word(4) as usize;
-    if word(0) != 11 || word(8) != 0 || size > LARGEST {
+    // The lengths of name and content, and the type.
+    let [11, size, 0] = [0, 4, 8].map(|at| {
+        start.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |word| u32::from_le_bytes(*word))
+    }) else {
         return;
-    }
-    if region.read_slice(&mut page, MemoryRegionAddress(offset)).is_ok()
-        && page[HEADER..HEADER + size].starts_with(FIRST)
+    };
+    if size as usize <= LARGEST
+        && region.read_slice(&mut page, MemoryRegionAddress(offset)).is_ok()
+        && let Some(content) = page.get(HEADER..).and_then(|page| page.get(..size as usize))
+        && content.starts_with(FIRST)
         && !notes.windows(NAME.len()).any(|window| window == NAME)
     {
-        kernel_note(notes, &page[HEADER..HEADER + size]);
+        kernel_note(notes, content);
     }
 }
 
@@ -46,17 +49,14 @@ pub fn kernel_note(notes: &mut Vec<u8>, content: &[u8]) {
 
 /// Appends a note.
 pub fn note(notes: &mut Vec<u8>, name: &[u8], kind: u32, content: &[u8]) {
-    for word in [name.len() as u32 + 1, content.len() as u32, kind] {
+    for word in [(name.len() as u32).saturating_add(1), content.len() as u32, kind] {
         notes.extend(word.to_le_bytes());
     }
-    for part in [name, content] {
+    // A name ends with a zero, and both are padded to words.
+    for (part, end) in [(name, &[0][..]), (content, &[])] {
         notes.extend(part);
-        // A name ends with a zero, and both are padded to words.
-        let padding = if std::ptr::eq(part, name) {
-            4 - part.len() % 4
-        } else {
-            part.len().next_multiple_of(4) - part.len()
-        };
+        notes.extend(end);
+        let padding = part.len().wrapping_add(end.len()).wrapping_neg() & 3;
         notes.extend(std::iter::repeat_n(0, padding));
     }
 }
@@ -66,8 +66,9 @@ pub fn prstatus(number: u32, registers: &[u64]) -> Vec<u8> {
     /// Where the thread's number and the registers are.
     const NUMBER: usize = 32;
     const REGISTERS: usize = 112;
-    let mut status = vec![0; REGISTERS];
-    status[NUMBER..NUMBER + 4].copy_from_slice(&number.to_le_bytes());
+    let mut status = vec![0; NUMBER];
+    status.extend(number.to_le_bytes());
+    status.resize(REGISTERS, 0);
     status.extend(registers.iter().flat_map(|register| register.to_le_bytes()));
     // There is another note with the floating-point registers; and padding.
     status.extend(1_u64.to_le_bytes());

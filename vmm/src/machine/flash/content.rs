@@ -124,7 +124,7 @@ fn anonymous(size: u64) -> Result<MappedRegion> {
 fn erase(memory: &MappedRegion, start: usize) -> Result<()> {
     let ones = vec![0xff_u8; PIECE];
     for at in (start..memory.size()).step_by(PIECE) {
-        memory.get_slice(at, PIECE.min(memory.size() - at))?.copy_from(&ones);
+        memory.get_slice(at, PIECE.min(memory.size().saturating_sub(at)))?.copy_from(&ones);
     }
     Ok(())
 }
@@ -132,10 +132,10 @@ fn erase(memory: &MappedRegion, start: usize) -> Result<()> {
 /// Fills `buffer` from `offset` on, as far as the file goes, and says how far.
 fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset.saturating_add(done as u64)) {
             Ok(0) => break,
-            Ok(count) => done += count,
+            Ok(count) => done = done.saturating_add(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -77,7 +77,7 @@ impl Flash {
         let device = Arc::new(Mutex::new(device));
         mmio.change(|bus| bus.insert(range, Arc::clone(&device) as _))
             .with_context(|| format!("placing the flash for {name}"))?;
-        let slot = FIRST_SLOT + number;
+        let slot = FIRST_SLOT.saturating_add(number);
         let mut bank = Bank { name, device, memory, range, slot, mapped: false, _lock: lock };
         bank.follow(vm)?;
         self.banks.push(bank);

@@ -153,8 +153,8 @@ impl Input {
             self.at = 0;
             self.end = self.stream.read(&mut self.bytes)?;
         }
-        let byte = self.bytes[..self.end].get(self.at).copied();
-        self.at += usize::from(byte.is_some());
+        let byte = self.bytes.get(self.at..self.end).and_then(|bytes| bytes.first()).copied();
+        self.at = self.at.saturating_add(usize::from(byte.is_some()));
         Ok(byte)
     }
 

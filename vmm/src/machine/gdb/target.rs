@@ -189,7 +189,7 @@ impl MultiThreadBase for GdbTarget {
         if read.is_empty() && length > 0 {
             return Err(TargetError::NonFatal);
         }
-        data[..read.len()].copy_from_slice(&read);
+        data.iter_mut().zip(&read).for_each(|(to, from)| *to = *from);
         Ok(read.len())
     }
 

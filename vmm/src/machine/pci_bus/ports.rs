@@ -108,7 +108,8 @@ impl PciBus {
 
     fn add_port(&mut self, config: &PciPortConfig, index: usize, buses: RangeInclusive<u8>) -> Result<()> {
         let address = self.resolve(&config.place())?;
-        let slot = (config.hotplug && config.kind != PciPortKind::Upstream).then_some(index + 1);
+        let slot =
+            (config.hotplug && config.kind != PciPortKind::Upstream).then_some(index.saturating_add(1));
         let options = PortOptions {
             kind: match config.kind {
                 PciPortKind::Root => PortKind::Root,
@@ -339,14 +340,14 @@ fn number_buses(ports: &[PciPortConfig]) -> Result<Vec<RangeInclusive<u8>>> {
     fn visit(index: usize, ports: &[PciPortConfig], next: &mut u16, buses: &mut [RangeInclusive<u16>]) {
         let Some(port) = ports.get(index) else { return };
         let first = *next;
-        *next += 1;
+        *next = next.saturating_add(1);
         let below = (0..).zip(ports).filter(|(_, other)| other.bus.as_deref() == Some(port.id.as_str()));
         for (child, _) in below {
             visit(child, ports, next, buses);
         }
-        *next += u16::from(port.bus_reserve);
+        *next = next.saturating_add(port.bus_reserve.into());
         if let Some(place) = buses.get_mut(index) {
-            *place = first..=*next - 1;
+            *place = first..=next.saturating_sub(1);
         }
     }
     let mut buses = vec![0..=0; ports.len()];

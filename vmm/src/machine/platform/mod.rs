@@ -94,8 +94,8 @@ fn with_pmem_reserve<E: std::error::Error + Send + Sync + 'static>(
     config: &VmConfig,
     lay_out: impl Fn(u64) -> Result<MemoryLayout, E>,
 ) -> Result<MemoryLayout> {
-    let needed = memory::hotplug_space(&config.memory) + pmem::space(&config.pmem)?;
-    lay_out(needed + pmem::RESERVE).or_else(|_| lay_out(needed)).context("--memory")
+    let needed = memory::hotplug_space(&config.memory).saturating_add(pmem::space(&config.pmem)?);
+    lay_out(needed.saturating_add(pmem::RESERVE)).or_else(|_| lay_out(needed)).context("--memory")
 }
 
 fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {

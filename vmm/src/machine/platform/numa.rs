@@ -13,7 +13,7 @@ pub fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {
 
 /// The matrix of distances: what is not given is 20, or what the other way is.
 pub fn distances(numa: &[NumaConfig]) -> Vec<Vec<u8>> {
-    let count = numa.iter().map(|node| node.guest_numa_id + 1).max().unwrap_or(0);
+    let count = numa.iter().map(|node| node.guest_numa_id.saturating_add(1)).max().unwrap_or(0);
     let given = |from: u32, to: u32| {
         let node = numa.iter().find(|node| node.guest_numa_id == from)?;
         node.distances.iter().find(|distance| distance.destination == to).map(|distance| distance.distance)

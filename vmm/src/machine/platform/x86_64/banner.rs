@@ -25,7 +25,7 @@ pub fn has_linux_banner(kernel: &File) -> Result<bool> {
             return Ok(found);
         }
         // Pieces overlap, so that one that is split is found too.
-        at += (read - BANNER.len() + 1) as u64;
+        at = at.saturating_add(read.saturating_sub(BANNER.len().saturating_sub(1)) as u64);
     }
     Ok(false)
 }

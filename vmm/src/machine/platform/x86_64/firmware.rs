@@ -143,12 +143,12 @@ fn acpi_config(
             .map(|_| Groups { topology: model.topology(), caches: model.caches() }),
         registers: Registers {
             sleep_status: acpi_port,
-            sleep_control: acpi_port + 1,
-            reset: acpi_port + 2,
+            sleep_control: acpi_port.saturating_add(1),
+            reset: acpi_port.saturating_add(2),
             reset_value: 1,
-            pm_timer: Some(acpi_port + 8),
+            pm_timer: Some(acpi_port.saturating_add(8)),
         },
-        events: EventDevice { port: acpi_port + 4, gsi: EVENT_GSI },
+        events: EventDevice { port: acpi_port.saturating_add(4), gsi: EVENT_GSI },
         pci_hotplug: Some(PciHotplug::PORTS.start as u16),
         cpu_hotplug: (config.cpus.limit() > 1).then_some(CpuHotplug::PORTS.start as u16),
         memory_hotplug: modules
@@ -189,7 +189,7 @@ fn smbios_config(config: &VmConfig, layout: &MemoryLayout, model: &CpuModel) -> 
         oem_strings: platform.oem_strings.clone(),
         processors: Processors {
             packages: topology.packages() as u16,
-            cores: (topology.cores() * topology.dies()) as u16,
+            cores: topology.cores().saturating_mul(topology.dies()) as u16,
             threads: topology.cpus_per_package() as u16,
             signature: u64::from(features.edx) << 32 | u64::from(features.eax),
             manufacturer: ascii(&[b, d, c]),
