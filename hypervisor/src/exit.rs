@@ -38,6 +38,12 @@ pub enum Exit<'a> {
         /// What is written; 1 to 8 bytes.
         data: &'a [u8],
     },
+    /// Accesses memory that is not RAM by an instruction that the processor does not describe to the hypervisor (aarch64: of
+    /// two registers, of vectors, with write-back). The guest gets an exception for it when the CPU runs on.
+    Undescribed {
+        /// Guest-physical address.
+        address: u64,
+    },
     /// The guest acknowledged a level-triggered interrupt with this vector.
     EndOfInterrupt {
         /// Interrupt vector.

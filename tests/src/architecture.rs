@@ -160,12 +160,15 @@ pub enum Feature {
     PerformanceMonitor,
     /// A way for a CPU to fail by itself that stops the machine.
     TripleFault,
+    /// Instructions whose accesses to devices a hypervisor cannot carry out.
+    UndescribedAccesses,
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 11] = [
+const MISSING: [(Architecture, Feature, &str); 12] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
+    (X86_64, Feature::UndescribedAccesses, "the hypervisor reads the instruction"),
     (
         Aarch64,
         Feature::OlderKernel,

@@ -109,6 +109,16 @@ fn processors_that_pull_at_the_same_devices_do_no_harm() {
 }
 
 #[test]
+fn an_access_that_no_hypervisor_can_carry_out_is_an_exception_of_the_guests() {
+    if lacks(Feature::UndescribedAccesses) {
+        return;
+    }
+    let report = run("wide-access; blk-verify", "");
+    assert_eq!(report.number("wide-access", "failed"), 0);
+    assert!(report.number("wide-access", "made") > 20, "{report:?}");
+}
+
+#[test]
 fn a_console_nobody_reads_does_not_hold_up_the_guest() {
     if lacks(Feature::Ports) {
         return;

@@ -422,6 +422,10 @@ fn respond(
             }
             (ExitKind::PortRead, Step::Access(None))
         }
+        Exit::Undescribed { .. } => {
+            exits.undescribed.add(1);
+            (ExitKind::Other, Step::Access(None))
+        }
         Exit::EndOfInterrupt { vector } => {
             end_of_interrupt(vector);
             (ExitKind::EndOfInterrupt, Step::GoOn)

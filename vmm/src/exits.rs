@@ -51,6 +51,8 @@ pub struct ExitCounters {
     kinds: [Exits; 8],
     /// Accesses to addresses that no device has.
     pub unclaimed: Counter,
+    /// Accesses to devices by instructions that the hypervisor cannot carry out, for which the guest gets an exception.
+    pub undescribed: Counter,
 }
 
 /// Each kind with its names: as such, and of its number and its time among the readings.
@@ -95,14 +97,16 @@ impl ExitCounters {
             let exits = self.of(*kind);
             [Reading::total(count, exits.count.get()), Reading::total(ns, exits.ns.get())]
         });
-        kinds.chain([Reading::total("unclaimed", self.unclaimed.get())]).collect()
+        let accesses = [("unclaimed", &self.unclaimed), ("undescribed", &self.undescribed)];
+        kinds.chain(accesses.map(|(name, counter)| Reading::total(name, counter.get()))).collect()
     }
 }
 
 impl Inspect for ExitCounters {
     fn inspect(&self) -> Value {
         let kinds = KINDS.iter().map(|(kind, name, ..)| ((*name).to_owned(), self.of(*kind).inspect()));
-        kinds.chain([("unclaimed".to_owned(), self.unclaimed.get().into())]).collect()
+        let accesses = [("unclaimed", &self.unclaimed), ("undescribed", &self.undescribed)];
+        kinds.chain(accesses.map(|(name, counter)| (name.to_owned(), counter.get().into()))).collect()
     }
 }
 

@@ -84,6 +84,11 @@ impl Vcpu for KvmVcpu {
             let exit = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.debug }.arch;
             return self.debug_exit(&exit);
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(address) = native::undescribed_access(self.fd.get_kvm_run()) {
+            self.inject_external_abort()?;
+            return Ok(Exit::Undescribed { address });
+        }
         Ok(decode(self.fd.get_kvm_run()))
     }
 

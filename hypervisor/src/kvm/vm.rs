@@ -35,8 +35,7 @@ pub(super) struct KvmVm {
 impl KvmVm {
     /// Sets up a new machine.
     pub(super) fn new(fd: VmFd) -> Result<Self> {
-        #[cfg(target_arch = "x86_64")]
-        super::x86_64::set_up_vm(&fd)?;
+        super::native::set_up_vm(&fd)?;
         #[cfg(target_arch = "x86_64")]
         let pins = crate::x86_64::IOAPIC_PINS;
         #[cfg(not(target_arch = "x86_64"))]

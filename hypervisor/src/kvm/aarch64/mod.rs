@@ -5,8 +5,10 @@ mod debug;
 pub(super) mod gic;
 mod gic_hold;
 mod gic_state;
+mod undescribed;
 
 pub(super) use debug::Debug;
+pub(super) use undescribed::{set_up_vm, undescribed_access};
 
 use super::vcpu::KvmVcpu;
 use crate::aarch64::{HostFeatures, MpState, PendingEvents, RegisterId, VcpuFeatures, VcpuState, exception};

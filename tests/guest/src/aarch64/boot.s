@@ -137,8 +137,21 @@ interrupt:
     eret
 .ltorg
 
-// Keeps what is known of the exception and goes on with its report.
+// One that is expected leaves its syndrome in ABORT and goes on behind its instruction. Of any other, keeps what is known and goes
+// on with its report.
 exception:
+    stp x0, x1, [sp, #-16]!
+    ldr x0, =ABORT
+    ldr x1, [x0]
+    cbz x1, 1f
+    mrs x1, esr_el1
+    str x1, [x0]
+    mrs x1, elr_el1
+    add x1, x1, #4
+    msr elr_el1, x1
+    ldp x0, x1, [sp], #16
+    eret
+1:  add sp, sp, #16
     ldr x0, =EXCEPTION
     mrs x1, esr_el1
     mrs x2, elr_el1

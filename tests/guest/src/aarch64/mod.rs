@@ -8,6 +8,7 @@ pub mod interrupts;
 pub mod mapping;
 mod memory_functions;
 pub mod processors;
+pub mod wide;
 
 /// Where unplaced BARs go.
 pub const BAR_WINDOW: core::ops::Range<u64> = 0x2000_0000..0x3000_0000;

@@ -14,6 +14,7 @@ mod race;
 mod rtc;
 mod simple;
 pub mod smp;
+mod wide;
 
 use crate::boot_info::BootInfo;
 use crate::command_line::{CommandLine, Task};
@@ -97,6 +98,7 @@ const TASKS: &[(&str, Run)] = &[
     ("mmio-fuzz", fuzz::device_memory),
     ("config-fuzz", fuzz::configuration),
     ("race-fuzz", race::run),
+    ("wide-access", wide::run),
 ];
 
 /// Runs the tasks of `line` one after the other; returns how many failed.

@@ -7,6 +7,7 @@ pub mod interrupts;
 pub mod mapping;
 mod memory_functions;
 pub mod processors;
+pub mod wide;
 
 /// Where unplaced BARs go: below the local and I/O APICs and above any RAM that machines here have below 4 GiB.
 pub const BAR_WINDOW: core::ops::Range<u64> = 0xc000_0000..0xe000_0000;
