@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
 use vmm::api::request::Resize;
-use vmm::api::{Call, Reply, Request};
+use vmm::api::{Call, Interest, Reply, Request};
 use vmm::cli::{self, Command};
 use vmm::config::ByteSize;
 use vmm::message::{Event, Inbox};
@@ -128,7 +128,12 @@ impl Machine {
     fn call(&self, request: Request) -> serde_json::Value {
         let (sender, receiver) = channel();
         let respond = Box::new(move |answer| drop(sender.send(answer)));
-        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        self.inbox.tell(Event::Call(Call {
+            request,
+            files: Vec::new(),
+            respond,
+            interest: Interest::default(),
+        }));
         match receiver.recv().expect("the machine thread answers").unwrap() {
             Reply::Json(value) => value,
             _ => serde_json::Value::Null,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::tiny_kernel;
 use vmm::api::request::{Coredump, Inspect, SetAffinity};
-use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
+use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, CpuAffinity, DiskConfig, VmConfig};
 use vmm::message::{Event, Inbox};
 use vmm::monitor::Monitor;
@@ -54,7 +54,12 @@ impl Machine {
     fn begin(&self, request: Request) -> Receiver<Answer> {
         let (sender, receiver) = channel();
         let respond = Box::new(move |answer| drop(sender.send(answer)));
-        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        self.inbox.tell(Event::Call(Call {
+            request,
+            files: Vec::new(),
+            respond,
+            interest: Interest::default(),
+        }));
         receiver
     }
 

@@ -4,8 +4,10 @@
 //! waits its turn while a start, a pause, a restart or an end is being completed; one that ends the machine does not.
 
 mod booting;
+mod deadlines;
 
 pub use booting::Progress;
+pub use deadlines::Limits;
 
 use crate::api::request::{AddDevice, InfoReply, PingReply, VmState};
 use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
@@ -19,9 +21,10 @@ use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use anyhow::Result;
 use booting::Booting;
+use deadlines::Outstanding;
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,8 +65,8 @@ pub struct Monitor {
     machines: u64,
     /// What threads do for machines, also for one that is gone.
     work: Work,
-    /// Calls whose turn has not come.
-    waiting: VecDeque<Call>,
+    /// Calls that are not answered yet.
+    outstanding: Outstanding,
     after_end: Option<AfterEnd>,
     /// When the process was told to end.
     quitting: Option<Instant>,
@@ -103,7 +106,7 @@ impl Monitor {
             vm: Vm::Absent,
             machines: 0,
             work: Work::default(),
-            waiting: VecDeque::new(),
+            outstanding: Outstanding::default(),
             after_end: None,
             quitting: None,
             held: false,
@@ -120,6 +123,11 @@ impl Monitor {
     /// Where it tells what happens.
     pub fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// Has calls take no longer than `limits`.
+    pub fn limit(&mut self, limits: Limits) {
+        self.outstanding = Outstanding::new(limits);
     }
 
     /// Has machines wait for a debugger before their first instruction.
@@ -151,33 +159,27 @@ impl Monitor {
 
     /// Does the next thing the thread is told, if it is before `limit`. `Some`: the process is to end.
     fn next(&mut self, limit: Option<Instant>) -> Result<Option<Ended>> {
-        let deadline = match &self.vm {
-            Vm::Booted(machine) => machine.deadline(),
-            Vm::Booting(booting) => booting.deadline(),
-            Vm::Absent | Vm::Created(_) => None,
-        };
+        let deadline = self.deadline();
         let event = match deadline.into_iter().chain(limit).min() {
             None => self.received.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => self.received.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
-        let ended = match event {
+        let mut ended = match event {
             Ok(event) => self.handle(event)?,
-            Err(RecvTimeoutError::Timeout) => match &mut self.vm {
-                Vm::Booted(machine) => machine.overdue(Instant::now())?,
-                Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= Instant::now()) => {
-                    Some(Ended::Terminated)
-                }
-                _ => None,
-            },
+            Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("every thread of the machine has ended"),
         };
+        let now = Instant::now();
+        if ended.is_none() && deadline.is_some_and(|at| at <= now) {
+            ended = self.overdue(now)?;
+        }
         let quit = ended.and_then(|ended| self.machine_ended(ended));
         if quit.is_some() {
             return Ok(quit);
         }
         self.close_files();
         while !self.busy()
-            && let Some(call) = self.waiting.pop_front()
+            && let Some(call) = self.outstanding.next_turn()
         {
             let ended = self.call(call)?;
             if let Some(quit) = ended.and_then(|ended| self.machine_ended(ended)) {
@@ -185,6 +187,28 @@ impl Monitor {
             }
         }
         Ok(None)
+    }
+
+    /// When [`Monitor::overdue`] is to be called, if nothing happens before.
+    fn deadline(&mut self) -> Option<Instant> {
+        let of_machine = match &self.vm {
+            Vm::Booted(machine) => machine.deadline(),
+            Vm::Booting(booting) => booting.deadline(),
+            Vm::Absent | Vm::Created(_) => None,
+        };
+        of_machine.into_iter().chain(self.outstanding.deadline()).min()
+    }
+
+    /// Gives up what was not done in its time. `Some`: the machine has ended.
+    fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
+        self.outstanding.give_up(now);
+        match &mut self.vm {
+            Vm::Booted(machine) => machine.overdue(now),
+            Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= now) => {
+                Ok(Some(Ended::Terminated))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Closes descriptors that no network interface has any more.
@@ -333,20 +357,18 @@ impl Monitor {
 
     /// Does what a call asks, or has it wait its turn. `Some`: the machine has ended.
     fn call(&mut self, call: Call) -> Result<Option<Ended>> {
-        let query = matches!(
-            call.request,
-            Request::Ping | Request::Info | Request::Counters | Request::Inspect(_) | Request::Metrics
-        );
+        let query = call.request.is_query();
         let at_once = match call.request {
             Request::VmmShutdown => true,
             Request::Shutdown | Request::Delete => !self.ending() && !self.dumping(),
             _ => query,
         };
         if self.busy() && !at_once {
-            self.waiting.push_back(call);
+            self.outstanding.wait(call);
             return Ok(None);
         }
-        let Call { request, files, respond } = call;
+        let call = if query { call } else { self.outstanding.begin(call) };
+        let Call { request, files, respond, .. } = call;
         match request {
             Request::Ping => respond(ping()),
             Request::Info => respond(self.info()),

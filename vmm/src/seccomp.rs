@@ -273,6 +273,7 @@ const API: &[Allowed] = &[
     call(libc::SYS_epoll_pwait, "waiting for clients"),
     call(libc::SYS_epoll_ctl, "which clients to wait for"),
     call(libc::SYS_accept4, "a client comes"),
+    call(libc::SYS_fcntl, "a second descriptor of its socket, by which it is seen that it leaves"),
     call(libc::SYS_recvmsg, "a request, with descriptors"),
     call(libc::SYS_recvfrom, "a request"),
     call(libc::SYS_sendmsg, "an answer"),

@@ -11,11 +11,11 @@ use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::tiny_kernel;
 use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
-use vmm::api::{Answer, Call, ErrorKind, Reply, Request};
+use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
 use vmm::machine::Ended;
 use vmm::message::{Event, Inbox};
-use vmm::monitor::Monitor;
+use vmm::monitor::{Limits, Monitor};
 
 /// A call that takes longer has been forgotten, or waits for itself.
 pub const STUCK: Duration = Duration::from_secs(60);
@@ -30,11 +30,17 @@ pub struct Control {
 impl Control {
     /// Without a machine.
     pub fn start(sim: &Arc<Sim>) -> Self {
+        Self::start_with(sim, Limits::default())
+    }
+
+    /// Without a machine, and with other limits than a person has.
+    pub fn start_with(sim: &Arc<Sim>, limits: Limits) -> Self {
         let (sender, receiver) = channel();
         let (told, events) = channel();
         let sim = Arc::clone(sim);
         let thread = std::thread::spawn(move || {
-            let monitor = Monitor::new(sim as _).unwrap();
+            let mut monitor = Monitor::new(sim as _).unwrap();
+            monitor.limit(limits);
             monitor.events().listen(None, Box::new(move |event| told.send(event.event.to_owned()).is_ok()));
             sender.send(monitor.inbox()).unwrap();
             monitor.run().unwrap()
@@ -59,9 +65,14 @@ impl Control {
     }
 
     pub fn begin(&self, request: Request) -> Receiver<Answer> {
+        self.begin_for(request, Interest::default())
+    }
+
+    /// For somebody who may lose interest.
+    pub fn begin_for(&self, request: Request, interest: Interest) -> Receiver<Answer> {
         let (sender, receiver) = channel();
         let respond = Box::new(move |answer| drop(sender.send(answer)));
-        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond }));
+        self.inbox.tell(Event::Call(Call { request, files: Vec::new(), respond, interest }));
         receiver
     }
 

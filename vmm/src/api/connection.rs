@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::UnixStream;
 
@@ -50,6 +51,32 @@ impl Connection {
     /// Wraps a stream. Descriptors that arrive are put into `received`; those in `to_send` go with the next bytes written.
     pub fn new(stream: UnixStream, received: Files, to_send: Files) -> Self {
         Self { stream, received, to_send }
+    }
+}
+
+/// Whether a client is there. One that will send no more may still wait for its answer; one that has closed its socket does not.
+pub(super) struct Presence(AsyncFd<OwnedFd>);
+
+impl Presence {
+    /// Of the client at the other end of `socket`.
+    ///
+    /// # Errors
+    /// When the host is out of descriptors.
+    pub(super) fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        // One of its own: what is noted of a descriptor's readiness here is not hidden from the connection.
+        let socket = socket.try_clone_to_owned()?;
+        // SAFETY: an owned descriptor always tells the same one, which stays open as long as it.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }?))
+    }
+
+    /// Waits until the client has left.
+    pub(super) async fn gone(&self) {
+        while let Ok(mut ready) = self.0.writable().await {
+            if ready.ready().is_write_closed() {
+                return;
+            }
+            ready.clear_ready();
+        }
     }
 }
 

@@ -6,25 +6,29 @@
 //! | 400 | the request is wrong; the error names the field |
 //! | 404 | no such path, machine or device |
 //! | 405 | the path has another method; or the machine is not in a state for it |
-//! | 408 | the body does not arrive, or the guest does not do its part, in time |
+//! | 408 | the body does not arrive, or the guest or the host does not do its part, in time |
 //! | 413, 415 | a body that is too large, is not JSON |
 //! | 409 | it is there already |
-//! | 500, 501, 503 | the host refused; not supported; the process ends |
+//! | 500, 501, 503 | the host refused; not supported; the process ends, or too many calls wait |
 //!
 //! An error's body is an array of strings, from the general to the particular, as cloud-hypervisor's clients read it. A client
 //! that accepts `application/problem+json` gets an object (RFC 9457) with the field in a member of its own.
 
 use super::connection::{Files, MOST_FILES};
+use super::places::Places;
 use super::routes::{self, Refusal, Route, Serves};
 use super::server::{Ask, ClientState};
 use super::stream::{self, Body};
-use super::{ApiError, Call, ErrorKind, Reply};
+use super::{Answer, ApiError, Call, ErrorKind, Interest, Reply, Respond};
 use crate::event::Events;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SERVER};
 use hyper::{Request, Response, StatusCode};
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -41,13 +45,15 @@ pub(super) struct Served {
     ask: Ask,
     events: Events,
     listeners: stream::Seats,
+    places: Places,
     /// Told when a client has left.
     pub(super) left: Notify,
 }
 
 impl Served {
     pub(super) fn new(ask: Ask, events: Events) -> Self {
-        Self { ask, events, listeners: stream::Seats::default(), left: Notify::new() }
+        let (listeners, places) = (stream::Seats::default(), Places::default());
+        Self { ask, events, listeners, places, left: Notify::new() }
     }
 }
 
@@ -106,20 +112,49 @@ async fn perform(
         Serves::Call(_) => {
             let request = route.read(head.uri.query(), &body)?;
             drop(body);
-            let (answered, answer) = oneshot::channel();
-            // Who asked may be gone by then.
-            let respond = Box::new(move |answer| drop(answered.send(answer)));
+            let Some(_place) = served.places.take(&request) else {
+                return Err(Refusal::new(
+                    503,
+                    "as many calls as can wait for the machine do so; try again later, or end it with vm.shutdown",
+                ));
+            };
             client.set_busy(true);
-            (served.ask)(Call { request, files, respond });
-            let answer = answer.await;
+            let answer =
+                call(served, client, |respond, interest| Call { request, files, respond, interest }).await;
             client.set_busy(false);
             match answer {
-                Ok(Ok(reply)) => Ok(success(route, reply)),
-                Ok(Err(error)) => Err(Refusal::from(error)),
-                Err(_) => Err(Refusal::new(503, "the process ends")),
+                Some(Ok(reply)) => Ok(success(route, reply)),
+                Some(Err(error)) => Err(Refusal::from(error)),
+                None => Err(Refusal::new(503, "the process ends")),
             }
         }
     }
+}
+
+/// Makes a call, and waits for its answer while the client does. `None`: there will be none.
+async fn call(
+    served: &Served,
+    client: &ClientState,
+    make: impl FnOnce(Respond, Interest) -> Call,
+) -> Option<Answer> {
+    let (answered, answer) = oneshot::channel();
+    let interest = Interest::default();
+    let _waits = interest.waits();
+    // Who asked may be gone by then.
+    (served.ask)(make(Box::new(move |answer| drop(answered.send(answer))), interest));
+    let presence = client.presence();
+    let gone = async {
+        match &presence {
+            Some(presence) => presence.gone().await,
+            None => std::future::pending().await,
+        }
+    };
+    let (mut answer, mut gone) = (pin!(answer), pin!(gone));
+    poll_fn(|context| match answer.as_mut().poll(context) {
+        Poll::Ready(answer) => Poll::Ready(answer.ok()),
+        Poll::Pending => gone.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 async fn receive(body: Incoming) -> Result<bytes::Bytes, Refusal> {

@@ -7,13 +7,16 @@ pub mod compatibility;
 pub mod connection;
 pub mod event_monitor;
 mod http;
+mod interest;
 pub mod openapi;
+mod places;
 pub mod request;
 pub mod routes;
 pub mod server;
 pub mod socket;
 mod stream;
 
+pub use interest::Interest;
 pub use request::{ApiError, ErrorKind, Reply, Request};
 
 use std::os::fd::OwnedFd;
@@ -32,6 +35,8 @@ pub struct Call {
     pub files: Vec<OwnedFd>,
     /// Takes the answer.
     pub respond: Respond,
+    /// Whether somebody waits for it.
+    pub interest: Interest,
 }
 
 #[cfg(test)]

@@ -65,6 +65,45 @@ pub enum Request {
     Unsupported(&'static str),
 }
 
+impl Request {
+    /// The verb.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ping => "vmm.ping",
+            Self::VmmShutdown => "vmm.shutdown",
+            Self::Create(_) => "vm.create",
+            Self::Delete => "vm.delete",
+            Self::Boot => "vm.boot",
+            Self::Pause => "vm.pause",
+            Self::Resume => "vm.resume",
+            Self::Shutdown => "vm.shutdown",
+            Self::Reboot => "vm.reboot",
+            Self::PowerButton => "vm.power-button",
+            Self::Nmi => "vm.nmi",
+            Self::Info => "vm.info",
+            Self::Counters => "vm.counters",
+            Self::Coredump(_) => "vm.coredump",
+            Self::Resize(_) => "vm.resize",
+            Self::ResizeDisk(_) => "vm.resize-disk",
+            Self::ResizeZone(_) => "vm.resize-zone",
+            Self::Add(_) => "vm.add-*",
+            Self::RemoveDevice(_) => "vm.remove-device",
+            Self::SetRateLimit(_) => "vm.set-rate-limit",
+            Self::SetLink(_) => "vm.set-link",
+            Self::SetThrottle(_) => "vm.set-throttle",
+            Self::SetAffinity(_) => "vm.set-affinity",
+            Self::Inspect(_) => "vm.inspect",
+            Self::Metrics => "metrics",
+            Self::Unsupported(name) => name,
+        }
+    }
+
+    /// Whether it only looks, and is answered whatever is under way.
+    pub fn is_query(&self) -> bool {
+        matches!(self, Self::Ping | Self::Info | Self::Counters | Self::Inspect(_) | Self::Metrics)
+    }
+}
+
 /// What `vm.coredump` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

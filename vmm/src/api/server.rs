@@ -2,9 +2,10 @@
 //!
 //! All of it runs on one thread with an event loop of its own. A connection is bounded in what it can hold (a head of 16 KiB,
 //! a body of 1 MiB, [`MOST_FILES`](super::connection::MOST_FILES) descriptors) and in how long its request may take to arrive;
-//! when there are too many connections, the one that has been of no use for longest makes room.
+//! when there are too many connections, the one that has been of no use for longest makes room. One whose client has left goes,
+//! also while its call waits.
 
-use super::connection::{Connection, Files};
+use super::connection::{Connection, Files, Presence};
 use super::http::{self, Served};
 use super::{Call, socket};
 use crate::event::Events;
@@ -15,7 +16,7 @@ use hyper::service::service_fn;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -172,6 +173,7 @@ pub(super) struct ClientState {
     /// It waits for the machine thread, or listens to events.
     pub(super) busy: Cell<bool>,
     since: Cell<Instant>,
+    socket: RawFd,
 }
 
 impl ClientState {
@@ -179,6 +181,12 @@ impl ClientState {
     pub(super) fn set_busy(&self, busy: bool) {
         self.busy.set(busy);
         self.since.set(Instant::now());
+    }
+
+    /// Whether the client is there. `None`: the host has no descriptor to see it by.
+    pub(super) fn presence(&self) -> Option<Presence> {
+        // SAFETY: whoever serves the client is run by its connection, which has the socket.
+        Presence::of(unsafe { BorrowedFd::borrow_raw(self.socket) }).ok()
     }
 }
 
@@ -202,7 +210,8 @@ impl Clients {
             // All wait for the machine: this one has to come again.
             return;
         }
-        let state = Rc::new(ClientState { busy: Cell::new(false), since: Cell::new(Instant::now()) });
+        let (busy, since) = (Cell::new(false), Cell::new(Instant::now()));
+        let state = Rc::new(ClientState { busy, since, socket: stream.as_raw_fd() });
         let number = self.next;
         self.next += 1;
         let (clients, served, of_task) = (Rc::clone(this), Rc::clone(served), Rc::clone(&state));

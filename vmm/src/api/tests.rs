@@ -237,6 +237,59 @@ fn connections_of_no_use_make_room_and_those_that_wait_do_not() {
     assert_eq!(waiting.receive().status, 204);
 }
 
+const PAUSE: &str = "PUT /api/v1/vm.pause HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[test]
+fn a_client_that_leaves_takes_its_interest_along_and_one_that_only_says_no_more_does_not() {
+    let fixture = Fixture::new();
+    let (mut waiting, mut quick) = (fixture.client(), fixture.client());
+    waiting.send(PAUSE);
+    waiting.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    let wanted = fixture.held.recv().unwrap();
+    // More than there can be connections.
+    for _ in 0..200 {
+        let mut client = fixture.client();
+        client.send(PAUSE);
+        let call = fixture.held.recv().unwrap();
+        drop(client);
+        while !call.interest.is_lost() {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(quick.get("/api/v1/vmm.ping").status, 200);
+    assert!(!wanted.interest.is_lost());
+    (wanted.respond)(Ok(Reply::Done));
+    assert_eq!(waiting.receive().status, 204);
+}
+
+#[test]
+fn calls_that_wait_leave_room_for_those_that_look_and_those_that_end_the_machine() {
+    let fixture = Fixture::new();
+    let mut calls = Vec::new();
+    let clients = std::iter::repeat_with(|| {
+        let mut client = fixture.client();
+        client.send(PAUSE);
+        client
+    });
+    let mut clients: Vec<_> =
+        clients.take(64).inspect(|_| calls.push(fixture.held.recv().unwrap())).collect();
+    let refused = fixture.client().ask("PUT", "/api/v1/vm.resume", "", "");
+    assert_eq!(refused.status, 503);
+    assert!(refused.body.contains("try again later"), "{}", refused.body);
+    for (method, path, status) in [
+        ("GET", "/api/v1/vmm.ping", 200),
+        ("PUT", "/api/v1/vm.shutdown", 204),
+        ("PUT", "/api/v1/vmm.shutdown", 204),
+    ] {
+        assert_eq!(fixture.client().ask(method, path, "", "").status, status, "{path}");
+    }
+    for (call, client) in calls.into_iter().zip(&mut clients) {
+        (call.respond)(Ok(Reply::Done));
+        assert_eq!(client.receive().status, 204);
+    }
+    assert_eq!(fixture.client().ask("PUT", "/api/v1/vm.resume", "", "").status, 204);
+}
+
 #[test]
 fn who_listens_hears_events_and_can_come_back_for_what_it_missed() {
     let fixture = Fixture::new();

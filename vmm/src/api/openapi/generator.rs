@@ -218,13 +218,13 @@ const REFUSALS: [(&str, &str); 10] = [
     ("400", "The request is wrong."),
     ("404", "There is no such machine, device or part."),
     ("405", "The path has another method, or the machine is not in a state for this."),
-    ("408", "The body did not arrive, or the guest did not do its part, in time."),
+    ("408", "The body did not arrive, or the guest or the host did not do its part, in time."),
     ("409", "It is there already."),
     ("413", "The body is too large."),
     ("415", "The body is not JSON."),
     ("500", "The host refused."),
     ("501", "This is not supported."),
-    ("503", "The process ends, or too many listen to events."),
+    ("503", "The process ends, or too many calls wait or listen to events."),
 ];
 
 fn error(description: &str) -> Value {
