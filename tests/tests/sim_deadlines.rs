@@ -3,8 +3,9 @@
 mod control;
 
 use control::{Control, STUCK, config, disk, ignore, kind};
-use hypervisor::sim::Sim;
-use std::sync::Arc;
+use hypervisor::sim::{Resources, Sim};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::VmState;
@@ -66,4 +67,67 @@ fn a_call_that_hangs_is_answered_at_its_deadline() {
     drop(hangs);
     control.wait_for("booted");
     control.end();
+}
+
+/// A machine one of whose CPUs the host keeps until the sender is dropped.
+fn cpu_that_is_kept(limits: Limits) -> (Arc<Sim>, Folder, Control, Sender<()>) {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (let_go, held) = channel::<()>();
+    let (kept, is_kept) = channel();
+    let held = Mutex::new(held);
+    sim.program(0, move |cpu| {
+        cpu.port_read8(0x80);
+        let _ = kept.send(());
+        let _ = held.lock().unwrap().recv();
+        ignore(cpu);
+    });
+    let control = Control::start_with(&sim, limits);
+    control.done(Request::Create(config(&folder)));
+    control.done(Request::Boot);
+    is_kept.recv_timeout(STUCK).unwrap();
+    (sim, folder, control, let_go)
+}
+
+#[test]
+fn a_pause_is_given_up_when_the_host_keeps_a_cpu_and_queries_are_answered_meanwhile() {
+    let limits = Limits { pause: Duration::from_secs(1), ..Limits::default() };
+    let (_sim, _folder, control, let_go) = cpu_that_is_kept(limits);
+    let pause = control.begin(Request::Pause);
+    assert_eq!(control.state(), VmState::Running);
+    let refused = pause.recv_timeout(STUCK).unwrap().unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Timeout);
+    assert!(refused.message.contains("the host keeps a CPU"), "{refused}");
+    assert_eq!(control.state(), VmState::Running);
+    let pause = control.begin(Request::Pause);
+    drop(let_go);
+    pause.recv_timeout(STUCK).unwrap().unwrap();
+    assert_eq!(control.state(), VmState::Paused);
+    control.end();
+}
+
+#[test]
+fn a_restart_and_an_end_do_not_wait_for_a_cpu_that_the_host_keeps() {
+    let limits = Limits { call: SHORT, leave: SHORT, ..Limits::default() };
+    let (sim, _folder, control, let_go) = cpu_that_is_kept(limits);
+    assert_eq!(kind(control.call(Request::Reboot)), ErrorKind::Timeout);
+    control.done(Request::Ping);
+    // It may be answered by its own deadline, or when the machine is left behind.
+    let _ = control.call(Request::Shutdown);
+    control.wait_for("left-behind");
+    assert_eq!(control.state(), VmState::Created);
+    assert_eq!(kind(control.call(Request::Boot)), ErrorKind::Conflict, "the machine is not gone");
+    drop(let_go);
+    while sim.resources() != Resources::default() {
+        std::thread::yield_now();
+    }
+    control.end();
+}
+
+#[test]
+fn the_process_ends_also_when_the_host_keeps_a_cpu() {
+    let limits = Limits { leave: SHORT, ..Limits::default() };
+    let (_sim, _folder, control, let_go) = cpu_that_is_kept(limits);
+    control.done(Request::VmmShutdown);
+    assert!(control.thread.join().is_err(), "its error says that something was left behind");
+    drop(let_go);
 }

@@ -198,7 +198,9 @@ fn untouched(folder: &Folder) -> Resources {
 fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() {
     let folder = Folder::new();
     let images = Images::new(&folder);
+    let threads = count("/proc/self/task");
     let untouched = untouched(&folder);
+    becomes(|| count("/proc/self/task"), &threads, "threads of a machine that ended");
     let before = (count("/proc/self/fd"), count("/proc/self/task"));
     for seed in 1..=12u64 {
         let sim = Arc::new(Sim::new());

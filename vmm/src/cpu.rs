@@ -25,9 +25,17 @@ use machine::effect::Effect;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a CPU may take to do something between two instructions, which the machine thread waits for. One that the host keeps, such
+/// as in memory that it cannot have from a file, takes longer; then it is not done.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why something is not done on a CPU.
+const KEPT: &str = "the host keeps the CPU; look after the memory and the files that the guest uses";
 
 /// Bytes of the stack of a CPU's thread.
 pub const STACK: usize = 256 << 10;
@@ -93,8 +101,14 @@ impl Control {
         }
     }
 
-    /// Does what is asked, on the CPU's thread. `false`: the CPU is to end.
-    fn attend(&self, vcpu: &mut dyn Vcpu) -> bool {
+    /// Waits until `state` is as it should be, at most for [`PATIENCE`]. `false`: it is not.
+    fn wait(&self, mut is_so: impl FnMut(&State) -> bool) -> bool {
+        let waiting = self.changed.wait_timeout_while(self.lock(), PATIENCE, |state| !is_so(state));
+        !waiting.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Does what is asked, on the CPU's thread, and calls `parked` when it is parked for a pause. `false`: the CPU is to end.
+    fn attend(&self, vcpu: &mut dyn Vcpu, parked: impl Fn()) -> bool {
         let mut state = self.lock();
         loop {
             if let Some(task) = state.task.take() {
@@ -115,6 +129,9 @@ impl Control {
             if !state.parked {
                 state.parked = true;
                 self.changed.notify_all();
+                if state.paused {
+                    parked();
+                }
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -154,17 +171,20 @@ impl CpuThread {
         Ok(Self { control, thread: Some(thread) })
     }
 
-    /// Asks the CPU to leave the guest and wait. Returns at once; see [`CpuThread::wait_parked`].
+    /// Asks the CPU to leave the guest and wait. Returns at once; when it does, [`Message::CpuParked`] tells.
     pub fn pause(&self) {
         self.control.direct(|state| state.paused = true);
     }
 
-    /// Waits until the CPU is out of the guest, after [`CpuThread::pause`].
-    pub fn wait_parked(&self) {
-        let mut state = self.control.lock();
-        while !(state.parked || state.ended) {
-            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Whether the CPU is out of the guest, after [`CpuThread::pause`].
+    pub fn is_parked(&self) -> bool {
+        let state = self.control.lock();
+        state.parked || state.ended
+    }
+
+    /// Waits until the CPU is out of the guest, after [`CpuThread::hold`]. `false`: the host keeps it for longer than can be waited.
+    pub fn wait_parked(&self) -> bool {
+        self.control.wait(|state| state.parked || state.ended)
     }
 
     /// Lets the CPU run the guest.
@@ -218,7 +238,7 @@ impl CpuThread {
     /// Performs `task` on the CPU's thread, between two instructions, and returns its result.
     ///
     /// # Errors
-    /// When the CPU has ended.
+    /// When the CPU has ended, or the host keeps it for too long.
     pub fn call<T: Send + 'static>(
         &self,
         task: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
@@ -229,18 +249,14 @@ impl CpuThread {
     /// As [`CpuThread::call`], without waiting for the result.
     ///
     /// # Errors
-    /// When the CPU has ended.
+    /// As [`CpuThread::call`].
     pub fn begin<T: Send + 'static>(
         &self,
         task: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
     ) -> Result<Pending<T>> {
         let (sender, receiver) = std::sync::mpsc::channel();
-        let mut state = self.control.lock();
-        while state.task.is_some() && !state.ended {
-            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        anyhow::ensure!(!state.ended, "the CPU has ended");
-        drop(state);
+        anyhow::ensure!(self.control.wait(|state| state.task.is_none() || state.ended), KEPT);
+        anyhow::ensure!(!self.control.lock().ended, "the CPU has ended");
         self.control.direct(|state| {
             state.task = Some(Box::new(move |vcpu| {
                 // The receiver may have lost interest.
@@ -268,9 +284,14 @@ impl CpuThread {
         })
     }
 
+    /// Asks the CPU to end. Returns at once.
+    pub fn ask_to_end(&self) {
+        self.control.direct(|state| state.ending = true);
+    }
+
     /// Ends the CPU's thread, and returns what it ran.
     pub fn end(&mut self) -> Option<Box<dyn Vcpu>> {
-        self.control.direct(|state| state.ending = true);
+        self.ask_to_end();
         // A thread that panicked has ended too; its panic was reported by the hook.
         self.thread.take()?.join().ok()
     }
@@ -289,9 +310,12 @@ impl<T> Pending<T> {
     /// Waits for it.
     ///
     /// # Errors
-    /// When the CPU has ended.
+    /// As [`CpuThread::call`].
     pub fn wait(self) -> Result<T> {
-        self.0.recv().context("the CPU has ended")
+        self.0.recv_timeout(PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow::anyhow!(KEPT),
+            RecvTimeoutError::Disconnected => anyhow::anyhow!("the CPU has ended"),
+        })
     }
 }
 
@@ -306,7 +330,7 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
             if within_instruction {
                 // The CPU completes the instruction and does not begin another one.
                 kick.kick();
-            } else if !control.attend(&mut *vcpu) {
+            } else if !control.attend(&mut *vcpu, || mailbox.post(Message::CpuParked)) {
                 break;
             } else {
                 // What was taken out of the machine is not kept by an old map.
@@ -539,7 +563,7 @@ mod tests {
             cpu.resume();
             reads.recv().unwrap();
             cpu.pause();
-            cpu.wait_parked();
+            assert!(cpu.wait_parked());
             assert!(!within.load(Ordering::SeqCst), "its registers are still to be changed by an access");
         }
         cpu.end();

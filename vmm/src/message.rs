@@ -40,6 +40,8 @@ pub enum Message {
         /// What happened.
         failure: CpuFailure,
     },
+    /// A CPU that is paused has left the guest.
+    CpuParked,
     /// A CPU stopped for the debugger; it is held.
     CpuStopped {
         /// The CPU.
@@ -89,6 +91,11 @@ pub enum Event {
         progress: Progress,
         /// Dropped when that is dealt with.
         work: Work,
+    },
+    /// Nothing is left of a machine that has ended.
+    Gone {
+        /// The machine's number.
+        machine: u64,
     },
     /// The API asks for something.
     Call(Call),

@@ -5,6 +5,7 @@
 
 mod booting;
 mod deadlines;
+mod ending;
 
 pub use booting::Progress;
 pub use deadlines::Limits;
@@ -22,14 +23,14 @@ use crate::settle::settle;
 use anyhow::Result;
 use booting::Booting;
 use deadlines::Outstanding;
+use ending::{AfterEnd, Leaving};
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
-use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What there is to run.
 enum Vm {
@@ -41,16 +42,8 @@ enum Vm {
     Booting(Box<Booting>),
     /// A machine.
     Booted(Box<Machine>),
-}
-
-/// What to do when the machine has ended.
-enum AfterEnd {
-    /// Keep its configuration.
-    Keep(Respond),
-    /// Forget it.
-    Forget(Respond),
-    /// End the process.
-    Quit(Option<Respond>),
+    /// A machine that has ended, and is being taken apart.
+    Leaving(Box<Leaving>),
 }
 
 /// The machine thread's state.
@@ -67,6 +60,7 @@ pub struct Monitor {
     work: Work,
     /// Calls that are not answered yet.
     outstanding: Outstanding,
+    limits: Limits,
     after_end: Option<AfterEnd>,
     /// When the process was told to end.
     quitting: Option<Instant>,
@@ -77,9 +71,6 @@ pub struct Monitor {
     /// Descriptors that came before the machine was booted, as long as the configuration names them: it may be booted again.
     files: Vec<OwnedFd>,
 }
-
-/// Being told to end twice in this time is being told once: programs such as timeout(1) tell a process, and then its group.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 fn not_created() -> ApiError {
     ApiError::new(ErrorKind::NotFound, "there is no machine; create one with vm.create")
@@ -107,6 +98,7 @@ impl Monitor {
             machines: 0,
             work: Work::default(),
             outstanding: Outstanding::default(),
+            limits: Limits::default(),
             after_end: None,
             quitting: None,
             held: false,
@@ -125,8 +117,9 @@ impl Monitor {
         self.events.clone()
     }
 
-    /// Has calls take no longer than `limits`.
+    /// Has what is to be done take no longer than `limits`.
     pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
         self.outstanding = Outstanding::new(limits);
     }
 
@@ -173,16 +166,15 @@ impl Monitor {
         if ended.is_none() && deadline.is_some_and(|at| at <= now) {
             ended = self.overdue(now)?;
         }
-        let quit = ended.and_then(|ended| self.machine_ended(ended));
-        if quit.is_some() {
-            return Ok(quit);
+        if let Some(quit) = self.machine_ended(ended)? {
+            return Ok(Some(quit));
         }
         self.close_files();
         while !self.busy()
             && let Some(call) = self.outstanding.next_turn()
         {
             let ended = self.call(call)?;
-            if let Some(quit) = ended.and_then(|ended| self.machine_ended(ended)) {
+            if let Some(quit) = self.machine_ended(ended)? {
                 return Ok(Some(quit));
             }
         }
@@ -194,6 +186,7 @@ impl Monitor {
         let of_machine = match &self.vm {
             Vm::Booted(machine) => machine.deadline(),
             Vm::Booting(booting) => booting.deadline(),
+            Vm::Leaving(leaving) => Some(leaving.deadline()),
             Vm::Absent | Vm::Created(_) => None,
         };
         of_machine.into_iter().chain(self.outstanding.deadline()).min()
@@ -207,6 +200,7 @@ impl Monitor {
             Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= now) => {
                 Ok(Some(Ended::Terminated))
             }
+            Vm::Leaving(leaving) => Ok(leaving.overdue(now)),
             _ => Ok(None),
         }
     }
@@ -222,6 +216,7 @@ impl Monitor {
             Vm::Created(config) => Some(&**config),
             Vm::Booting(booting) => Some(booting.config()),
             Vm::Booted(machine) => Some(machine.config()),
+            Vm::Leaving(leaving) => Some(leaving.config()),
         };
         let named = |file: &OwnedFd| {
             let mut fds =
@@ -234,14 +229,9 @@ impl Monitor {
     fn busy(&self) -> bool {
         match &self.vm {
             Vm::Absent | Vm::Created(_) => false,
-            Vm::Booting(_) => true,
+            Vm::Booting(_) | Vm::Leaving(_) => true,
             Vm::Booted(machine) => machine.busy(),
         }
-    }
-
-    /// Whether a core dump is being written, which is completed before the machine may end.
-    fn dumping(&self) -> bool {
-        matches!(&self.vm, Vm::Booted(machine) if machine.dumping())
     }
 
     /// Whether what there is comes to its end.
@@ -250,6 +240,7 @@ impl Monitor {
             Vm::Absent | Vm::Created(_) => false,
             Vm::Booting(booting) => booting.ending(),
             Vm::Booted(machine) => machine.ending(),
+            Vm::Leaving(_) => true,
         }
     }
 
@@ -262,11 +253,12 @@ impl Monitor {
             },
             Event::Call(call) => self.call(call),
             Event::Boot { machine, progress, work } => self.boot_went_on(machine, progress, work),
+            Event::Gone { machine } => Ok(self.gone(machine)),
             Event::Debugger(ask) => {
                 match &mut self.vm {
                     Vm::Booted(machine) => ask(Some(machine)),
                     Vm::Booting(booting) => booting.ask_later(ask),
-                    Vm::Absent | Vm::Created(_) => ask(None),
+                    Vm::Absent | Vm::Created(_) | Vm::Leaving(_) => ask(None),
                 }
                 Ok(None)
             }
@@ -280,87 +272,12 @@ impl Monitor {
         }
     }
 
-    /// Begins to end the process.
-    fn terminate(&mut self, respond: Option<Respond>) -> Option<Ended> {
-        if self.ending() {
-            if matches!(self.after_end, Some(AfterEnd::Quit(_))) {
-                if self.quitting.is_some_and(|since| since.elapsed() < PATIENCE) {
-                    answer(respond, Ok(Reply::Done));
-                    return None;
-                }
-                abandon();
-            }
-            // It ends already; now the process does with it.
-            self.quitting = Some(Instant::now());
-            match self.after_end.replace(AfterEnd::Quit(respond)) {
-                Some(AfterEnd::Keep(respond) | AfterEnd::Forget(respond)) => respond(Ok(Reply::Done)),
-                Some(AfterEnd::Quit(respond)) => answer(respond, Ok(Reply::Done)),
-                None => {}
-            }
-            return None;
-        }
-        self.quitting = Some(Instant::now());
-        self.end(AfterEnd::Quit(respond))
-    }
-
-    /// Begins to end what there is. `Some`: it has ended.
-    fn end(&mut self, after: AfterEnd) -> Option<Ended> {
-        self.after_end = Some(after);
-        match &mut self.vm {
-            Vm::Booted(machine) => machine.end(Ended::Terminated),
-            Vm::Booting(booting) => {
-                booting.end();
-                None
-            }
-            Vm::Absent | Vm::Created(_) => Some(Ended::Terminated),
-        }
-    }
-
-    /// The machine has ended: `Some` if the process is to end with it.
-    fn machine_ended(&mut self, ended: Ended) -> Option<Ended> {
-        let config = match std::mem::replace(&mut self.vm, Vm::Absent) {
-            Vm::Booted(machine) => {
-                let mut config = Box::new(machine.config().clone());
-                config.set_terminals(&BTreeMap::new(), None);
-                // The consoles' last output is carried, and files and locks are given back, before anybody is told.
-                drop(machine);
-                config
-            }
-            Vm::Booting(booting) => booting.abandon(),
-            // There was none, and the process was asked to end.
-            Vm::Absent | Vm::Created(_) => {
-                if let Some(AfterEnd::Quit(respond)) = self.after_end.take() {
-                    answer(respond, Ok(Reply::Done));
-                }
-                return Some(ended);
-            }
-        };
-        self.events.emit("vm", "shutdown");
-        match self.after_end.take() {
-            Some(AfterEnd::Keep(respond)) => {
-                self.vm = Vm::Created(config);
-                respond(Ok(Reply::Done));
-                None
-            }
-            Some(AfterEnd::Forget(respond)) => {
-                self.events.emit("vm", "deleted");
-                respond(Ok(Reply::Done));
-                None
-            }
-            Some(AfterEnd::Quit(respond)) => {
-                answer(respond, Ok(Reply::Done));
-                Some(ended)
-            }
-            None => Some(ended),
-        }
-    }
-
     /// Does what a call asks, or has it wait its turn. `Some`: the machine has ended.
     fn call(&mut self, call: Call) -> Result<Option<Ended>> {
         let query = call.request.is_query();
         let at_once = match call.request {
             Request::VmmShutdown => true,
-            Request::Shutdown | Request::Delete => !self.ending() && !self.dumping(),
+            Request::Shutdown | Request::Delete => !self.ending(),
             _ => query,
         };
         if self.busy() && !at_once {
@@ -394,7 +311,7 @@ impl Monitor {
             Vm::Booting(_) if matches!(request, Request::Shutdown) => {
                 return Ok(self.end(AfterEnd::Keep(respond)));
             }
-            Vm::Booting(_) => {
+            Vm::Booting(_) | Vm::Leaving(_) => {
                 respond(Err(not_booted()));
                 return Ok(None);
             }
@@ -463,7 +380,7 @@ impl Monitor {
     fn boot_created(&mut self, respond: Respond) {
         let config = match &self.vm {
             Vm::Created(config) => config.clone(),
-            Vm::Booting(_) | Vm::Booted(_) => {
+            Vm::Booting(_) | Vm::Booted(_) | Vm::Leaving(_) => {
                 return respond(Err(ApiError::new(ErrorKind::State, "the machine is running already")));
             }
             Vm::Absent => return respond(Err(not_created())),
@@ -484,23 +401,24 @@ impl Monitor {
                 self.events.emit("vm", "deleted");
                 respond(Ok(Reply::Done));
             }
-            Vm::Booting(_) | Vm::Booted(_) => return self.end(AfterEnd::Forget(respond)),
+            Vm::Booting(_) | Vm::Booted(_) | Vm::Leaving(_) => return self.end(AfterEnd::Forget(respond)),
         }
         None
     }
 
     fn info(&self) -> Answer {
-        let created = |config: &VmConfig| InfoReply {
+        let still = |config: &VmConfig, state| InfoReply {
             config: config.clone(),
-            state: VmState::Created,
+            state,
             memory_actual_size: 0,
             throttle_percent: 0,
             device_tree: Default::default(),
         };
         let mut info = match &self.vm {
             Vm::Absent => return Err(not_created()),
-            Vm::Created(config) => created(config),
-            Vm::Booting(booting) => created(booting.config()),
+            Vm::Created(config) => still(config, VmState::Created),
+            Vm::Booting(booting) => still(booting.config(), VmState::Created),
+            Vm::Leaving(leaving) => still(leaving.config(), VmState::Shutdown),
             Vm::Booted(machine) => InfoReply {
                 config: machine.config().clone(),
                 state: match machine.paused() {
@@ -577,12 +495,4 @@ fn answer(respond: Option<Respond>, answer: Answer) {
     if let Some(respond) = respond {
         respond(answer);
     }
-}
-
-/// Ends the process while requests are in flight, which a disk that hangs may never complete. The guest was not told that
-/// any of them is.
-fn abandon() -> ! {
-    devices::host_console::restore_terminal();
-    eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
-    std::process::exit(1)
 }

@@ -111,11 +111,11 @@ impl Machine {
     /// A debugger has come: the machine stops for it.
     ///
     /// # Errors
-    /// When there is one already.
+    /// When there is one already, or the host keeps a CPU.
     pub fn attach_debugger(&mut self, link: Link) -> Result<()> {
         anyhow::ensure!(self.debugger.link.is_none(), "there is a debugger already");
+        self.stop_for_debugger().inspect_err(|_| self.release_cpus())?;
         self.debugger.link = Some(link);
-        self.stop_for_debugger();
         Ok(())
     }
 
@@ -124,26 +124,35 @@ impl Machine {
     /// # Errors
     /// When the host refuses.
     pub fn detach_debugger(&mut self) -> Result<()> {
-        self.stop_for_debugger();
+        let stopped = self.stop_for_debugger();
         self.debugger.link = None;
         for address in self.debugger.software.keys().copied().collect::<Vec<_>>() {
             self.remove_breakpoint(address);
         }
         self.debugger.hardware.clear();
-        for cpu in &self.cpus {
-            cpu.call(|vcpu| vcpu.native().set_guest_debug(None))??;
-        }
+        let told = stopped.and_then(|()| {
+            (&self.cpus)
+                .into_iter()
+                .try_for_each(|cpu| Ok(cpu.call(|vcpu| vcpu.native().set_guest_debug(None))??))
+        });
         self.release_cpus();
-        Ok(())
+        told
     }
 
     /// Stops all CPUs, and waits until they have.
-    pub fn stop_for_debugger(&mut self) {
+    ///
+    /// # Errors
+    /// When the host keeps one. It stops when it can.
+    pub fn stop_for_debugger(&mut self) -> Result<()> {
         self.hold_cpus();
-        for cpu in &self.cpus {
-            cpu.wait_parked();
+        for (number, cpu) in self.cpus.numbered() {
+            anyhow::ensure!(
+                cpu.wait_parked(),
+                "CPU {number} does not stop: the host keeps it; look after the memory and the files that the guest uses"
+            );
         }
         self.hold_interrupts(&BTreeSet::new());
+        Ok(())
     }
 
     /// Has CPUs that do single steps take no interrupts meanwhile, and all others take theirs. No CPU runs.
@@ -201,7 +210,9 @@ impl Machine {
             cpu.release();
             return Ok(());
         }
-        self.stop_for_debugger();
+        if let Err(error) = self.stop_for_debugger() {
+            tracing::warn!("--gdb: {error}");
+        }
         if let Some(link) = &self.debugger.link {
             link.tell(Stop::Cpu { cpu: number, cause });
         }

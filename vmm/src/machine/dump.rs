@@ -22,7 +22,8 @@ fn destination(url: &str) -> Result<&Path, ApiError> {
 }
 
 impl Machine {
-    /// Begins to write a core dump; `respond` is called when it is complete. The machine is busy until then.
+    /// Begins to write a core dump; `respond` is called when it is complete. The machine is busy until then. If it ends before, the dump
+    /// is completed all the same.
     pub fn dump(&mut self, coredump: &Coredump, respond: Respond) {
         match self.begin_dump(coredump) {
             Ok(()) => self.dump = Some(respond),
@@ -44,7 +45,7 @@ impl Machine {
             let state = cpu.call(|vcpu| CpuState::read(vcpu.native())).map_err(internal)?;
             cpus.push(state.map_err(|error| internal(error.into()))?);
         }
-        let (memory, mailbox) = (Arc::clone(&self.memory.ram), self.mailbox.clone());
+        let (memory, mailbox, work) = (Arc::clone(&self.memory.ram), self.mailbox.clone(), self.work.clone());
         let kernel_note = self.vmcoreinfo.as_ref().and_then(|info| info.read(&memory));
         let write = move || {
             // The file system may take its time, which nobody else has to wait for.
@@ -57,6 +58,7 @@ impl Machine {
             });
             // A machine that ended meanwhile has its memory back before anybody is told.
             drop(memory);
+            drop(work);
             mailbox.post(Message::Dumped(written));
         };
         let thread = std::thread::Builder::new().name("coredump".into()).stack_size(256 << 10);

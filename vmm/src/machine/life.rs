@@ -7,40 +7,47 @@ use super::pci_bus::Completion;
 use super::watchdog::GuestWatchdog;
 use super::{Ended, Machine};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
+use crate::cpu::CpuThread;
 use crate::message::Message;
 use anyhow::Result;
 use devices::pvpanic::PANICKED;
 use machine::effect::{DeviceChange, Effect, HotplugPart};
-use std::time::{Duration, Instant};
-
-/// How long workers may take to complete their requests before a pause is given up.
-const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+use std::time::Instant;
 
 /// What a machine is doing.
 pub enum Phase {
     /// The CPUs run.
     Running,
-    /// The CPUs are parked; workers come to rest.
+    /// The CPUs park, then workers come to rest.
     Pausing {
         /// Takes the answer.
         respond: Respond,
         /// When to give up.
         deadline: Instant,
+        /// The CPUs are parked.
+        parked: bool,
     },
     /// Nothing runs.
     Paused,
-    /// The CPUs are parked; workers come to rest, then all is as at power-on.
+    /// The CPUs park, then workers come to rest, then all is as at power-on.
     Resetting {
         /// Takes the answer, if the API asked for it.
         respond: Option<Respond>,
+        /// The CPUs are parked.
+        parked: bool,
     },
     /// All is as at power-on; the kernel is being read.
     Loading {
         /// Takes the answer, if the API asked for it.
         respond: Option<Respond>,
     },
-    /// The CPUs have ended; workers come to rest.
-    Ending(Ended),
+    /// The CPUs end; workers come to rest.
+    Ending {
+        /// How it came to that.
+        ended: Ended,
+        /// When nobody waits for the workers any more.
+        deadline: Instant,
+    },
 }
 
 impl Machine {
@@ -57,11 +64,6 @@ impl Machine {
         !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some() || self.crash.is_some()
     }
 
-    /// Whether a core dump is being written.
-    pub fn dumping(&self) -> bool {
-        self.dump.is_some()
-    }
-
     /// Whether it begins anew.
     pub(super) fn resetting(&self) -> bool {
         matches!(self.phase, Phase::Resetting { .. } | Phase::Loading { .. })
@@ -72,9 +74,14 @@ impl Machine {
         matches!(self.phase, Phase::Paused)
     }
 
+    /// Whether workers have not come to rest.
+    pub fn stopping(&self) -> bool {
+        self.pci.stopping()
+    }
+
     /// Whether the machine is coming to its end.
     pub fn ending(&self) -> bool {
-        matches!(self.phase, Phase::Ending(_))
+        matches!(self.phase, Phase::Ending { .. })
     }
 
     /// Acts upon what a thread of the machine tells.
@@ -109,6 +116,7 @@ impl Machine {
                 self.loaded(*reloaded)?;
                 self.seat_opened_if_idle();
             }
+            Message::CpuParked => return self.when_parked(),
             Message::WatchdogExpired => return self.watchdog_expired(),
             Message::Opened { addition, result } => {
                 self.opened(addition, result);
@@ -140,18 +148,18 @@ impl Machine {
     /// All workers have come to rest: completes the phase that waited for it.
     pub(super) fn at_rest(&mut self) -> Result<Option<Ended>> {
         match std::mem::replace(&mut self.phase, Phase::Paused) {
-            Phase::Pausing { respond, .. } => {
+            Phase::Pausing { respond, parked: true, .. } => {
                 self.events.emit("vm", "paused");
                 respond(Ok(Reply::Done));
                 return self.dump_crash();
             }
-            Phase::Resetting { respond } => {
+            Phase::Resetting { respond, parked: true } => {
                 self.phase = Phase::Loading { respond };
                 if let Err(error) = self.power_on().and_then(|()| self.begin_loading()) {
                     self.answer_restart(Err(error))?;
                 }
             }
-            Phase::Ending(ended) => return Ok(Some(ended)),
+            Phase::Ending { ended, .. } => return Ok(Some(ended)),
             other => self.phase = other,
         }
         Ok(None)
@@ -163,7 +171,8 @@ impl Machine {
     }
 
     fn apply(&mut self, cpu: u32, effect: Effect) -> Result<Option<Ended>> {
-        if self.ending() {
+        if self.ending() || self.resetting() {
+            // Nothing comes of it any more.
             return Ok(None);
         }
         if matches!(self.phase, Phase::Pausing { .. } | Phase::Paused) {
@@ -226,12 +235,28 @@ impl Machine {
         }
     }
 
+    /// Goes on with a pause or a restart when all CPUs are parked.
+    ///
+    /// # Errors
+    /// When the host fails the machine.
+    pub(super) fn when_parked(&mut self) -> Result<Option<Ended>> {
+        let (Phase::Pausing { parked, .. } | Phase::Resetting { parked, .. }) = &mut self.phase else {
+            return Ok(None);
+        };
+        if *parked || !(&self.cpus).into_iter().all(CpuThread::is_parked) {
+            return Ok(None);
+        }
+        *parked = true;
+        let waits = match self.phase {
+            Phase::Resetting { .. } => self.stop_for_reset(),
+            _ => self.pci.pause(),
+        };
+        if waits || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+    }
+
     pub(super) fn park_cpus(&self) {
         for cpu in &self.cpus {
             cpu.pause();
-        }
-        for cpu in &self.cpus {
-            cpu.wait_parked();
         }
     }
 
@@ -245,8 +270,8 @@ impl Machine {
         if let Some(watchdog) = &self.watchdog {
             watchdog.pause();
         }
-        self.phase = Phase::Pausing { respond, deadline: super::after(PAUSE_LIMIT) };
-        if self.pci.pause() || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+        self.phase = Phase::Pausing { respond, deadline: super::after(self.limits.pause), parked: false };
+        self.when_parked()
     }
 
     /// Goes on after a pause.
@@ -264,22 +289,19 @@ impl Machine {
         self.events.emit("vm", "resumed");
     }
 
-    /// Begins to end what runs, so that requests in flight are complete and the last output is carried. `Some`: it has ended.
+    /// Begins to end what runs, so that requests in flight are complete. `Some`: it has ended.
     pub fn end(&mut self, ended: Ended) -> Option<Ended> {
         if self.ending() {
             return None;
         }
         for cpu in &self.cpus {
-            cpu.pause();
-        }
-        for cpu in &mut self.cpus {
-            cpu.end();
+            cpu.ask_to_end();
         }
         let refusal = || ApiError::new(ErrorKind::Conflict, "the machine ended");
         let refused = || Err(refusal());
         match std::mem::replace(&mut self.phase, Phase::Paused) {
             Phase::Pausing { respond, .. }
-            | Phase::Resetting { respond: Some(respond) }
+            | Phase::Resetting { respond: Some(respond), .. }
             | Phase::Loading { respond: Some(respond) } => respond(refused()),
             _ => {}
         }
@@ -292,7 +314,7 @@ impl Machine {
             removal.answer(refused());
         }
         if self.pci.pause() || self.pci.stopping() {
-            self.phase = Phase::Ending(ended);
+            self.phase = Phase::Ending { ended, deadline: super::after(self.limits.end) };
             return None;
         }
         Some(ended)
@@ -305,15 +327,15 @@ impl Machine {
 
     /// When [`Machine::overdue`] is to be called, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        let pause = match &self.phase {
-            Phase::Pausing { deadline, .. } => Some(*deadline),
+        let phase = match &self.phase {
+            Phase::Pausing { deadline, .. } | Phase::Ending { deadline, .. } => Some(*deadline),
             _ => None,
         };
         // While it comes to rest, the watchdog waits.
         let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
         let devices = watchdog.into_iter().chain(self.clock_deadline()).chain(self.throttle.deadline());
-        calls.chain(pause).chain(devices).min()
+        calls.chain(phase).chain(devices).chain(self.gathering_deadline()).min()
     }
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
@@ -324,9 +346,21 @@ impl Machine {
         self.turn_throttle(now);
         self.give_up_removals(now);
         self.give_up_additions(now);
-        if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
-            && let Phase::Pausing { respond, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
+        self.give_up_gatherings(now);
+        if matches!(&self.phase, Phase::Ending { deadline, .. } if *deadline <= now)
+            && let Phase::Ending { ended, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
         {
+            return Ok(Some(ended));
+        }
+        if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
+            && let Phase::Pausing { respond, parked, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
+        {
+            if self.crash.is_some() && !parked {
+                // There is nothing of a CPU to be dumped that the host keeps.
+                tracing::error!("--on-crash: no core dump is written: a CPU does not leave the guest");
+                respond(Ok(Reply::Done));
+                return self.after_crash();
+            }
             if self.crash.is_some() {
                 // Nothing of the guest runs, which is enough for a dump.
                 respond(Ok(Reply::Done));
@@ -336,9 +370,13 @@ impl Machine {
             respond(Err(ApiError::new(
                 ErrorKind::Timeout,
                 format!(
-                    "the machine is not paused and goes on: devices have requests in flight that the host did not \
-                     complete within {} seconds",
-                    PAUSE_LIMIT.as_secs()
+                    "the machine is not paused and goes on: {} within {} seconds; look after the file systems that it uses",
+                    if parked {
+                        "devices have requests in flight that the host did not complete"
+                    } else {
+                        "the host keeps a CPU that did not leave the guest"
+                    },
+                    self.limits.pause.as_secs_f64()
                 ),
             )));
             self.seat_opened_if_idle();

@@ -55,6 +55,7 @@ use crate::cpu::Surroundings;
 use crate::event::Events;
 use crate::memory::{self, GuestMemory, ZoneExtent};
 use crate::message::{CpuFailure, Mailbox, Work};
+use crate::monitor::Limits;
 use crate::pmem::PmemSpace;
 use added_memory::Modules;
 use addition::Additions;
@@ -75,6 +76,7 @@ use machine::doorbell::Doorbell;
 use machine::effect::{Effect, FunctionAddress};
 use machine::memory::GuestMemoryRegion;
 use memory_devices::MemoryDevices;
+use observe::Gatherings;
 use pci_bus::PciBus;
 use persistent_memory::AfterRestart;
 pub(crate) use platform::calls;
@@ -112,6 +114,8 @@ pub struct Place<'a> {
     pub events: Events,
     /// What its threads have that may outlive it.
     pub work: Work,
+    /// How long what the host does may take.
+    pub limits: Limits,
 }
 
 /// A machine.
@@ -132,11 +136,14 @@ pub struct Machine {
     /// What CPUs asked for before they were stopped by a pause, and was heard after.
     held: Vec<(u32, Effect)>,
     phase: Phase,
+    limits: Limits,
     throttle: Throttle,
     resets: u64,
     /// The panics that the guest has reported since its last restart, by event bits.
     panics: u8,
     debugger: Debugger,
+    /// Trees that are being put together for whoever looks at the machine.
+    gatherings: Gatherings,
     /// Where the guest's kernel says that its note for debuggers is.
     vmcoreinfo: Option<VmcoreInfo>,
     /// Takes the answer when the core dump that is being written is complete.
@@ -168,7 +175,7 @@ impl Machine {
     /// # Errors
     /// When something it is made of cannot be had, naming the option it comes from.
     pub fn new(mut config: VmConfig, place: Place<'_>) -> Result<Self> {
-        let Place { hypervisor, mailbox, consoles, events, work } = place;
+        let Place { hypervisor, mailbox, consoles, events, work, limits } = place;
         let own_mailbox = mailbox.clone();
         config.name_devices();
         config.validate()?;
@@ -238,10 +245,12 @@ impl Machine {
             waiting: BTreeMap::new(),
             held: Vec::new(),
             phase: Phase::Paused,
+            limits,
             throttle: Throttle::default(),
             resets: 0,
             panics: 0,
             debugger: Debugger::default(),
+            gatherings: Gatherings::default(),
             vmcoreinfo,
             dump: None,
             crash: None,

@@ -5,7 +5,11 @@ use super::pci_bus::observe::add_handlers;
 use crate::metrics::Sample;
 use machine::inspect::{Inspect, Value, json};
 use machine::memory::GuestMemoryRegion;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How long workers may take to say what their handlers do, before a tree is given without it.
+const GATHERING_LIMIT: Duration = Duration::from_secs(5);
 
 impl Machine {
     /// The figures of everything that counts.
@@ -26,9 +30,12 @@ impl Machine {
     }
 
     /// Gives `done` the tree of the machine's live state. What handlers of queues have to say comes from their workers, each
-    /// when it has a moment: `done` is called by the last of them, or here. Nothing waits.
-    pub fn inspect_all(&self, done: impl FnOnce(Value) + Send + 'static) {
+    /// when it has a moment: `done` is called by the last of them, or here, or without those that have none for too long. Nothing
+    /// waits.
+    pub fn inspect_all(&mut self, done: impl FnOnce(Value) + Send + 'static) {
         let gathering = Arc::new(Gathering(Mutex::new((self.inspect(), Some(Box::new(done))))));
+        self.gatherings.0.retain(|(_, gathering)| gathering.strong_count() > 0);
+        self.gatherings.0.push((super::after(GATHERING_LIMIT), Arc::downgrade(&gathering)));
         for (address, worker) in self.pci.workers() {
             let gathering = Arc::clone(&gathering);
             let name = address.to_string();
@@ -38,6 +45,27 @@ impl Machine {
                     add_handlers(function, &tasks);
                 }
             });
+        }
+    }
+}
+
+/// Trees that are being put together, and when they are given as they are.
+#[derive(Default)]
+pub struct Gatherings(Vec<(Instant, Weak<Gathering>)>);
+
+impl Machine {
+    /// When [`Machine::give_up_gatherings`] is to be called.
+    pub(super) fn gathering_deadline(&self) -> Option<Instant> {
+        let gatherings = self.gatherings.0.iter().filter(|(_, gathering)| gathering.strong_count() > 0);
+        gatherings.map(|(deadline, _)| *deadline).min()
+    }
+
+    /// Gives trees without what workers have not said in time.
+    pub(super) fn give_up_gatherings(&mut self, now: Instant) {
+        for (_, gathering) in self.gatherings.0.extract_if(.., |(deadline, _)| *deadline <= now) {
+            if let Some(gathering) = gathering.upgrade() {
+                gathering.complete();
+            }
         }
     }
 }
@@ -71,15 +99,22 @@ impl Inspect for Machine {
 
 /// A tree that several add to. It is complete when the last of them lets go of it, also if that is because its worker
 /// ended and will not answer.
-struct Gathering(Mutex<(Value, Option<Done>)>);
+pub struct Gathering(Mutex<(Value, Option<Done>)>);
 
 type Done = Box<dyn FnOnce(Value) + Send>;
 
-impl Drop for Gathering {
-    fn drop(&mut self) {
-        let (tree, done) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+impl Gathering {
+    fn complete(&self) {
+        let mut gathering = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tree, done) = &mut *gathering;
         if let Some(done) = done.take() {
             done(std::mem::take(tree));
         }
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        self.complete();
     }
 }

@@ -33,14 +33,19 @@ impl Machine {
             watchdog.forget();
         }
         self.events.emit("vm", "rebooting");
-        self.phase = Phase::Resetting { respond };
+        self.phase = Phase::Resetting { respond, parked: false };
         self.park_cpus();
+        self.when_parked()
+    }
+
+    /// The CPUs are parked: stops the workers. `true`: some are still to stop.
+    pub(super) fn stop_for_reset(&mut self) -> bool {
         // What CPUs asked for before is void, also if it is heard only now: a device that is started while others stop
         // would go on in the memory of the restarted guest.
         self.cpus.forget_effects();
         self.waiting.clear();
         self.held.clear();
-        if self.pci.stop_all(Purpose::Reset) || self.pci.stopping() { Ok(None) } else { self.at_rest() }
+        self.pci.stop_all(Purpose::Reset)
     }
 
     /// Makes all but memory what it was at power-on.

@@ -188,11 +188,13 @@ impl Monitor {
     fn build(&self, booting: &Booting) -> Result<JoinHandle<()>> {
         let (config, made) = (VmConfig::clone(&booting.config), Arc::clone(&booting.made));
         let (hypervisor, consoles) = (Arc::clone(&self.hypervisor), Arc::clone(&self.consoles));
+        let limits = self.limits;
         let (mailbox, events, work) =
             (self.inbox.mailbox(self.machines), self.events.clone(), self.work.clone());
         self.on_a_thread(booting, move || {
             made.note(&config);
-            let place = Place { hypervisor: &*hypervisor, mailbox, consoles: &consoles, events, work };
+            let place =
+                Place { hypervisor: &*hypervisor, mailbox, consoles: &consoles, events, work, limits };
             let built = Machine::new(config, place);
             Progress::Built(built.map(Box::new).map_err(|error| {
                 let hint = landlock::hint(&error);

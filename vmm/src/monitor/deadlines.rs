@@ -17,8 +17,12 @@ pub struct Limits {
     pub call: Duration,
     /// What reads or writes all of the machine's memory.
     pub long_call: Duration,
-    /// Requests in flight of a machine that ends.
+    /// Until CPUs are parked and requests in flight complete, before a pause is given up.
+    pub pause: Duration,
+    /// Until requests in flight are complete of a machine that ends.
     pub end: Duration,
+    /// Until it is taken apart, after that.
+    pub leave: Duration,
 }
 
 impl Default for Limits {
@@ -27,7 +31,9 @@ impl Default for Limits {
             turn: Duration::from_secs(60),
             call: Duration::from_secs(60),
             long_call: Duration::from_secs(600),
+            pause: Duration::from_secs(30),
             end: Duration::from_secs(30),
+            leave: Duration::from_secs(60),
         }
     }
 }

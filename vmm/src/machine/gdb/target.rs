@@ -116,10 +116,7 @@ impl GdbTarget {
 
     /// Stops the machine, as Ctrl-C does.
     pub fn interrupt(&mut self) -> Result<()> {
-        self.ask(|machine| {
-            machine.stop_for_debugger();
-            Ok(())
-        })?;
+        self.ask(crate::machine::Machine::stop_for_debugger)?;
         self.forget_stops();
         Ok(())
     }
