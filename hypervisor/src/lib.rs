@@ -27,6 +27,7 @@ pub use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64 as native;
 
+mod clock;
 mod debug;
 mod error;
 mod exit;
@@ -35,6 +36,7 @@ pub use debug::{DebugCause, DebugStop, GuestDebug, HardwareBreakpoint, WatchedAc
 pub use error::Error;
 pub use exit::{Exit, SystemEvent};
 
+use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::interrupt::MsiAllocator;
 #[cfg(target_arch = "x86_64")]
@@ -73,6 +75,9 @@ pub trait Hypervisor: Send + Sync {
     /// When the host refuses.
     #[cfg(target_arch = "aarch64")]
     fn create_vm_of(&self, bits: u8) -> Result<Arc<dyn Vm>>;
+
+    /// The clock of a machine with these CPUs. Its monotonic time starts at zero now.
+    fn clock(&self, vcpus: &mut [Box<dyn Vcpu>]) -> Arc<dyn Clock>;
 
     /// `None` if a stock Linux kernel can run; else the reason it cannot, for the user.
     fn cannot_run_linux(&self) -> Option<String>;

@@ -8,6 +8,13 @@ pub trait Clock: Send + Sync {
     /// Time since an arbitrary fixed point, in nanoseconds; never goes backwards.
     fn monotonic_ns(&self) -> u64;
 
+    /// Time since another fixed point, in nanoseconds, for telling how long something short took: as cheap to read as the host
+    /// allows. It may run a little faster or slower than [`Clock::monotonic_ns`], and leap when the host sleeps, so that nothing
+    /// may wait for it to reach a value.
+    fn interval_ns(&self) -> u64 {
+        self.monotonic_ns()
+    }
+
     /// Time since 1970-01-01T00:00:00Z. May be stepped by the host's administrator.
     fn wall(&self) -> Duration;
 }

@@ -361,7 +361,7 @@ impl BlockHandler {
     }
 
     fn look_at_clock(&mut self) {
-        self.now = self.clock.monotonic_ns();
+        self.now = self.clock.interval_ns();
     }
 
     fn tell_driver(&mut self) {

@@ -20,8 +20,10 @@ use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as native;
 
-use crate::{Error, Hypervisor, Result, Vm};
+use crate::clock::{self, HostClock};
+use crate::{Error, Hypervisor, Result, Vcpu, Vm};
 use kvm_ioctls::{Cap, VmFd};
+use machine::clock::Clock;
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -156,6 +158,17 @@ impl Hypervisor for Kvm {
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(|errno| Error::Vm { what: "ask the host's KVM for its CPUID", source: errno.into() })?;
         Ok(cpuid.as_slice().iter().map(x86_64::cpuid_from_kvm).collect())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn clock(&self, vcpus: &mut [Box<dyn Vcpu>]) -> Arc<dyn Clock> {
+        let tsc_khz = vcpus.first_mut().and_then(|vcpu| vcpu.x86_64().tsc_khz().ok());
+        Arc::new(HostClock::new(clock::counter_hz(tsc_khz)))
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn clock(&self, _: &mut [Box<dyn Vcpu>]) -> Arc<dyn Clock> {
+        Arc::new(HostClock::new(clock::counter_hz()))
     }
 
     fn cannot_run_linux(&self) -> Option<String> {

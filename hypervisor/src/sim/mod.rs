@@ -47,7 +47,7 @@ pub use resources::Resources;
 
 use crate::{AddressSpace, Error, Hypervisor, MemorySlot, Result, Vcpu, Vm};
 use interrupts::{Apics, SimMsi};
-use machine::clock::ManualClock;
+use machine::clock::{Clock, ManualClock, SystemClock};
 use machine::doorbell::DoorbellAddress;
 use machine::interrupt::{MsiAllocator, MsiSource};
 use memory::Slots;
@@ -120,6 +120,10 @@ impl Hypervisor for Sim {
 
     fn max_vcpus(&self) -> u32 {
         MAX_VCPUS
+    }
+
+    fn clock(&self, _: &mut [Box<dyn Vcpu>]) -> Arc<dyn Clock> {
+        Arc::new(SystemClock::new())
     }
 
     #[cfg(target_arch = "x86_64")]

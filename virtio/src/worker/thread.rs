@@ -89,7 +89,7 @@ impl Thread {
 
     /// Runs tasks until told to end and all of them are at rest.
     pub(super) fn serve(mut self) {
-        let mut since = self.clock.monotonic_ns();
+        let mut since = self.clock.interval_ns();
         let mut turns = 0_u32;
         loop {
             self.take_messages();
@@ -105,14 +105,14 @@ impl Thread {
                 }
                 continue;
             }
-            let idle_since = self.clock.monotonic_ns();
+            let idle_since = self.clock.interval_ns();
             self.shared.counters.busy.record(idle_since.saturating_sub(since));
             if !self.poll(idle_since) && !self.arm() {
                 self.sleep();
-                self.polling.slept(self.clock.monotonic_ns().saturating_sub(idle_since));
+                self.polling.slept(self.clock.interval_ns().saturating_sub(idle_since));
                 self.shared.counters.poll_window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
             }
-            since = self.clock.monotonic_ns();
+            since = self.clock.interval_ns();
         }
     }
 
@@ -244,16 +244,19 @@ impl Thread {
         more
     }
 
-    /// Looks for work for as long as the window says. `true`: there is some.
+    /// Looks for work from `start` on (of the clock's intervals) for as long as the window says. `true`: there is some.
     fn poll(&mut self, start: u64) -> bool {
-        let window = self.polling.window_ns();
+        let mut window = self.polling.window_ns();
         if window == 0 || self.tasks.is_empty() {
             return false;
         }
         let shared = Arc::clone(&self.shared);
         let counters = &shared.counters;
         let has_sources = self.tasks.iter().any(|task| !task.sources.is_empty());
-        let deadline = self.next_deadline();
+        // A task that waits for a time ends the window.
+        let left = self.next_deadline().map(|time| time.saturating_sub(self.clock.monotonic_ns()));
+        let due = left.is_some_and(|left| left <= window);
+        window = window.min(left.unwrap_or(window));
         let mut turns = 0_u32;
         loop {
             for _ in 0..LOOKS {
@@ -262,20 +265,20 @@ impl Thread {
                 }
                 let waits = |task: &Task| task.deadline.is_none() && task.stopping.is_none();
                 if self.tasks.iter().any(|task| waits(task) && task.task.handler.has_work()) {
-                    let now = self.clock.monotonic_ns();
                     counters.polls_won.add(1);
-                    counters.poll_ns.add(now.saturating_sub(start));
+                    counters.poll_ns.add(self.clock.interval_ns().saturating_sub(start));
                     return true;
                 }
                 std::hint::spin_loop();
             }
-            let now = self.clock.monotonic_ns();
-            if deadline.is_some_and(|time| time <= now) {
-                return true;
-            }
-            if now.saturating_sub(start) >= window {
+            // A clock that leapt back ends the window too.
+            let passed = self.clock.interval_ns().wrapping_sub(start);
+            if passed >= window {
+                if due {
+                    return true;
+                }
                 counters.polls_lost.add(1);
-                counters.poll_ns.add(now.saturating_sub(start));
+                counters.poll_ns.add(passed.min(window));
                 return false;
             }
             turns = turns.wrapping_add(1);
