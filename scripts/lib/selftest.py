@@ -154,6 +154,11 @@ class Reports(unittest.TestCase):
         self.assertEqual(found.summary(), "1 passed, 1 failed, 1 skipped")
         self.assertEqual(found.skipped, [("t absent", "no hugepages")])
 
+    def test_only_a_few_tests_may_need_a_further_attempt(self):
+        names = [f"test-{number}" for number in range(results.MOST_RETRIED + 1)]
+        self.assertIsNone(results.Results(passed=90, retried=names[:-1]).too_many_retried())
+        self.assertIn(names[-1], results.Results(passed=90, retried=names).too_many_retried())
+
     def test_libtest(self):
         text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n"
         text += "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n"

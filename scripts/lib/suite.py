@@ -424,6 +424,8 @@ class Run:
         if status != 0:
             print(output, flush=True)
         self.results.add(found)
+        if why := found.too_many_retried():
+            self.fail(name, why)
 
 
 # Where tests find what they run. Values in the environment win, to test another build.
