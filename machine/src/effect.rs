@@ -92,16 +92,13 @@ pub enum Effect {
     EjectCpu(u32),
     /// The guest let go of the memory in this slot of the memory hotplug controller.
     EjectMemory(u32),
-    /// The guest tells how it took a change of its CPUs or memory (ACPI 6.5, 6.3.5, `_OST`).
-    HotplugOutcome {
-        /// What changed.
+    /// The guest does not let go of what it is asked for (ACPI 6.5, 6.3.5, `_OST`). Once for each time it is asked.
+    ReleaseRefused {
+        /// What is to go.
         part: HotplugPart,
         /// The CPU's or the slot's number.
         number: u32,
-        /// What it was told: 1 that the part may have come, 3 that it is asked to go, others for what the guest began
-        /// itself.
-        event: u32,
-        /// 0 for success.
+        /// Why (table 6.17).
         status: u32,
     },
 }

@@ -6,8 +6,13 @@
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How many events a guest can cause in a row, and what it takes for one more. A guest fills no disk with them, and drives out none that
+/// others caused.
+const BURST: u32 = 64;
+const REFILL: Duration = Duration::from_secs(1);
 
 /// How many past events are kept for a listener that comes back.
 const KEPT: usize = 256;
@@ -39,19 +44,30 @@ struct Told {
     next: u64,
     past: VecDeque<Arc<Event>>,
     listeners: Vec<Listener>,
+    /// How many events the guest can cause, as of when.
+    budget: (u32, Instant),
+    /// How many it caused that were not told.
+    left_out: u64,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        let told = Told { start: Instant::now(), next: 1, past: VecDeque::new(), listeners: Vec::new() };
-        Self(Arc::new(Mutex::new(told)))
+        let start = Instant::now();
+        Self(Arc::new(Mutex::new(Told {
+            start,
+            next: 1,
+            past: VecDeque::new(),
+            listeners: Vec::new(),
+            budget: (BURST, start),
+            left_out: 0,
+        })))
     }
 }
 
 impl Events {
     /// Tells that `event` happened to `source`.
     pub fn emit(&self, source: &'static str, event: &'static str) {
-        self.tell(source, event, None);
+        self.lock().tell(source, event, None);
     }
 
     /// As [`Events::emit`], with more about it.
@@ -61,30 +77,31 @@ impl Events {
         event: &'static str,
         properties: [(&'static str, Value); N],
     ) {
-        self.tell(source, event, Some(BTreeMap::from(properties)));
+        self.lock().tell(source, event, Some(BTreeMap::from(properties)));
     }
 
-    fn tell(
+    /// As [`Events::emit_with`], of what the guest can have happen as often as it likes: what is too much is left out, and told of as
+    /// `events-left-out` before the next event.
+    pub fn emit_for_guest<const N: usize>(
         &self,
         source: &'static str,
         event: &'static str,
-        properties: Option<BTreeMap<&'static str, Value>>,
+        properties: [(&'static str, Value); N],
     ) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let event =
-            Arc::new(Event { id: told.next, timestamp: told.start.elapsed(), source, event, properties });
-        told.next += 1;
-        told.listeners.retain_mut(|listener| listener(&event));
-        if told.past.len() == KEPT {
-            told.past.pop_front();
+        let mut told = self.lock();
+        if told.guest_may(Instant::now()) {
+            told.tell(source, event, (N > 0).then(|| BTreeMap::from(properties)));
         }
-        told.past.push_back(event);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has `listener` told of every event from now on, and first of those kept whose number is above `after`. With `None`, of
     /// none of those.
     pub fn listen(&self, after: Option<u64>, mut listener: Listener) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.lock();
         let missed =
             after.into_iter().flat_map(|after| told.past.iter().filter(move |event| event.id > after));
         for event in missed {
@@ -93,6 +110,44 @@ impl Events {
             }
         }
         told.listeners.push(listener);
+    }
+}
+
+impl Told {
+    fn tell(
+        &mut self,
+        source: &'static str,
+        event: &'static str,
+        properties: Option<BTreeMap<&'static str, Value>>,
+    ) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            let count = BTreeMap::from([("count", left_out.into())]);
+            self.tell("vmm", "events-left-out", Some(count));
+        }
+        let event =
+            Arc::new(Event { id: self.next, timestamp: self.start.elapsed(), source, event, properties });
+        self.next += 1;
+        self.listeners.retain_mut(|listener| listener(&event));
+        if self.past.len() == KEPT {
+            self.past.pop_front();
+        }
+        self.past.push_back(event);
+    }
+
+    /// Whether the guest may cause another event; counts it if not.
+    fn guest_may(&mut self, now: Instant) -> bool {
+        let (left, since) = &mut self.budget;
+        let refills = now.saturating_duration_since(*since).as_millis() / REFILL.as_millis();
+        let refills = u32::try_from(refills).unwrap_or(u32::MAX);
+        *left = left.saturating_add(refills).min(BURST);
+        *since = since.checked_add(REFILL.saturating_mul(refills)).unwrap_or(now);
+        let Some(rest) = left.checked_sub(1) else {
+            self.left_out += 1;
+            return false;
+        };
+        *left = rest;
+        true
     }
 }
 
@@ -132,5 +187,36 @@ mod tests {
         let told = events.0.lock().unwrap();
         assert!(told.listeners.is_empty());
         assert_eq!((told.past.len(), told.past[0].id), (KEPT, 11));
+    }
+    #[test]
+    fn a_guest_drives_out_no_events_and_those_left_out_are_counted() {
+        let events = Events::default();
+        let heard = listener(&events, None);
+        events.emit("vm", "booted");
+        for _ in 0..1000 {
+            events.emit_for_guest("vm", "rebooting", []);
+        }
+        events.emit("vm", "paused");
+        let heard: Vec<_> = heard.try_iter().collect();
+        let of_guest = heard.iter().filter(|event| event.event == "rebooting").count();
+        assert!((BURST as usize..KEPT).contains(&of_guest), "{of_guest}");
+        let left_out = heard.iter().filter(|event| event.event == "events-left-out");
+        let left_out: u64 =
+            left_out.map(|event| event.properties.as_ref().unwrap()["count"].as_u64().unwrap()).sum();
+        assert_eq!(left_out as usize + of_guest, 1000);
+        assert_eq!(events.0.lock().unwrap().past[0].event, "booted");
+    }
+
+    #[test]
+    fn a_guest_that_was_silent_is_heard_again() {
+        let events = Events::default();
+        let mut told = events.0.lock().unwrap();
+        let mut now = Instant::now();
+        let caused = |told: &mut Told, now| (0..1000).filter(|_| told.guest_may(now)).count();
+        assert_eq!(caused(&mut told, now), BURST as usize);
+        for (silence, again) in [(REFILL * 3, 3), (REFILL * 1000, BURST as usize)] {
+            now += silence;
+            assert_eq!(caused(&mut told, now), again);
+        }
     }
 }

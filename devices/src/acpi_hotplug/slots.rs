@@ -23,6 +23,11 @@ const CAME: u32 = 1 << 1;
 const GOING: u32 = 1 << 2;
 const EJECT: u32 = 1 << 3;
 
+/// `_OST` of a request to let go (ACPI 6.5, table 6.16).
+const EJECT_REQUEST: u32 = 3;
+/// Statuses of such a request that refuse nothing: it is done, or about to be (table 6.17).
+const NO_REFUSAL: [u32; 2] = [0, 0x84];
+
 /// One slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -33,6 +38,8 @@ pub(super) struct Slot {
     came: bool,
     /// It is asked to go, and the guest was not told.
     going: bool,
+    /// It is asked to go, and the guest has not refused.
+    asked: bool,
 }
 
 impl Slot {
@@ -86,14 +93,14 @@ impl Slots {
     /// The slot has something from the start.
     pub(super) fn fill(&mut self, number: u32) {
         if let Some(slot) = self.get_mut(number) {
-            *slot = Slot { present: true, came: false, going: false };
+            *slot = Slot { present: true, ..Slot::default() };
         }
     }
 
     /// Something came.
     pub(super) fn plug(&mut self, number: u32) {
         if let Some(slot) = self.get_mut(number) {
-            *slot = Slot { present: true, came: true, going: false };
+            *slot = Slot { present: true, came: true, ..Slot::default() };
             self.came = self.came.saturating_add(1);
         }
     }
@@ -102,15 +109,15 @@ impl Slots {
     pub(super) fn request_unplug(&mut self, number: u32) {
         let fixed = number < self.fixed;
         if let Some(slot) = self.get_mut(number).filter(|slot| slot.present && !fixed) {
-            slot.going = true;
+            (slot.going, slot.asked) = (true, true);
             self.asked = self.asked.saturating_add(1);
         }
     }
 
-    /// Takes a request back, if the guest has not been told.
+    /// Takes a request back. A guest that was told may let go all the same.
     pub(super) fn withdraw_request(&mut self, number: u32) {
         if let Some(slot) = self.get_mut(number) {
-            slot.going = false;
+            (slot.going, slot.asked) = (false, false);
         }
     }
 
@@ -142,19 +149,21 @@ impl Slots {
             SELECTED => self.selected = value,
             STATUS => return self.write_status(value),
             EVENT => self.event = value,
-            OUTCOME => {
-                let number = self.selected;
-                self.get_mut(number)?;
-                return Some(Effect::HotplugOutcome {
-                    part: self.part,
-                    number,
-                    event: self.event,
-                    status: value,
-                });
-            }
+            OUTCOME => return self.write_outcome(value),
             _ => {}
         }
         None
+    }
+
+    /// A refusal counts once for each request.
+    fn write_outcome(&mut self, status: u32) -> Option<Effect> {
+        let (part, number, event) = (self.part, self.selected, self.event);
+        let slot = self.get_mut(number)?;
+        if !slot.asked || event != EJECT_REQUEST || NO_REFUSAL.contains(&status) {
+            return None;
+        }
+        slot.asked = false;
+        Some(Effect::ReleaseRefused { part, number, status })
     }
 
     fn write_status(&mut self, value: u32) -> Option<Effect> {
@@ -181,7 +190,7 @@ impl Slots {
     /// The operating system that starts finds what there is by itself, so that there is nothing to tell it.
     pub(super) fn reset(&mut self) {
         for slot in &mut self.slots {
-            (slot.came, slot.going) = (false, false);
+            (slot.came, slot.going, slot.asked) = (false, false, false);
         }
         self.selected = 0;
         self.event = 0;
@@ -245,14 +254,37 @@ mod tests {
         assert_eq!(status(&mut slots, 3), PRESENT | CAME);
         slots.write(STATUS, CAME);
         assert_eq!((slots.read(STATUS), slots.read(NEXT)), (PRESENT, u32::MAX));
-        slots.write(EVENT, 1);
-        let outcome = Effect::HotplugOutcome { part: HotplugPart::Cpu, number: 3, event: 1, status: 0 };
-        assert_eq!(slots.write(OUTCOME, 0), Some(outcome));
         slots.request_unplug(3);
         assert_eq!(slots.read(STATUS), PRESENT | GOING);
         assert_eq!(slots.write(STATUS, GOING), None);
         assert_eq!(slots.write(STATUS, EJECT), Some(Effect::EjectCpu(3)));
         assert_eq!(slots.write(STATUS, EJECT), None, "it is gone");
+    }
+
+    #[test]
+    fn a_guest_refuses_what_it_is_asked_for_and_that_once() {
+        let mut slots = Slots::new(HotplugPart::Memory, COUNT, 0);
+        slots.fill(3);
+        let refuse = |slots: &mut Slots, event, status| {
+            slots.write(SELECTED, 3);
+            slots.write(EVENT, event);
+            slots.write(OUTCOME, status)
+        };
+        assert_eq!(refuse(&mut slots, EJECT_REQUEST, 1), None, "nobody asked");
+        for status in [1, 0x81] {
+            slots.request_unplug(3);
+            assert_eq!(refuse(&mut slots, EJECT_REQUEST, 0x84), None, "it is about to");
+            assert_eq!(refuse(&mut slots, 1, status), None, "that is about something that came");
+            let refused = Effect::ReleaseRefused { part: HotplugPart::Memory, number: 3, status };
+            assert_eq!(refuse(&mut slots, EJECT_REQUEST, status), Some(refused));
+            assert_eq!(refuse(&mut slots, EJECT_REQUEST, status), None, "that is known");
+        }
+        slots.request_unplug(3);
+        slots.withdraw_request(3);
+        assert_eq!(refuse(&mut slots, EJECT_REQUEST, 1), None, "nobody asks any more");
+        slots.request_unplug(3);
+        slots.remove(3);
+        assert_eq!(refuse(&mut slots, EJECT_REQUEST, 1), None, "the slot is empty");
     }
 
     #[test]

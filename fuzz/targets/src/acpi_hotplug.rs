@@ -134,8 +134,8 @@ impl Machine {
             }
             Some(Effect::EjectCpu(cpu)) => assert!(cpu > 0 && self.cpus.remove(&cpu)),
             Some(Effect::EjectMemory(slot)) => assert!(self.modules.remove(&slot)),
-            Some(Effect::HotplugOutcome { part: HotplugPart::Cpu, number, .. }) => assert!(number < CPUS),
-            Some(Effect::HotplugOutcome { part: HotplugPart::Memory, number, .. }) => assert!(number < SLOTS),
+            Some(Effect::ReleaseRefused { part: HotplugPart::Cpu, number, .. }) => assert!(number < CPUS),
+            Some(Effect::ReleaseRefused { part: HotplugPart::Memory, number, .. }) => assert!(number < SLOTS),
             Some(other) => panic!("a hotplug controller asks for {other:?}"),
             None => {}
         }

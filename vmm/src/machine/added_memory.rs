@@ -20,10 +20,6 @@ use std::sync::Arc;
 
 /// The hypervisor's number of the memory in slot 0; those below are of memory that is there from the start.
 const FIRST_SLOT: u32 = 0x100;
-/// `_OST` of a request to let go (ACPI 6.5, table 6.16).
-const EJECT_REQUEST: u32 = 3;
-/// Status of such a request: the guest is about to (table 6.17).
-const EJECT_IN_PROGRESS: u32 = 0x84;
 
 /// Why a machine without ACPI gets no modules.
 const NO_ACPI: &str = "memory modules come and go by ACPI, which the machine does not have; give it --platform acpi=on, or \
@@ -275,13 +271,10 @@ impl Machine {
         Ok(())
     }
 
-    /// The guest tells how it took a change of its memory.
-    pub(super) fn memory_outcome(&mut self, slot: u32, event: u32, status: u32) {
-        if event != EJECT_REQUEST || [0, EJECT_IN_PROGRESS].contains(&status) {
-            return;
-        }
+    /// The guest does not let go of the memory that it is asked for.
+    pub(super) fn memory_refused(&mut self, slot: u32, status: u32) {
         tracing::warn!("the guest does not let go of the memory in slot {slot} (status {status:#x})");
-        self.events.emit_with(
+        self.events.emit_for_guest(
             "vm",
             "memory-release-refused",
             [("slot", slot.into()), ("status", status.into())],

@@ -18,11 +18,6 @@ use machine::inspect::{Inspect, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// `_OST` of a request to let go (ACPI 6.5, table 6.16).
-const EJECT_REQUEST: u32 = 3;
-/// Status of such a request: the guest is about to (table 6.17).
-const EJECT_IN_PROGRESS: u32 = 0x84;
-
 /// Gives a CPU a state, by its number.
 type SetUp = fn(&mut dyn Vcpu, &CpuModel, u32, &EntryPoint) -> Result<()>;
 
@@ -316,13 +311,10 @@ impl Machine {
         self.note_cpus(self.config.cpus.limit(), count);
     }
 
-    /// The guest tells how it took a change of its CPUs.
-    pub(super) fn cpu_outcome(&mut self, number: u32, event: u32, status: u32) {
-        if event != EJECT_REQUEST || [0, EJECT_IN_PROGRESS].contains(&status) {
-            return;
-        }
+    /// The guest does not let go of a CPU that it is asked for.
+    pub(super) fn cpu_refused(&mut self, number: u32, status: u32) {
         tracing::warn!("the guest does not let go of CPU {number} (status {status:#x})");
-        self.events.emit_with(
+        self.events.emit_for_guest(
             "vm",
             "cpu-release-refused",
             [("cpu", number.into()), ("status", status.into())],

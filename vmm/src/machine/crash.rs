@@ -23,7 +23,7 @@ impl Machine {
     pub(super) fn crashed(&mut self, failure: Option<CpuFailure>) -> Result<Option<Ended>> {
         if let Some(CpuFailure { cpu, reason, .. }) = &failure {
             let properties = [("cpu", (*cpu).into()), ("reason", reason.as_str().into())];
-            self.events.emit_with("guest", "cpu-failed", properties);
+            self.events.emit_for_guest("guest", "cpu-failed", properties);
         }
         if self.crash.is_some() || self.ending() {
             // Another CPU did, too.
@@ -60,7 +60,7 @@ impl Machine {
             Box::new(move |answer| {
                 if let Err(error) = answer {
                     tracing::error!("--on-crash coredump={}: {error}", path.display());
-                    events.emit_with("vm", "coredump-failed", [("reason", error.to_string().into())]);
+                    events.emit_for_guest("vm", "coredump-failed", [("reason", error.to_string().into())]);
                 }
             }),
         );

@@ -63,14 +63,14 @@ impl Machine {
         };
         let thread = std::thread::Builder::new().name("coredump".into()).stack_size(256 << 10);
         thread.spawn(write).map_err(|error| ApiError::internal(format!("starting a thread: {error}")))?;
-        self.events.emit("vm", "coredumping");
+        self.tell("coredumping");
         Ok(())
     }
 
     /// The dump is written, or could not be.
     pub(in crate::machine) fn dumped(&mut self, result: Result<(), ApiError>) {
         let Some(respond) = self.dump.take() else { return };
-        self.events.emit("vm", if result.is_ok() { "coredumped" } else { "coredump-failed" });
+        self.tell(if result.is_ok() { "coredumped" } else { "coredump-failed" });
         respond(result.map(|()| Reply::Done));
     }
 }

@@ -149,7 +149,7 @@ impl Machine {
     pub(super) fn at_rest(&mut self) -> Result<Option<Ended>> {
         match std::mem::replace(&mut self.phase, Phase::Paused) {
             Phase::Pausing { respond, parked: true, .. } => {
-                self.events.emit("vm", "paused");
+                self.tell("paused");
                 respond(Ok(Reply::Done));
                 return self.dump_crash();
             }
@@ -197,11 +197,11 @@ impl Machine {
             Effect::DirectMemory(number) => self.flash.follow(&*self.vm, number)?,
             Effect::EjectCpu(number) => self.cpu_ejected(number),
             Effect::EjectMemory(slot) => self.memory_ejected(slot)?,
-            Effect::HotplugOutcome { part: HotplugPart::Cpu, number, event, status } => {
-                self.cpu_outcome(number, event, status);
+            Effect::ReleaseRefused { part: HotplugPart::Cpu, number, status } => {
+                self.cpu_refused(number, status)
             }
-            Effect::HotplugOutcome { part: HotplugPart::Memory, number, event, status } => {
-                self.memory_outcome(number, event, status);
+            Effect::ReleaseRefused { part: HotplugPart::Memory, number, status } => {
+                self.memory_refused(number, status);
             }
             Effect::Function(address, change) => {
                 if self.pci.apply(address, change)? == Completion::Later {
@@ -223,10 +223,19 @@ impl Machine {
         self.panics |= events;
         if new != 0 {
             tracing::warn!(events = new, "the guest reports a panic");
-            self.events.emit_with("guest", "panic", [("events", new.into())]);
+            self.events.emit_for_guest("guest", "panic", [("events", new.into())]);
         }
         // Else the guest has a kernel that deals with it.
         if new & PANICKED != 0 { self.crashed(None) } else { Ok(None) }
+    }
+
+    /// Tells what the machine does, which may be the guest's doing.
+    pub(super) fn tell(&self, event: &'static str) {
+        if self.crash.is_some() {
+            self.events.emit_for_guest("vm", event, []);
+        } else {
+            self.events.emit("vm", event);
+        }
     }
 
     pub(super) fn effect_done(&self, cpu: u32) {
@@ -265,7 +274,7 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine.
     pub fn pause(&mut self, respond: Respond) -> Result<Option<Ended>> {
-        self.events.emit("vm", "pausing");
+        self.tell("pausing");
         self.park_cpus();
         if let Some(watchdog) = &self.watchdog {
             watchdog.pause();

@@ -330,7 +330,7 @@ fn tell_of_errors(site: &Site, id: &str) -> OnError {
             ("reason", reason.as_str().into()),
             ("errors", (*errors).into()),
         ];
-        events.emit_with("vm", "disk-error", properties);
+        events.emit_for_guest("vm", "disk-error", properties);
     })
 }
 

@@ -32,10 +32,18 @@ impl Machine {
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.forget();
         }
-        self.events.emit("vm", "rebooting");
+        self.tell_of_restart("rebooting", respond.is_none());
         self.phase = Phase::Resetting { respond, parked: false };
         self.park_cpus();
         self.when_parked()
+    }
+
+    fn tell_of_restart(&self, event: &'static str, by_guest: bool) {
+        if by_guest {
+            self.events.emit_for_guest("vm", event, []);
+        } else {
+            self.events.emit("vm", event);
+        }
     }
 
     /// The CPUs are parked: stops the workers. `true`: some are still to stop.
@@ -103,7 +111,7 @@ impl Machine {
                 tracing::warn!(
                     "{option}: the file was changed since the machine was made; the guest restarts from what it is now"
                 );
-                self.events.emit_with("vm", "boot-file-changed", [("option", option.into())]);
+                self.events.emit_for_guest("vm", "boot-file-changed", [("option", option.into())]);
             }
             self.cpus.reset(entry)
         });
@@ -120,7 +128,7 @@ impl Machine {
         };
         if restarted.is_ok() {
             self.start();
-            self.events.emit("vm", "rebooted");
+            self.tell_of_restart("rebooted", respond.is_none());
         }
         if let Some(respond) = respond {
             let failed =

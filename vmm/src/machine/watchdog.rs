@@ -115,7 +115,7 @@ impl Machine {
         }
         let action = watchdog.action;
         tracing::warn!(?action, "the guest's watchdog was not reloaded in time");
-        self.events.emit_with("guest", "watchdog", [("action", action.name().into())]);
+        self.events.emit_for_guest("guest", "watchdog", [("action", action.name().into())]);
         match action {
             WatchdogAction::Reset => self.reset(None),
             WatchdogAction::Poweroff => Ok(self.end(Ended::PoweredOff)),
