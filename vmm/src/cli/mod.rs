@@ -1,0 +1,246 @@
+//! The command line: flags as cloud-hypervisor names them.
+//!
+//! Each flag's value is read by the configuration struct it belongs to ([`crate::config`]).
+
+mod errors;
+mod flags;
+
+pub(crate) use errors::one_line;
+pub use errors::{UsageError, failure};
+pub(crate) use flags::command;
+pub use flags::flags;
+
+use crate::api::event_monitor::EventMonitorConfig;
+use crate::api::socket::ApiSocketConfig;
+use crate::config::{
+    BalloonConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
+    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig,
+    VmConfig, VsockConfig, WatchdogConfig, console,
+};
+use crate::config::{PciPlaceConfig, PciPortConfig};
+use crate::log::{Format, Levels, LogOptions};
+use clap::FromArgMatches;
+use clap::error::ErrorKind;
+use flags::Flags;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What a forbidden system call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// Ends the process.
+    Enforce,
+    /// Is reported by the kernel's audit log, and done.
+    Log,
+    /// Is done.
+    Off,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a machine.
+    Run(Box<Run>),
+    /// Print this and end with success.
+    Print(String),
+}
+
+/// A machine to run, and how.
+#[derive(Debug)]
+pub struct Run {
+    /// The machine; none when it is to be created over the API.
+    pub config: Option<VmConfig>,
+    /// Where the API is served, if it is.
+    pub api_socket: Option<ApiSocketConfig>,
+    /// Where events are written, if they are.
+    pub event_monitor: Option<EventMonitorConfig>,
+    /// Where a debugger comes in.
+    pub gdb: Option<GdbConfig>,
+    /// What is logged, where and how.
+    pub log: LogOptions,
+    /// What a forbidden system call does.
+    pub seccomp: Seccomp,
+}
+
+/// Reads the command line. `arguments` starts with the program's name.
+///
+/// # Errors
+/// When it cannot be understood; the text names the option and the value and says what to do.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A path that is not could be opened, but not be told in JSON.
+    if let Some(argument) = arguments.iter().skip(1).find(|argument| argument.to_str().is_none()) {
+        return Err(UsageError(format!("{argument:?} is not valid UTF-8; give it a name that is")));
+    }
+    let matches = match command().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            return Ok(Command::Print(error.to_string()));
+        }
+        Err(error) => return Err(UsageError(one_line(&error))),
+    };
+    let flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(one_line(&error)))?;
+    if flags.version {
+        return Ok(Command::Print(version(arguments.first())));
+    }
+    if let Some(option) = &flags.help_option {
+        return super::config_help::option(option.trim_start_matches('-')).map(Command::Print).ok_or_else(
+            || {
+                let names = super::config_help::names().join(", ");
+                UsageError(format!(
+                    "--help-option {option}: no option of that name has keys; those that do are {names}"
+                ))
+            },
+        );
+    }
+    let seccomp = match flags.seccomp.as_str() {
+        "true" => Seccomp::Enforce,
+        "log" => Seccomp::Log,
+        "false" => Seccomp::Off,
+        other => return Err(UsageError(format!("--seccomp {other}: write true, log or false"))),
+    };
+    let api_socket = maybe::<ApiSocketConfig>("--api-socket", flags.api_socket.as_deref())?;
+    let event_monitor = maybe::<EventMonitorConfig>("--event-monitor", flags.event_monitor.as_deref())?;
+    let api = api_socket.as_ref().map(|socket| ("--api-socket", socket.path.is_some(), socket.fd.is_some()));
+    let events =
+        event_monitor.as_ref().map(|events| ("--event-monitor", events.path.is_some(), events.fd.is_some()));
+    for (flag, path, fd) in api.into_iter().chain(events) {
+        match (path, fd) {
+            (true, true) => return Err(UsageError(format!("{flag}: has both path and fd; give one"))),
+            (false, false) => {
+                return Err(UsageError(format!(
+                    "{flag}: says nothing; write {flag} path=<path>, or fd=<number>"
+                )));
+            }
+            _ => {}
+        }
+    }
+    let config = if api_socket.is_some() && flags.kernel.is_none() && !describes_a_machine(&matches) {
+        None
+    } else {
+        let config = config(&flags)?;
+        config.validate()?;
+        Some(config)
+    };
+    let log = log_options(&flags)?;
+    let gdb = match flags.gdb.as_deref() {
+        None => None,
+        Some(text) => {
+            let gdb: GdbConfig = one("--gdb", Some(text))?;
+            if gdb.path.as_os_str().is_empty() {
+                return Err(UsageError(format!("--gdb {text}: path is missing; write --gdb path=SOCKET")));
+            }
+            Some(gdb)
+        }
+    };
+    Ok(Command::Run(Box::new(Run { config, api_socket, event_monitor, gdb, log, seccomp })))
+}
+
+fn log_options(flags: &Flags) -> Result<LogOptions, UsageError> {
+    let format = match flags.log_format.as_str() {
+        "text" => Format::Text,
+        "json" => Format::Json,
+        other => return Err(UsageError(format!("--log-format {other}: write text or json"))),
+    };
+    let levels = match flags.log_levels.as_deref() {
+        None => Levels::default(),
+        Some(text) => text.parse().map_err(|()| {
+            let parts = crate::log::PARTS.join(", ");
+            UsageError(format!(
+                "--log-levels {text}: write PART=LEVEL, PART being one of {parts}, and LEVEL off, error, warn, info, debug or trace"
+            ))
+        })?,
+    };
+    Ok(LogOptions { file: flags.log_file.clone(), verbosity: flags.verbosity, levels, format })
+}
+
+fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
+    let mut memory: MemoryConfig = one("--memory", flags.memory.as_deref())?;
+    let zones: Vec<MemoryZoneConfig> = many("--memory-zone", &flags.memory_zone)?;
+    if !zones.is_empty() {
+        memory.zones = Some(zones);
+    }
+    if flags.kernel.is_none() && flags.firmware.is_none() {
+        return Err(UsageError("--kernel is missing; give the kernel to boot: --kernel PATH".into()));
+    }
+    let watchdog = maybe::<WatchdogConfig>("--watchdog", flags.watchdog.as_deref())?;
+    Ok(VmConfig {
+        cpus: one::<CpusConfig>("--cpus", flags.cpus.as_deref())?,
+        memory,
+        payload: PayloadConfig {
+            firmware: flags.firmware.clone(),
+            firmware_vars: flags.firmware_vars.clone(),
+            kernel: flags.kernel.clone(),
+            initramfs: flags.initramfs.clone(),
+            cmdline: flags.cmdline.clone(),
+            fw_cfg_config: maybe::<FwCfgConfig>("--fw-cfg-config", flags.fw_cfg_config.as_deref())?,
+        },
+        rate_limit_groups: many::<RateLimitGroupConfig>("--rate-limit-group", &flags.rate_limit_group)?,
+        disks: many::<DiskConfig>("--disk", &flags.disk)?,
+        net: many::<NetConfig>("--net", &flags.net)?,
+        rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
+        rtc: maybe::<RtcConfig>("--rtc", flags.rtc.as_deref())?,
+        balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
+        pmem: many::<PmemConfig>("--pmem", &flags.pmem)?,
+        ivshmem: maybe::<IvshmemConfig>("--ivshmem", flags.ivshmem.as_deref())?,
+        vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
+        serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
+        console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
+        debug_console: console::<DebugConsoleConfig>(
+            "--debug-console",
+            flags.debug_console.as_deref().unwrap_or("off"),
+        )?,
+        pvpanic: flags.pvpanic,
+        on_crash: maybe::<CrashConfig>("--on-crash", flags.on_crash.as_deref())?,
+        watchdog: watchdog.is_some(),
+        watchdog_action: watchdog.as_ref().map(|watchdog| watchdog.action).unwrap_or_default(),
+        watchdog_model: watchdog.map(|watchdog| watchdog.model).unwrap_or_default(),
+        numa: many::<NumaConfig>("--numa", &flags.numa)?,
+        platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
+        pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
+        landlock_enable: flags.landlock,
+        landlock_rules: many::<LandlockConfig>("--landlock-rules", &flags.landlock_rules)?,
+        pci_ports: many::<PciPortConfig>("--pci-port", &flags.pci_port)?,
+        pci_places: many::<PciPlaceConfig>("--pci-place", &flags.pci_place)?,
+    })
+}
+
+fn one<T: Options>(flag: &str, text: Option<&str>) -> Result<T, UsageError> {
+    let Some(text) = text else { return Ok(T::default()) };
+    T::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
+}
+
+fn maybe<T: Options>(flag: &str, text: Option<&str>) -> Result<Option<T>, UsageError> {
+    text.map(|text| one(flag, Some(text))).transpose()
+}
+
+fn many<T: Options>(flag: &str, texts: &[String]) -> Result<Vec<T>, UsageError> {
+    texts.iter().map(|text| one(flag, Some(text))).collect()
+}
+
+fn console<T: Options + console::Console>(flag: &str, text: &str) -> Result<T, UsageError> {
+    console::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
+}
+
+/// Whether a flag is given that says something of the machine, not of the process.
+fn describes_a_machine(matches: &clap::ArgMatches) -> bool {
+    const OF_THE_PROCESS: [&str; 7] =
+        ["api_socket", "event_monitor", "log_file", "log_format", "log_levels", "verbosity", "seccomp"];
+    matches.ids().any(|id| {
+        let given = matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine);
+        given && id != "Flags" && !OF_THE_PROCESS.contains(&id.as_str())
+    })
+}
+
+/// The version; under the name `cloud-hypervisor`, a string that its clients accept.
+fn version(program: Option<&OsString>) -> String {
+    let name = program.map(|path| PathBuf::from(path).file_name().unwrap_or_default().to_owned());
+    if name.is_some_and(|name| name == "cloud-hypervisor") {
+        return "cloud-hypervisor v48.0.0\n".into();
+    }
+    concat!("vivarium v", env!("CARGO_PKG_VERSION"), "\n").into()
+}
+
+#[cfg(test)]
+mod tests;
