@@ -159,7 +159,8 @@ def _install():
     # Debian 13, Ubuntu 24.04: the distribution packages rustup itself.
     packages.ensure(["rustup"])
     with step(f"installing Rust {TOOLCHAIN} for this user"):
-        run(["rustup", "toolchain", "install", TOOLCHAIN, "--profile", "default"], "installing the toolchain")
+        # Ubuntu's rustup cannot update itself, and would fail after all else is done.
+        run(["rustup", "toolchain", "install", TOOLCHAIN, "--profile", "default", "--no-self-update"], "installing the toolchain")
     # Whoever has chosen another one keeps it.
     os.environ["RUSTUP_TOOLCHAIN"] = TOOLCHAIN
     if subprocess.run(["rustup", "default"], capture_output=True, check=False, env=_without_choice()).returncode != 0:
