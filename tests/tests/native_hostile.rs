@@ -1,6 +1,8 @@
 //! Guests that do what they must not. The monitor lives, other devices work, and the abused device works again after a
 //! reset: the guest checks the last two, and fails a case in which they are not so.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Exit, Feature, MonitorBuilder, Report, lacks, native};
 
@@ -153,4 +155,53 @@ fn nobody_reading_the_log_does_not_hold_up_the_guest() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let text = std::fs::read_to_string(debug).unwrap();
     assert!(text.contains("@@ done rc=0"), "{text}");
+}
+
+#[test]
+fn a_reader_of_the_log_that_does_not_read_does_not_hold_up_the_guest() {
+    if lacks(Feature::Ports) {
+        return;
+    }
+    let folder = Folder::new();
+    let (disk, debug) = (folder.sparse("disk", 16 << 20), folder.join("debug"));
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // Nothing goes into the pipe any more: what is logged would have to wait.
+    let full = fill(&writer);
+    let mut command =
+        MonitorBuilder::bare("ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9 end=spin")
+            .args(["--disk", &format!("path={}", disk.display())])
+            .args(["--debug-console", &format!("file={}", debug.display())])
+            .command();
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(writer).spawn().unwrap();
+    drop(command);
+    while !std::fs::read_to_string(&debug).is_ok_and(|text| text.contains("@@ done rc=0")) {
+        assert!(child.try_wait().unwrap().is_none(), "the monitor ended");
+        std::thread::yield_now();
+    }
+    // A reader that comes late gets what waited for it, also while the machine runs.
+    let mut log = vec![0; full];
+    reader.read_exact(&mut log).unwrap();
+    let mut log = BufReader::new(reader);
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    assert!(line.contains("WARN"), "{line}");
+    // SAFETY: the child has not been waited for, so the number is its own.
+    unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Writes to a pipe until it takes no more, and returns how much it took.
+fn fill(pipe: &std::io::PipeWriter) -> usize {
+    let waits = |waits: bool| {
+        let flags = if waits { 0 } else { libc::O_NONBLOCK };
+        // SAFETY: sets the flags of an open descriptor.
+        unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, flags) }
+    };
+    waits(false);
+    let mut taken = 0;
+    while let Ok(count) = { pipe }.write(&[0; 1]) {
+        taken += count;
+    }
+    waits(true);
+    taken
 }

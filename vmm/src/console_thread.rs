@@ -1,8 +1,9 @@
 //! The thread that carries console bytes and hears signals.
 //!
-//! Consoles have no threads of their own; this one waits for all of them, and for the signals that ask the process to
-//! end. It is there as long as the process; the consoles come and go with machines.
+//! Consoles have no threads of their own; this one waits for all of them, for the signals that ask the process to end, and
+//! for room in the log when somebody was slow to read it. It is there as long as the process; the consoles come and go with machines.
 
+use crate::log;
 use crate::message::{Event, Inbox};
 use anyhow::{Context, Result};
 use devices::host_console::ConsolePump;
@@ -85,12 +86,14 @@ impl ConsoleThread {
         let epoll = Epoll::new().context("making the console thread's epoll")?;
         watch(&epoll, bell.as_raw_fd()).context("watching for orders")?;
         watch(&epoll, signals.as_raw_fd()).context("watching for signals")?;
+        let log = log::room().filter(|log| watch_room(&epoll, *log).is_ok());
         let (orders, received) = channel();
         let serving = Serving {
             inbox,
             epoll,
             bell: bell.clone(),
             signals,
+            log,
             orders: received,
             pumps: Vec::new(),
             escape: None,
@@ -145,6 +148,8 @@ struct Serving {
     epoll: Epoll,
     bell: Doorbell,
     signals: OwnedFd,
+    /// Tells that the log has room again.
+    log: Option<RawFd>,
     orders: Receiver<Order>,
     pumps: Vec<ConsolePump>,
     escape: Option<Doorbell>,
@@ -152,6 +157,12 @@ struct Serving {
 
 fn watch(epoll: &Epoll, fd: RawFd) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))
+}
+
+/// Watches the log for having room again. What cannot be watched always has room.
+fn watch_room(epoll: &Epoll, fd: RawFd) -> io::Result<()> {
+    let events = EventSet::OUT | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, fd as u64))
 }
 
 impl Serving {
@@ -163,6 +174,8 @@ impl Serving {
                 let fd = event.data();
                 if fd == self.bell.as_raw_fd() as u64 {
                     self.bell.take();
+                } else if self.log.is_some_and(|log| log as u64 == fd) {
+                    log::drain();
                 } else if fd == self.signals.as_raw_fd() as u64 {
                     self.inbox.tell(match take_signal(&self.signals) {
                         Some(libc::SIGUSR1) => Event::PowerButton,

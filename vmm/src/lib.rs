@@ -43,10 +43,16 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// # Errors
 /// When the machine cannot be built, or fails.
 pub fn run(run: cli::Run) -> Result<()> {
+    let ended = run_logged(run);
+    log::flush();
+    ended
+}
+
+fn run_logged(run: cli::Run) -> Result<()> {
     limit_arenas();
-    log::start(run.log)?;
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
+    log::start(run.log, || seccomp::confine(ThreadKind::Console))?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let mut monitor = Monitor::new(Arc::new(kvm))?;
     if let Some(config) = &run.event_monitor {

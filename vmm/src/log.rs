@@ -3,18 +3,24 @@
 //! Much of what is logged a guest can bring about as often as it likes: each place in the program logs `MOST` lines in
 //! `PERIOD` and then only counts, so that no guest fills its host's disk or hides in the noise what else is logged. Who
 //! asked for debugging gets everything.
+//!
+//! Nobody who logs waits for whoever reads the log: see [`sink`].
+
+mod sink;
 
 use crate::metrics::Sample;
 use anyhow::{Context, Result};
 use machine::inspect::{Value, json};
 use machine::metrics::{Counter, Reading};
+use sink::{LOST, Sink};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::Write as _;
+use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
@@ -77,15 +83,18 @@ static LEFT_OUT: Counter = Counter::new();
 
 /// The log's own figures.
 pub fn sample() -> Sample {
-    let readings = vec![Reading::total("left_out", LEFT_OUT.get())];
+    let readings = vec![Reading::total("left_out", LEFT_OUT.get()), Reading::total("lost", LOST.get())];
     Sample { key: "_log".to_owned(), kind: "log", labels: Vec::new(), readings }
 }
 
-/// Starts logging.
+/// Where this process's lines go.
+static SINK: OnceLock<Arc<Sink>> = OnceLock::new();
+
+/// Starts logging. `confine` is called on the thread that writes the log, if it has to have one.
 ///
 /// # Errors
 /// When the file cannot be made.
-pub fn start(options: LogOptions) -> Result<()> {
+pub fn start(options: LogOptions, confine: impl FnOnce() + Send + 'static) -> Result<()> {
     let LogOptions { file: path, verbosity, levels, format } = options;
     let level = match verbosity {
         0 => LevelFilter::WARN,
@@ -93,20 +102,42 @@ pub fn start(options: LogOptions) -> Result<()> {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let file = match path {
+    let sink = match path {
         Some(path) => {
-            let file = File::options().create(true).append(true).open(&path);
-            Some(file.with_context(|| format!("--log-file {}", path.display()))?)
+            let named = || format!("--log-file {}", path.display());
+            // A FIFO without a reader is an error instead of a wait.
+            let opened =
+                File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            Sink::new(opened.with_context(named)?, confine).with_context(named)?
         }
-        None => None,
+        None => Sink::standard_error(confine).context("logging to standard error")?,
     };
-    let log = Log { file, format, level, levels, began: Instant::now(), places: Mutex::default() };
+    let sink = Arc::clone(SINK.get_or_init(|| sink));
+    let log = Log { sink, format, level, levels, began: Instant::now(), places: Mutex::default() };
     tracing::subscriber::set_global_default(log).context("the log has been started already")
 }
 
+/// What tells, by being writable, that the log has room for lines that wait, if anybody has to wait for that.
+pub fn room() -> Option<RawFd> {
+    SINK.get()?.room()
+}
+
+/// Writes of what waits as much as there is room for.
+pub fn drain() {
+    if let Some(sink) = SINK.get() {
+        sink.drain();
+    }
+}
+
+/// Writes what waits, for as long as whoever reads the log takes some of it every half second. For when the process ends.
+pub fn flush() {
+    if let Some(sink) = SINK.get() {
+        sink.flush();
+    }
+}
+
 struct Log {
-    /// Standard error if there is none.
-    file: Option<File>,
+    sink: Arc<Sink>,
     format: Format,
     level: LevelFilter,
     levels: Levels,
@@ -183,11 +214,7 @@ impl Subscriber for Log {
             Format::Text => line(now, metadata, left_out, fields),
             Format::Json => object(now, metadata, left_out, fields),
         };
-        // A log that cannot be written is lost: no guest may end the machine by having something logged.
-        let _ = match &self.file {
-            Some(file) => { file }.write_all(line.as_bytes()),
-            None => std::io::stderr().write_all(line.as_bytes()),
-        };
+        self.sink.write(line.as_bytes());
     }
 
     // Nothing here uses spans.
@@ -264,7 +291,7 @@ mod tests {
 
     fn log(path: &std::path::Path, format: Format, levels: &str) -> Log {
         Log {
-            file: Some(File::options().create(true).append(true).open(path).unwrap()),
+            sink: Sink::new(File::options().create(true).append(true).open(path).unwrap(), || ()).unwrap(),
             format,
             level: LevelFilter::WARN,
             levels: levels.parse().unwrap(),
@@ -276,12 +303,15 @@ mod tests {
     #[test]
     fn a_crate_has_its_own_level_and_a_line_can_be_an_object() {
         let path = std::env::temp_dir().join(format!("vivarium-log-json-{}", std::process::id()));
-        tracing::subscriber::with_default(log(&path, Format::Json, "vmm=info,block=off"), || {
+        let log = log(&path, Format::Json, "vmm=info,block=off");
+        let sink = Arc::clone(&log.sink);
+        tracing::subscriber::with_default(log, || {
             tracing::info!(disk = 3, reason = "\"quoted\"", "shown\nwhole");
             tracing::debug!("not shown");
             tracing::error!(target: "block::image", "not shown");
             tracing::info!(target: "net", "not shown");
         });
+        sink.flush();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let object: Value = serde_json::from_str(&text).unwrap();
@@ -296,21 +326,15 @@ mod tests {
     #[test]
     fn a_line_has_the_message_first_and_stays_one_line() {
         let path = std::env::temp_dir().join(format!("vivarium-log-{}", std::process::id()));
-        let file = File::options().create(true).append(true).open(&path).unwrap();
-        let log = Log {
-            file: Some(file),
-            format: Format::Text,
-            level: LevelFilter::WARN,
-            levels: Levels::default(),
-            began: Instant::now(),
-            places: Mutex::default(),
-        };
+        let log = log(&path, Format::Text, "vmm=warn");
+        let sink = Arc::clone(&log.sink);
         tracing::subscriber::with_default(log, || {
             for _ in 0..MOST + 5 {
                 tracing::warn!(pair = 3, error = %"no\nsuch thing", "a link failed");
             }
             tracing::info!("not shown");
         });
+        sink.flush();
         let mut text = String::new();
         File::open(&path).unwrap().read_to_string(&mut text).unwrap();
         std::fs::remove_file(&path).unwrap();

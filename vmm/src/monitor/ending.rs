@@ -5,6 +5,7 @@
 use super::{Monitor, Vm, answer};
 use crate::api::{Reply, Respond};
 use crate::config::VmConfig;
+use crate::log;
 use crate::machine::{Ended, Machine};
 use crate::message::Event;
 use anyhow::Result;
@@ -200,6 +201,7 @@ impl Monitor {
 /// any of them is.
 fn abandon() -> ! {
     restore_terminal();
+    log::flush();
     eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
     std::process::exit(1)
 }
