@@ -167,11 +167,12 @@ fn a_reader_of_the_log_that_does_not_read_does_not_hold_up_the_guest() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     // Nothing goes into the pipe any more: what is logged would have to wait.
     let full = fill(&writer);
-    let mut command =
-        MonitorBuilder::bare("ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9 end=spin")
-            .args(["--disk", &format!("path={}", disk.display())])
-            .args(["--debug-console", &format!("file={}", debug.display())])
-            .command();
+    let mut command = MonitorBuilder::bare(
+        "ring-abuse case=desc-loop; ring-abuse case=head-oob; blk-verify out=e9 end=spin",
+    )
+    .args(["--disk", &format!("path={}", disk.display())])
+    .args(["--debug-console", &format!("file={}", debug.display())])
+    .command();
     let mut child = command.stdout(std::process::Stdio::null()).stderr(writer).spawn().unwrap();
     drop(command);
     while !std::fs::read_to_string(&debug).is_ok_and(|text| text.contains("@@ done rc=0")) {

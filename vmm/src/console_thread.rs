@@ -1,22 +1,29 @@
 //! The thread that carries console bytes and hears signals.
 //!
 //! Consoles have no threads of their own; this one waits for all of them, for the signals that ask the process to end, and
-//! for room in the log when somebody was slow to read it. It is there as long as the process; the consoles come and go with machines.
+//! for room in the log when somebody was slow to read it. Consoles that are files have a second thread, since a disk may keep
+//! whoever writes to it waiting. It is there as long as the process; the consoles come and go with machines.
 
 use crate::log;
 use crate::message::{Event, Inbox};
+use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use devices::host_console::ConsolePump;
 use machine::doorbell::Doorbell;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// How long a disk may take for the last output when the machine ends.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The running thread. Dropping it ends it.
 pub struct ConsoleThread {
+    inbox: Inbox,
     orders: Sender<Order>,
     bell: Doorbell,
     thread: Option<JoinHandle<()>>,
@@ -25,7 +32,7 @@ pub struct ConsoleThread {
 /// What the thread is to do.
 enum Order {
     /// Carry the bytes of these consoles, and wait for `escape`, by which another console tells that the user wants out.
-    Serve { pumps: Vec<ConsolePump>, escape: Doorbell },
+    Serve { pumps: Vec<ConsolePump>, escape: Option<Doorbell> },
     /// Carry the consoles' last output, forget them, and tell.
     Finish(Sender<()>),
     /// End.
@@ -33,7 +40,11 @@ enum Order {
 }
 
 /// A machine's consoles, served by the thread. Dropping it carries their last output.
-pub struct Consoles(Arc<ConsoleThread>);
+pub struct Consoles {
+    thread: Arc<ConsoleThread>,
+    /// Serves files.
+    files: Option<ConsoleThread>,
+}
 
 /// Signals that mean something to the machine: three ask it to end, SIGUSR1 presses its power button.
 const HEARD: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
@@ -81,15 +92,28 @@ impl ConsoleThread {
     /// # Errors
     /// When the host is out of resources.
     pub fn start(inbox: Inbox, confine: impl FnOnce() + Send + 'static) -> Result<Self> {
-        let bell = Doorbell::new().context("making an event for the console thread")?;
         let signals = signal_descriptor().context("listening for signals")?;
+        Self::start_with(inbox, "console", Some(signals), log::room(), confine)
+    }
+
+    /// Starts a thread that hears `signals`, if given, and carries on the log, if given.
+    fn start_with(
+        inbox: Inbox,
+        name: &str,
+        signals: Option<OwnedFd>,
+        log: Option<RawFd>,
+        confine: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
+        let bell = Doorbell::new().context("making an event for the console thread")?;
         let epoll = Epoll::new().context("making the console thread's epoll")?;
         watch(&epoll, bell.as_raw_fd()).context("watching for orders")?;
-        watch(&epoll, signals.as_raw_fd()).context("watching for signals")?;
-        let log = log::room().filter(|log| watch_room(&epoll, *log).is_ok());
+        if let Some(signals) = &signals {
+            watch(&epoll, signals.as_raw_fd()).context("watching for signals")?;
+        }
+        let log = log.filter(|log| watch_room(&epoll, *log).is_ok());
         let (orders, received) = channel();
         let serving = Serving {
-            inbox,
+            inbox: inbox.clone(),
             epoll,
             bell: bell.clone(),
             signals,
@@ -99,21 +123,39 @@ impl ConsoleThread {
             escape: None,
         };
         let thread = std::thread::Builder::new()
-            .name("console".into())
+            .name(name.into())
             .stack_size(256 << 10)
             .spawn(move || {
                 confine();
                 serving.run();
             })
             .context("starting the console thread")?;
-        Ok(Self { orders, bell, thread: Some(thread) })
+        Ok(Self { inbox, orders, bell, thread: Some(thread) })
     }
 
-    /// Has the thread carry the bytes of a machine's consoles. It also waits for `escape`, by which a console that is not
-    /// among `pumps` tells that the user wants out.
-    pub fn serve(self: &Arc<Self>, pumps: Vec<ConsolePump>, escape: Doorbell) -> Consoles {
-        self.order(Order::Serve { pumps, escape });
-        Consoles(Arc::clone(self))
+    /// Has the thread carry the bytes of a machine's consoles, and another one those of consoles that may have it wait. It also
+    /// waits for `escape`, by which a console that is not among `pumps` tells that the user wants out.
+    ///
+    /// # Errors
+    /// When the host is out of resources.
+    pub fn serve(self: &Arc<Self>, pumps: Vec<ConsolePump>, escape: Doorbell) -> Result<Consoles> {
+        let (files, pumps): (Vec<_>, _) = pumps.into_iter().partition(|pump| pump.console().may_wait());
+        self.order(Order::Serve { pumps, escape: Some(escape) });
+        let mut consoles = Consoles { thread: Arc::clone(self), files: None };
+        if !files.is_empty() {
+            let confine = || seccomp::confine(ThreadKind::Console);
+            let thread = Self::start_with(self.inbox.clone(), "console-files", None, None, confine)?;
+            thread.order(Order::Serve { pumps: files, escape: None });
+            consoles.files = Some(thread);
+        }
+        Ok(consoles)
+    }
+
+    /// Has the thread carry its consoles' last output, and forget them. What is returned tells when it has.
+    fn finish(&self) -> Receiver<()> {
+        let (sender, receiver) = channel();
+        self.order(Order::Finish(sender));
+        receiver
     }
 
     fn order(&self, order: Order) {
@@ -135,10 +177,16 @@ impl Drop for ConsoleThread {
 
 impl Drop for Consoles {
     fn drop(&mut self) {
-        let (sender, receiver) = channel();
-        self.0.order(Order::Finish(sender));
+        let files = self.files.as_ref().map(ConsoleThread::finish);
         // If the thread is gone, there is nobody to wait for.
-        let _ = receiver.recv();
+        let _ = self.thread.finish().recv();
+        if let (Some(files), Some(thread)) = (files, &mut self.files)
+            && files.recv_timeout(DISK_PATIENCE) == Err(RecvTimeoutError::Timeout)
+        {
+            tracing::warn!("a console's file takes no output; what was left of it is lost");
+            // It ends when the disk lets it.
+            thread.thread = None;
+        }
     }
 }
 
@@ -147,7 +195,7 @@ struct Serving {
     inbox: Inbox,
     epoll: Epoll,
     bell: Doorbell,
-    signals: OwnedFd,
+    signals: Option<OwnedFd>,
     /// Tells that the log has room again.
     log: Option<RawFd>,
     orders: Receiver<Order>,
@@ -176,8 +224,10 @@ impl Serving {
                     self.bell.take();
                 } else if self.log.is_some_and(|log| log as u64 == fd) {
                     log::drain();
-                } else if fd == self.signals.as_raw_fd() as u64 {
-                    self.inbox.tell(match take_signal(&self.signals) {
+                } else if let Some(signals) =
+                    self.signals.as_ref().filter(|signals| signals.as_raw_fd() as u64 == fd)
+                {
+                    self.inbox.tell(match take_signal(signals) {
                         Some(libc::SIGUSR1) => Event::PowerButton,
                         _ => Event::Terminate,
                     });
@@ -207,14 +257,14 @@ impl Serving {
         }
     }
 
-    fn serve(&mut self, pumps: Vec<ConsolePump>, escape: Doorbell) {
-        for fd in pumps.iter().map(ConsolePump::fd).chain([escape.as_raw_fd()]) {
+    fn serve(&mut self, pumps: Vec<ConsolePump>, escape: Option<Doorbell>) {
+        for fd in pumps.iter().map(ConsolePump::fd).chain(escape.as_ref().map(AsRawFd::as_raw_fd)) {
             if let Err(error) = watch(&self.epoll, fd) {
                 tracing::error!("a console does not work: watching it: {error}");
             }
         }
         self.pumps = pumps;
-        self.escape = Some(escape);
+        self.escape = escape;
     }
 
     fn finish(&mut self) {

@@ -106,8 +106,7 @@ pub fn start(options: LogOptions, confine: impl FnOnce() + Send + 'static) -> Re
         Some(path) => {
             let named = || format!("--log-file {}", path.display());
             // A FIFO without a reader is an error instead of a wait.
-            let opened =
-                File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            let opened = File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path);
             Sink::new(opened.with_context(named)?, confine).with_context(named)?
         }
         None => Sink::standard_error(confine).context("logging to standard error")?,

@@ -179,7 +179,6 @@ const CPU: &[Allowed] = &[
     ioctl(requests::RUN, "running the guest"),
     ioctl(requests::INTERRUPT, "the guest sets up an interrupt"),
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
-    call(libc::SYS_lseek, "a console's file"),
     call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
     ioctl(requests::CPU_STATE, "a CPU's state, when the machine is restarted or the CPU failed"),
 ];

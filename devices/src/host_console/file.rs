@@ -1,9 +1,10 @@
 //! Output to a file.
 
-use super::{ConsoleOutput, Events, Interest, OpenError, Peer, Watch};
+use super::{Events, Interest, OpenError, Peer, Watch, event_set};
 use machine::inspect::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -18,41 +19,7 @@ fn create(path: &Path) -> Result<File, OpenError> {
         .map_err(OpenError::new("opening the console's file", path))
 }
 
-/// Output straight to a file: what was written is in the file also if this process dies the next moment.
-pub struct FileOutput {
-    file: File,
-    written: u64,
-    dropped: u64,
-}
-
-impl FileOutput {
-    /// Makes or empties the file.
-    ///
-    /// # Errors
-    /// When the file cannot be opened for writing.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { file: create(path)?, written: 0, dropped: 0 })
-    }
-}
-
-impl ConsoleOutput for FileOutput {
-    fn write(&mut self, bytes: &[u8]) {
-        let count = bytes.len() as u64;
-        // Fails when the disk or FIFO is full.
-        match self.file.write_all(bytes) {
-            Ok(()) => self.written = self.written.saturating_add(count),
-            Err(_) => self.dropped = self.dropped.saturating_add(count),
-        }
-    }
-}
-
-machine::inspect!(FileOutput, this => {
-    mode: "file",
-    bytes_written: this.written,
-    bytes_dropped: this.dropped,
-});
-
-/// The same for a console that is driven by events.
+/// A file, or what looks like one, such as a FIFO.
 pub(super) struct FilePeer(File);
 
 impl FilePeer {
@@ -82,6 +49,16 @@ impl Peer for FilePeer {
         Events::default()
     }
 
-    // A regular file is always writable and cannot be watched; a full FIFO is tried again at the next output.
-    fn watch(&mut self, _watch: &Watch, _interest: Interest) {}
+    // A regular file is always writable and is not watched; a FIFO tells when it is no longer full.
+    fn watch(&mut self, watch: &Watch, interest: Interest) {
+        watch.set(self.0.as_raw_fd(), event_set(Interest { readable: false, ..interest }));
+    }
+
+    fn replays(&self) -> bool {
+        false
+    }
+
+    fn may_wait(&self) -> bool {
+        true
+    }
 }

@@ -1,14 +1,14 @@
 //! Where a console's output and input are on the host: nowhere, this terminal, a pseudo-terminal, a file or a
 //! socket.
 //!
-//! A [`HostConsole`] has no thread and never blocks. It shows one descriptor, [`HostConsole::fd`], that is
+//! A [`HostConsole`] has no thread and blocks on nothing but a disk that is slow to take a file's bytes. It shows one descriptor, [`HostConsole::fd`], that is
 //! readable whenever [`HostConsole::service`] or [`HostConsole::read`] has something to do, so that one epoll loop
 //! drives any number of them. Writing is always accepted: what the peer is too slow to take waits in a buffer of
 //! 64 KiB, of which the oldest bytes are given up, and counted, when it runs over. On a socket or
 //! pseudo-terminal the same buffer shows whoever joins late what was last written.
 //!
-//! A device on a CPU thread writes to a [`ConsoleOutput`]: a file directly, anything else through a ring that a
-//! [`ConsolePump`] carries on to its [`HostConsole`].
+//! A device on a CPU thread writes to a [`ConsoleOutput`], which is a ring that a [`ConsolePump`] carries on to its
+//! [`HostConsole`].
 
 mod file;
 mod pseudo_terminal;
@@ -19,7 +19,6 @@ mod socket;
 mod system;
 mod terminal;
 
-pub use file::FileOutput;
 pub use pump::{ConsoleInput, ConsolePump, PumpEvents, connect};
 pub use ring::{RING_SIZE, RingReader, RingWriter, output_ring};
 pub use terminal::restore_terminal;
@@ -139,6 +138,16 @@ trait Peer: Send {
     /// The window's size, if it has one.
     fn size(&self) -> Option<WindowSize> {
         None
+    }
+
+    /// Whether somebody may join late, who is shown the recent output.
+    fn replays(&self) -> bool {
+        true
+    }
+
+    /// Whether the host may have [`Peer::write`] wait.
+    fn may_wait(&self) -> bool {
+        false
     }
 
     /// Where it is found, if only the host knows.
@@ -301,6 +310,11 @@ impl HostConsole {
         self.peer.path()
     }
 
+    /// Whether the host may have [`HostConsole::write`] wait: for a disk. Nothing else does.
+    pub fn may_wait(&self) -> bool {
+        self.peer.may_wait()
+    }
+
     /// Whether somebody is at the other end.
     pub fn has_peer(&self) -> bool {
         self.peer.present()
@@ -344,6 +358,9 @@ impl HostConsole {
                     self.replay.give_up();
                 }
             }
+        }
+        if !self.peer.replays() && self.replay.pending().is_empty() {
+            self.replay.forget();
         }
         self.update_interest();
     }

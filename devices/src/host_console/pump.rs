@@ -1,8 +1,7 @@
 //! Carries bytes between a device on CPU threads and its console on the host.
 
 use super::{
-    ConsoleOutput, FileOutput, HostConsole, Mode, NullOutput, OpenError, RING_SIZE, RingReader, Watch,
-    output_ring,
+    ConsoleOutput, HostConsole, Mode, NullOutput, OpenError, RING_SIZE, RingReader, Watch, output_ring,
 };
 use machine::doorbell::Doorbell;
 use std::io;
@@ -31,7 +30,6 @@ impl ConsoleInput for crate::serial::Serial {
 pub fn connect(mode: &Mode) -> Result<(Box<dyn ConsoleOutput>, Option<ConsolePump>), OpenError> {
     match mode {
         Mode::Null => Ok((Box::new(NullOutput), None)),
-        Mode::File(path) => Ok((Box::new(FileOutput::open(path)?), None)),
         _ => {
             let (writer, reader) =
                 output_ring().map_err(OpenError::new("making a ring for the console", "timerfd"))?;

@@ -49,6 +49,12 @@ impl Replay {
         self.taken = self.taken.saturating_add(count).min(self.bytes.len());
     }
 
+    /// Keeps nothing of what the peer has taken.
+    pub(super) fn forget(&mut self) {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+    }
+
     /// A new peer: it has seen nothing.
     pub(super) fn rewind(&mut self) {
         self.taken = 0;

@@ -145,7 +145,8 @@ impl Sink {
                     return;
                 }
             } else {
-                let waited = self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                let waited =
+                    self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
                 state = waited.0;
                 if waited.1.timed_out() {
                     return;
@@ -281,7 +282,8 @@ mod tests {
             let lines = late(&sink, reader);
             assert!(lines.len() > 1000 && lines.len() < LINES, "{}", lines.len());
             assert!(LOST.get() - lost >= (LINES - lines.len()) as u64);
-            let whole = lines.iter().enumerate().filter(|(number, text)| format!("{text}\n") == line(*number));
+            let whole =
+                lines.iter().enumerate().filter(|(number, text)| format!("{text}\n") == line(*number));
             assert!(whole.count() > lines.len() - 100, "the first ones are there, whole and in order");
         }
     }

@@ -262,7 +262,7 @@ impl Machine {
             restarts: Vec::new(),
             watchdog,
             memory_devices,
-            _consoles: consoles.serve(pumps.list, escape),
+            _consoles: consoles.serve(pumps.list, escape)?,
             clock,
             modules: Modules::new(&memory)?,
             pmem: PmemSpace::new(pmem),
