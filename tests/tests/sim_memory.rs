@@ -248,3 +248,46 @@ fn memory_modules_come_hold_what_is_written_and_go() {
     }
     control.end();
 }
+
+#[test]
+fn sizes_change_all_together_or_not_at_all_also_those_that_are_taken_ahead() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (let_go, slots) = channel();
+    let slots = std::sync::Mutex::new(slots);
+    sim.program(0, move |cpu| {
+        loop {
+            cpu.port_read8(0x80);
+            if let Ok(slot) = slots.lock().unwrap().try_recv() {
+                cpu.port_write32(MEMORY_HOTPLUG, slot);
+                cpu.port_write32(MEMORY_HOTPLUG + STATUS, LET_GO);
+            }
+        }
+    });
+    sim.program(1, ignore);
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(2);
+    machine.memory.hotplug_size = Some(ByteSize(512 << 20));
+    machine.memory.prefault = true;
+    let control = Control::boot(&sim, machine);
+    for modules in 1..=4 {
+        control.done(resize_to(None, Some(64 + modules * 128)));
+    }
+    // What is left free is not in one piece.
+    for slot in [0, 2] {
+        let_go.send(slot).unwrap();
+        control.wait_for("memory-removed");
+    }
+    let sizes = || {
+        let info = control.info();
+        (info["config"]["cpus"]["boot_vcpus"].clone(), info["memory_actual_size"].as_u64().unwrap() >> 20)
+    };
+    assert_eq!(sizes(), (1.into(), 64 + 256));
+    let refused = control.call(resize_to(Some(2), Some(64 + 512))).unwrap_err();
+    assert!(refused.message.contains("in one piece"), "{refused}");
+    assert_eq!(sizes(), (1.into(), 64 + 256));
+    assert!(control.inspect("cpu")["1"].is_null(), "no CPU came");
+    control.done(resize_to(Some(2), Some(64 + 256 + 128)));
+    assert_eq!(sizes(), (2.into(), 64 + 256 + 128));
+    control.end();
+    assert_eq!(sim.resources(), Default::default());
+}

@@ -58,6 +58,10 @@ pub enum Message {
     },
     /// The kernel was loaded for a machine that restarts, or cannot be.
     Loaded(Box<Loaded>),
+    /// The host gave the pages of a module that is to be added, or cannot.
+    Populated(anyhow::Result<()>),
+    /// Pages of a module that went are given back to the host.
+    MemoryReleased,
     /// The guest was silent for too long for the watchdog that a worker runs.
     WatchdogExpired,
     /// A core dump is complete, or could not be written.

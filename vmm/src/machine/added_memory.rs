@@ -10,6 +10,7 @@ use crate::config::ByteSize;
 use crate::config::hotplug::MODULE;
 use crate::host_pages;
 use crate::memory::GuestMemory;
+use crate::message::Message;
 use anyhow::{Context, Result, ensure};
 use hypervisor::{MemorySlot, Vm};
 use machine::bus::Range;
@@ -25,6 +26,16 @@ const FIRST_SLOT: u32 = 0x100;
 const NO_ACPI: &str = "memory modules come and go by ACPI, which the machine does not have; give it --platform acpi=on, or \
      --memory hotplug_method=virtio-mem";
 
+/// Why a machine gets no modules that is not made for them.
+const NO_AREA: &str = "nothing can be added to the machine's memory; give --memory hotplug_size";
+
+/// Where a module is: its slot, and its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    slot: u32,
+    range: Range,
+}
+
 /// A module.
 #[derive(Clone, Copy, Debug)]
 struct Module {
@@ -39,6 +50,8 @@ pub struct Modules {
     by_slot: BTreeMap<u32, Module>,
     /// The host's pages behind them, if there can be any.
     pages: Option<Arc<dyn HostPages>>,
+    /// Threads that give pages back.
+    releasing: usize,
 }
 
 impl Modules {
@@ -49,7 +62,7 @@ impl Modules {
     pub fn new(memory: &GuestMemory) -> Result<Self> {
         let pages = memory.modules.map(|_| host_pages::of(&memory.ram)).transpose();
         let pages = pages.context("--memory: asking the host for its kind of pages")?;
-        Ok(Self { by_slot: BTreeMap::new(), pages })
+        Ok(Self { by_slot: BTreeMap::new(), pages, releasing: 0 })
     }
 
     /// Their sizes together, in bytes.
@@ -102,24 +115,29 @@ impl Modules {
         (rest == 0).then_some(slots)
     }
 
-    /// Gives the guest `size` more bytes, taken from the host at once if `prefault`. Returns the slot and where they are.
-    fn add(&mut self, vm: &dyn Vm, memory: &GuestMemory, prefault: bool, size: u64) -> Result<(u32, Range)> {
-        let (Some(region), Some(area)) = (memory.modules_region(), memory.modules) else {
-            anyhow::bail!("nothing can be added to the machine's memory; give --memory hotplug_size");
-        };
+    /// Where a module of `size` bytes is to be.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn place(&self, memory: &GuestMemory, size: u64) -> Result<Place> {
+        let area = memory.modules.context(NO_AREA)?;
         let (slot, range) = self
             .room(area, size)
             .with_context(|| format!("there is no room for another {} in one piece", ByteSize(size)))?;
-        if let Some(pages) = self.pages.as_ref().filter(|_| prefault) {
-            pages.populate(range).with_context(|| {
-                format!("the host cannot give another {}; leave prefault off, or free some", ByteSize(size))
-            })?;
-        }
+        Ok(Place { slot, range })
+    }
+
+    /// Gives the guest the memory of a place.
+    fn add(&mut self, vm: &dyn Vm, memory: &GuestMemory, place: Place) -> Result<()> {
+        let (Some(region), Some(area)) = (memory.modules_region(), memory.modules) else {
+            anyhow::bail!(NO_AREA);
+        };
+        let Place { slot, range } = place;
         let offset = usize::try_from(range.start.saturating_sub(area.start))?;
         let mapping = MemorySlot {
             slot: FIRST_SLOT.saturating_add(slot),
             guest_address: range.start,
-            size,
+            size: range.size,
             // The range lies in the region.
             host_address: region.as_ptr().wrapping_add(offset),
             readonly: false,
@@ -128,21 +146,23 @@ impl Modules {
         // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
         unsafe { vm.map_memory(mapping) }.context("giving memory to the guest")?;
         self.by_slot.insert(slot, Module { range, going: false });
-        Ok((slot, range))
+        Ok(())
     }
 
-    /// Takes a module from the guest, and gives its pages back to the host.
+    /// Takes a module from the guest.
     fn remove(&mut self, vm: &dyn Vm, slot: u32) -> Result<Option<Range>> {
         let Some(module) = self.by_slot.remove(&slot) else { return Ok(None) };
         vm.unmap_memory(FIRST_SLOT.saturating_add(slot)).context("taking memory from the guest")?;
-        if let Some(pages) = &self.pages
-            && let Err(error) = pages.release(module.range)
-        {
-            // The guest no longer has it; the host will when the machine ends.
-            tracing::warn!("memory that the guest let go of is not given back yet: {error}");
-        }
         Ok(Some(module.range))
     }
+}
+
+/// Takes the pages of a new module from the host, which takes its time.
+fn populate(pages: &dyn HostPages, range: Range) -> Result<()> {
+    let size = ByteSize(range.size);
+    pages
+        .populate(range)
+        .with_context(|| format!("the host cannot give another {size}; leave prefault off, or free some"))
 }
 
 impl Machine {
@@ -157,10 +177,16 @@ impl Machine {
             return Ok(());
         }
         ensure!(platform::has_acpi(&self.config), "--memory hotplugged_size={}: {NO_ACPI}", ByteSize(size));
-        let (slot, range) = self
-            .modules
-            .add(&*self.vm, &self.memory, config.prefault, size)
-            .with_context(|| format!("--memory hotplugged_size={}", ByteSize(size)))?;
+        let prefault = config.prefault;
+        let place = self.modules.place(&self.memory, size).and_then(|place| {
+            if let Some(pages) = self.modules.pages.as_ref().filter(|_| prefault) {
+                populate(&**pages, place.range)?;
+            }
+            self.modules.add(&*self.vm, &self.memory, place)?;
+            Ok(place)
+        });
+        let Place { slot, range } =
+            place.with_context(|| format!("--memory hotplugged_size={}", ByteSize(size)))?;
         self.platform.notifier.memory_is_there(slot, range);
         Ok(())
     }
@@ -213,25 +239,63 @@ impl Machine {
         Ok(wanted)
     }
 
-    /// Makes the modules `wanted` bytes together. What is missing comes at once; what is too much is asked back from the
-    /// guest, and goes when it lets go of it.
+    /// Where what is missing of `wanted` bytes in modules is to be, if something is.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub(super) fn place_of_new_module(&self, wanted: u64) -> Result<Option<Place>> {
+        let missing = wanted.saturating_sub(self.modules.size());
+        (missing > 0).then(|| self.modules.place(&self.memory, missing)).transpose()
+    }
+
+    /// Has a thread take the pages of a new module from the host, if that is to be done ahead. `true`: [`Message::Populated`] tells when
+    /// that is done.
+    ///
+    /// # Errors
+    /// When the host is out of resources.
+    pub(super) fn begin_populating(&self, place: Place) -> Result<bool> {
+        let Some(pages) = self.modules.pages.clone().filter(|_| self.config.memory.prefault) else {
+            return Ok(false);
+        };
+        let (mailbox, work) = (self.mailbox.clone(), self.work.clone());
+        let take = move || {
+            let populated = populate(&*pages, place.range);
+            // A machine that ended meanwhile has its memory back before anybody is told.
+            drop(pages);
+            drop(work);
+            mailbox.post(Message::Populated(populated));
+        };
+        memory_thread(take)?;
+        Ok(true)
+    }
+
+    /// Gives the guest a new module, of which it is not told yet.
     ///
     /// # Errors
     /// When the host cannot give it.
-    pub(super) fn resize_modules(&mut self, wanted: u64) -> Result<(), ApiError> {
-        let present = self.modules.size();
+    pub(super) fn add_module(&mut self, place: Place) -> Result<()> {
+        self.modules.add(&*self.vm, &self.memory, place)
+    }
+
+    /// Takes back a new module of which the guest was not told, and the pages that were taken for it.
+    pub(super) fn withdraw_module(&mut self, place: Place) {
+        if let Err(error) = self.modules.remove(&*self.vm, place.slot) {
+            tracing::error!("memory that was to be added: {error:#}");
+        }
+        self.release(place.range);
+    }
+
+    /// Makes the modules `wanted` bytes together, one of which is `new`. What is too much is asked back from the guest, and goes when it
+    /// lets go of it.
+    pub(super) fn resize_modules(&mut self, wanted: u64, new: Option<Place>) {
         let mut go = Vec::new();
-        if let Some(more) = wanted.checked_sub(present).filter(|more| *more > 0) {
-            let prefault = self.config.memory.prefault;
-            let (slot, range) = self
-                .modules
-                .add(&*self.vm, &self.memory, prefault, more)
-                .map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
+        if let Some(Place { slot, range }) = new {
             self.platform.notifier.memory_came(slot, range);
             let size = range.size;
             self.events.emit_with("vm", "memory-added", [("slot", slot.into()), ("size", size.into())]);
         } else {
-            go.extend(self.modules.to_remove(present.saturating_sub(wanted)).unwrap_or_default());
+            let surplus = self.modules.size().saturating_sub(wanted);
+            go.extend(self.modules.to_remove(surplus).unwrap_or_default());
         }
         for (slot, module) in &mut self.modules.by_slot {
             module.going = go.contains(slot);
@@ -242,13 +306,42 @@ impl Machine {
             }
         }
         self.config.memory.hotplugged_size = Some(ByteSize(wanted));
-        Ok(())
+    }
+
+    /// Has a thread give pages back to the host, which takes its time.
+    fn release(&mut self, range: Range) {
+        let Some(pages) = self.modules.pages.clone() else { return };
+        let (mailbox, work) = (self.mailbox.clone(), self.work.clone());
+        let give = move || {
+            if let Err(error) = pages.release(range) {
+                // The guest no longer has it; the host will when the machine ends.
+                tracing::warn!("memory that the guest let go of is not given back yet: {error}");
+            }
+            drop(pages);
+            drop(work);
+            mailbox.post(Message::MemoryReleased);
+        };
+        match memory_thread(give) {
+            Ok(()) => self.modules.releasing = self.modules.releasing.saturating_add(1),
+            Err(error) => tracing::warn!("memory that the guest let go of is not given back yet: {error:#}"),
+        }
+    }
+
+    /// Whether pages are being given back: where they were there is no new module yet.
+    pub(super) fn releasing_memory(&self) -> bool {
+        self.modules.releasing > 0
+    }
+
+    /// Pages of a module are given back.
+    pub(super) fn memory_released(&mut self) {
+        self.modules.releasing = self.modules.releasing.saturating_sub(1);
     }
 
     fn take_module(&mut self, slot: u32) -> Result<()> {
         let taken = self.modules.remove(&*self.vm, slot)?;
         self.platform.notifier.memory_gone(slot);
         if let Some(range) = taken {
+            self.release(range);
             self.events.emit_with(
                 "vm",
                 "memory-removed",
@@ -298,6 +391,12 @@ impl Machine {
     }
 }
 
+/// A thread for what the host does with much memory.
+fn memory_thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name("memory".into()).stack_size(256 << 10);
+    thread.spawn(work).map(drop).context("starting a thread")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,7 +404,7 @@ mod tests {
     fn modules(pieces: &[(u32, u64, u64)]) -> Modules {
         let module = |start, size| Module { range: Range { start, size }, going: false };
         let by_slot = pieces.iter().map(|&(slot, start, size)| (slot, module(start, size))).collect();
-        Modules { by_slot, pages: None }
+        Modules { by_slot, pages: None, releasing: 0 }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct Additions {
     opening: BTreeMap<u64, Addition>,
     /// Those that are open, and wait until the machine is not busy.
     open: Vec<(u64, Result<Box<Opened>>)>,
-    /// Threads that open something.
+    /// Threads that work on files of devices.
     threads: Arc<AtomicUsize>,
 }
 
@@ -111,17 +111,8 @@ impl Machine {
         files: Vec<OwnedFd>,
         given_up: Arc<AtomicBool>,
     ) -> Result<(), ApiError> {
-        if self.additions.threads.fetch_add(1, Ordering::SeqCst) >= MOST_THREADS {
-            self.additions.threads.fetch_sub(1, Ordering::SeqCst);
-            return Err(ApiError::new(
-                ErrorKind::Conflict,
-                format!(
-                    "{MOST_THREADS} devices are being opened, which the host does not complete; try again later"
-                ),
-            ));
-        }
+        let counted = self.count_thread()?;
         let (site, mailbox, addition) = (Arc::clone(&self.site), self.mailbox.clone(), self.additions.next);
-        let counted = Counted(Arc::clone(&self.additions.threads));
         let open = move || {
             let result = registry::open(&site, &device).map(Box::new);
             drop(files);
@@ -135,6 +126,24 @@ impl Machine {
             .spawn(open)
             .map(drop)
             .map_err(|error| ApiError::internal(format!("starting a thread: {error}")))
+    }
+
+    /// Counts a thread that works on files of devices, until what it returns is dropped.
+    ///
+    /// # Errors
+    /// When there are as many as there can be.
+    pub(super) fn count_thread(&self) -> Result<Counted, ApiError> {
+        let before = self.additions.threads.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(Arc::clone(&self.additions.threads));
+        if before >= MOST_THREADS {
+            return Err(ApiError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the host works on the files of {MOST_THREADS} devices, which it does not complete; try again later"
+                ),
+            ));
+        }
+        Ok(counted)
     }
 
     /// A device is open, or cannot be.
@@ -237,7 +246,7 @@ impl Machine {
 }
 
 /// Counts a thread until it ends.
-struct Counted(Arc<AtomicUsize>);
+pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {

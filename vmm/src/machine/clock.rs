@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 impl Machine {
     /// When the clock is to be looked at. While the machine stands still or comes to rest, it waits.
     pub(super) fn clock_deadline(&self) -> Option<Instant> {
-        if self.busy() || self.paused() {
+        if !self.runs() {
             return None;
         }
         let left = self.platform.clock_deadline()?.saturating_sub(self.clock.monotonic_ns());
@@ -15,7 +15,7 @@ impl Machine {
 
     /// Raises the clock's interrupt if it is due.
     pub(super) fn look_at_clock(&self) {
-        if !self.busy() && !self.paused() {
+        if self.runs() {
             self.platform.look_at_clock();
         }
     }

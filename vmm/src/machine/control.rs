@@ -3,9 +3,10 @@
 use super::Machine;
 use super::registry::buckets;
 use crate::api::request::{ResizeDisk, SetLink, SetRateLimit};
-use crate::api::{Answer, ApiError, ErrorKind, Reply};
+use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use block::virtio_blk::BlockControl;
 use net::virtio_net::NetHandle;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The host's hand on a device that is behind its transport.
 pub enum Control {
@@ -23,17 +24,39 @@ fn no_such(kind: &str, id: &str) -> ApiError {
 }
 
 impl Machine {
-    /// Makes a disk larger, image and all, and tells the guest.
-    ///
-    /// # Errors
-    /// When there is no such disk, or its image cannot have that size.
-    pub fn resize_disk(&mut self, resize: &ResizeDisk) -> Answer {
+    /// Makes a disk larger, image and all, and tells the guest. A thread does, for as long as the image's file system takes.
+    pub fn resize_disk(&mut self, resize: ResizeDisk, respond: Respond) {
         let ResizeDisk { id, desired_size } = resize;
-        let Some(Control::Disk(disk)) = self.pci.control(id) else { return Err(no_such("disk", id)) };
-        disk.resize(desired_size.0).map_err(|error| ApiError::bad(format!("device {id}: {error}")))?;
-        let size = desired_size.0;
-        self.events.emit_with("vm", "disk-resized", [("id", id.clone().into()), ("size", size.into())]);
-        Ok(Reply::Done)
+        let Some(Control::Disk(disk)) = self.pci.control(&id) else {
+            return respond(Err(no_such("disk", &id)));
+        };
+        let counted = match self.count_thread() {
+            Ok(counted) => counted,
+            Err(error) => return respond(Err(error)),
+        };
+        let (disk, events, work, size) =
+            (disk.clone(), self.events.clone(), self.work.clone(), desired_size.0);
+        // Taken by the thread, or back when there is none.
+        let respond = Arc::new(Mutex::new(Some(respond)));
+        let answer = |respond: &Mutex<Option<Respond>>, answer| {
+            let respond = respond.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(respond) = respond {
+                respond(answer);
+            }
+        };
+        let on_thread = Arc::clone(&respond);
+        let grow = move || {
+            let resized = disk.resize(size).map_err(|error| ApiError::bad(format!("device {id}: {error}")));
+            drop((disk, counted, work));
+            if resized.is_ok() {
+                events.emit_with("vm", "disk-resized", [("id", id.into()), ("size", size.into())]);
+            }
+            answer(&on_thread, resized.map(|()| Reply::Done));
+        };
+        let thread = std::thread::Builder::new().name("resize".into()).stack_size(256 << 10);
+        if let Err(error) = thread.spawn(grow) {
+            answer(&respond, Err(ApiError::internal(format!("starting a thread: {error}"))));
+        }
     }
 
     /// Limits a disk or a network interface anew.

@@ -248,21 +248,39 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes the machine one of `desired` CPUs. Those that are missing come at once; those that are too many are asked
-    /// back from the guest, the last first, and go when it lets go of them.
+    /// Adds the CPUs that are missing for the machine to have `desired`. The guest is not told of them yet. Returns their numbers.
     ///
     /// # Errors
-    /// When the machine cannot have so many, or the host refuses one.
-    pub fn resize_cpus(&mut self, desired: u32) -> Result<(), ApiError> {
-        self.check_cpu_count(desired)?;
+    /// When the host refuses one; none is added then.
+    pub(super) fn add_missing_cpus(&mut self, desired: u32) -> Result<Vec<u32>> {
+        let missing = desired.saturating_sub(self.cpus.count()) as usize;
+        let absent = (0..self.config.cpus.limit()).filter(|number| self.cpus.get(*number).is_none());
+        let mut added = Vec::new();
+        for number in absent.take(missing).collect::<Vec<_>>() {
+            if let Err(error) = self.cpus.add(number) {
+                self.withdraw_cpus(&added);
+                return Err(error);
+            }
+            added.push(number);
+        }
+        Ok(added)
+    }
+
+    /// Takes back new CPUs of which the guest was not told.
+    pub(super) fn withdraw_cpus(&mut self, numbers: &[u32]) {
+        for number in numbers {
+            self.cpus.remove(*number);
+        }
+    }
+
+    /// Makes the machine one of `desired` CPUs, of which those in `new` were added. Those that are too many are asked back from the guest,
+    /// the last first, and go when it lets go of them.
+    pub(super) fn resize_cpus(&mut self, desired: u32, new: &[u32]) {
+        for number in new {
+            self.cpu_came(*number);
+        }
         let limit = self.config.cpus.limit();
         let present = self.cpus.numbers();
-        for number in (0..limit).filter(|number| !present.contains(number)) {
-            if self.cpus.count() >= desired {
-                break;
-            }
-            self.add_cpu(number).map_err(|error| ApiError::internal(crate::cli::failure(&error)))?;
-        }
         let surplus = present.len().saturating_sub(desired as usize);
         let (stay, go) = present.split_at_checked(present.len().saturating_sub(surplus)).unwrap_or_default();
         for number in stay {
@@ -272,7 +290,6 @@ impl Machine {
             self.platform.notifier.ask_to_release_cpu(*number);
         }
         self.note_cpus(limit, desired);
-        Ok(())
     }
 
     /// Has the configuration say how many CPUs the machine is to have, so that it has them when it is restarted.
@@ -281,17 +298,16 @@ impl Machine {
         self.config.cpus.boot_vcpus = count;
     }
 
-    fn add_cpu(&mut self, number: u32) -> Result<()> {
-        self.cpus.add(number)?;
+    /// A CPU was added: it runs if the others do, and the guest is told.
+    fn cpu_came(&mut self, number: u32) {
         if let Some(cpu) = self.cpus.get(number) {
             self.hold_new_cpu(cpu);
-            if !self.paused() && !self.busy() {
+            if self.runs() {
                 cpu.resume();
             }
         }
         self.platform.notifier.cpu_came(number);
         self.events.emit_with("vm", "cpu-added", [("cpu", number.into())]);
-        Ok(())
     }
 
     fn take_cpu(&mut self, number: u32) {
@@ -333,7 +349,8 @@ impl Machine {
         }
         for number in 0..count {
             if self.cpus.get(number).is_none() {
-                self.add_cpu(number)?;
+                self.cpus.add(number)?;
+                self.cpu_came(number);
             }
         }
         Ok(())

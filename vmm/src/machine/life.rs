@@ -61,7 +61,17 @@ impl Machine {
 
     /// Whether something is under way that changes of the machine have to wait for.
     pub fn busy(&self) -> bool {
-        !matches!(self.phase, Phase::Running | Phase::Paused) || self.dump.is_some() || self.crash.is_some()
+        !self.at_ease() || self.growing() || self.releasing_memory()
+    }
+
+    /// Whether it runs or is paused, and nothing is under way by which that changes.
+    pub(super) fn at_ease(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Paused) && self.dump.is_none() && self.crash.is_none()
+    }
+
+    /// Whether the guest runs, and goes on to.
+    pub(super) fn runs(&self) -> bool {
+        self.at_ease() && !self.paused()
     }
 
     /// Whether it begins anew.
@@ -116,6 +126,14 @@ impl Machine {
                 self.loaded(*reloaded)?;
                 self.seat_opened_if_idle();
             }
+            Message::Populated(result) => {
+                self.populated(result);
+                self.seat_opened_if_idle();
+            }
+            Message::MemoryReleased => {
+                self.memory_released();
+                self.seat_opened_if_idle();
+            }
             Message::CpuParked => return self.when_parked(),
             Message::WatchdogExpired => return self.watchdog_expired(),
             Message::Opened { addition, result } => {
@@ -138,10 +156,11 @@ impl Machine {
         Ok(None)
     }
 
-    /// Puts devices that were opened meanwhile in their places, if nothing is under way.
+    /// Does what was made ready meanwhile, if nothing else is under way: puts devices in their places, and completes a change of sizes.
     fn seat_opened_if_idle(&mut self) {
-        if !self.busy() {
+        if self.at_ease() {
             self.seat_opened();
+            self.complete_growth();
         }
     }
 
@@ -318,6 +337,7 @@ impl Machine {
             respond(refused());
         }
         self.refuse_additions(refusal);
+        self.refuse_growth(refusal);
         self.refuse_restarts(refusal);
         for removal in std::mem::take(&mut self.removals).into_values() {
             removal.answer(refused());
@@ -341,7 +361,7 @@ impl Machine {
             _ => None,
         };
         // While it comes to rest, the watchdog waits.
-        let watchdog = self.watchdog.as_ref().filter(|_| !self.busy()).and_then(GuestWatchdog::deadline);
+        let watchdog = self.watchdog.as_ref().filter(|_| self.at_ease()).and_then(GuestWatchdog::deadline);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
         let devices = watchdog.into_iter().chain(self.clock_deadline()).chain(self.throttle.deadline());
         calls.chain(phase).chain(devices).chain(self.gathering_deadline()).min()

@@ -84,6 +84,7 @@ use platform::{Foundation, Platform, Pumps};
 pub use registry::Opened;
 use registry::Site;
 use removal::Removal;
+use resize::Growth;
 pub use restart::Loaded;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -163,6 +164,8 @@ pub struct Machine {
     _consoles: Consoles,
     clock: Arc<dyn Clock>,
     modules: Modules,
+    /// A change of sizes that waits for memory from the host.
+    growth: Option<Growth>,
     pmem: PmemSpace,
     vm: Arc<dyn Vm>,
     memory: GuestMemory,
@@ -265,6 +268,7 @@ impl Machine {
             _consoles: consoles.serve(pumps.list, escape)?,
             clock,
             modules: Modules::new(&memory)?,
+            growth: None,
             pmem: PmemSpace::new(pmem),
             vm,
             memory,

@@ -3,9 +3,11 @@
 //! A change is told to the guest, which follows as it can: how far it got is in `vm.info` and in the devices' own trees.
 
 use super::Machine;
+use super::added_memory::Place;
 use crate::api::request::{Resize, ResizeZone};
-use crate::api::{Answer, ApiError, ErrorKind, Reply};
+use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use crate::config::{ByteSize, HotplugMethod, VmConfig};
+use anyhow::Result;
 use devices::virtio::mem::MemControl;
 
 /// A refusal that names the field at fault.
@@ -50,6 +52,20 @@ pub fn with_zone_size(config: &VmConfig, resize: &ResizeZone) -> Result<VmConfig
     Ok(config)
 }
 
+/// A change of sizes that waits for memory from the host.
+pub struct Growth {
+    resize: Resize,
+    respond: Respond,
+    place: Option<Place>,
+    /// What came of it.
+    result: Option<Result<()>>,
+}
+
+/// The host refused.
+fn failed(error: &anyhow::Error) -> ApiError {
+    ApiError::internal(crate::cli::failure(error))
+}
+
 fn no_balloon<T>() -> Result<T, ApiError> {
     refuse("desired_balloon", "the machine has no balloon; give it one with --balloon".into())
 }
@@ -60,12 +76,70 @@ fn no_zone<T>(id: &str) -> Result<T, ApiError> {
 }
 
 impl Machine {
-    /// Sets how many CPUs and how much memory the guest should have, and how much of that should be in the balloon. All of it is checked before
-    /// any of it is changed.
-    ///
-    /// # Errors
-    /// When the machine cannot have that much; names the field.
-    pub fn resize(&mut self, resize: &Resize) -> Answer {
+    /// Sets how many CPUs and how much memory the guest should have, and how much of that should be in the balloon: all of it, or none
+    /// when the machine or the host cannot. Memory that is taken from the host ahead is so by a thread; the machine is busy
+    /// until then.
+    pub fn resize(&mut self, resize: Resize, respond: Respond) {
+        let begun = self.check_sizes(&resize).and_then(|added| {
+            let place = self.place_of_added(added).map_err(|error| failed(&error))?;
+            let begun = place.map_or(Ok(false), |place| self.begin_populating(place));
+            Ok((begun.map_err(|error| failed(&error))?, place))
+        });
+        match begun {
+            Ok((true, place)) => {
+                self.growth = Some(Growth { resize, respond, place, result: None });
+            }
+            Ok((false, place)) => {
+                let answer = self.set_sizes(&resize, place);
+                self.settle_growth(answer, place, respond);
+            }
+            Err(error) => respond(Err(error)),
+        }
+    }
+
+    /// Whether memory is being taken from the host for a change of sizes.
+    pub(super) fn growing(&self) -> bool {
+        self.growth.is_some()
+    }
+
+    /// The host gave the memory for a change of sizes, or cannot.
+    pub(super) fn populated(&mut self, result: Result<()>) {
+        if let Some(growth) = &mut self.growth {
+            growth.result = Some(result);
+        }
+    }
+
+    /// Completes a change of sizes for which the memory is there. Nothing else is under way.
+    pub(super) fn complete_growth(&mut self) {
+        let Some(Growth { resize, respond, place, result: Some(result) }) =
+            self.growth.take_if(|growth| growth.result.is_some())
+        else {
+            return;
+        };
+        let answer = match result {
+            Ok(()) => self.set_sizes(&resize, place),
+            Err(error) => Err(failed(&error)),
+        };
+        self.settle_growth(answer, place, respond);
+    }
+
+    /// Takes back the new module if nothing comes of the change, and answers.
+    fn settle_growth(&mut self, answer: Answer, place: Option<Place>, respond: Respond) {
+        if let (Err(_), Some(place)) = (&answer, place) {
+            self.withdraw_module(place);
+        }
+        respond(answer);
+    }
+
+    /// The machine ends: answers who waits.
+    pub(super) fn refuse_growth(&mut self, refused: impl Fn() -> ApiError) {
+        if let Some(growth) = self.growth.take() {
+            (growth.respond)(Err(refused()));
+        }
+    }
+
+    /// Checks all of the sizes. Returns what is to be in addition to the memory of the start, if that is to change.
+    fn check_sizes(&self, resize: &Resize) -> Result<Option<u64>, ApiError> {
         if let Some(count) = resize.desired_vcpus {
             self.check_cpu_count(count)?;
         }
@@ -79,13 +153,39 @@ impl Machine {
         if let Some(size) = resize.desired_balloon {
             self.check_balloon(size)?;
         }
-        if let Some(count) = resize.desired_vcpus {
-            self.resize_cpus(count)?;
-        }
+        Ok(added)
+    }
+
+    /// Where the module is to be that has what is missing of `added`.
+    fn place_of_added(&self, added: Option<u64>) -> Result<Option<Place>> {
         match (added, self.config.memory.hotplug_method) {
-            (Some(added), HotplugMethod::VirtioMem) => self.grow("", added)?,
-            (Some(added), HotplugMethod::Acpi) => self.resize_modules(added)?,
-            (None, _) => {}
+            (Some(added), HotplugMethod::Acpi) => self.place_of_new_module(added),
+            _ => Ok(None),
+        }
+    }
+
+    /// Sets all of the sizes, with a new module at `place`. Of an error, the module may be there; nothing else is.
+    fn set_sizes(&mut self, resize: &Resize, place: Option<Place>) -> Answer {
+        // The guest may have let go of something meanwhile.
+        let added = self.check_sizes(resize)?;
+        if let Some(place) = place {
+            self.add_module(place).map_err(|error| failed(&error))?;
+        }
+        let (cpus, method) = (resize.desired_vcpus, self.config.memory.hotplug_method);
+        let new = cpus
+            .map_or(Ok(Vec::new()), |count| self.add_missing_cpus(count))
+            .map_err(|error| failed(&error))?;
+        if let (Some(added), HotplugMethod::VirtioMem) = (added, method)
+            && let Err(error) = self.grow("", added)
+        {
+            self.withdraw_cpus(&new);
+            return Err(error);
+        }
+        if let Some(count) = cpus {
+            self.resize_cpus(count, &new);
+        }
+        if let (Some(added), HotplugMethod::Acpi) = (added, method) {
+            self.resize_modules(added, place);
         }
         if let (Some(size), Some(balloon)) = (resize.desired_balloon, &self.memory_devices.balloon) {
             balloon.resize(size.0);

@@ -96,7 +96,7 @@ impl Machine {
     /// When the host fails the machine.
     pub(super) fn look_at_watchdog(&mut self) -> Result<Option<Ended>> {
         let Some(watchdog) = &self.watchdog else { return Ok(None) };
-        if self.busy() || self.paused() || !watchdog.device().is_some_and(|mut device| device.look()) {
+        if !self.runs() || !watchdog.device().is_some_and(|mut device| device.look()) {
             return Ok(None);
         }
         self.watchdog_expired()
@@ -107,7 +107,7 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine.
     pub(super) fn watchdog_expired(&mut self) -> Result<Option<Ended>> {
-        let (at_rest, resetting) = (self.busy() || self.paused(), self.resetting());
+        let (at_rest, resetting) = (!self.runs(), self.resetting());
         let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
         if at_rest {
             watchdog.late = !resetting;
