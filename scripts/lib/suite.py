@@ -102,14 +102,15 @@ def dependencies(run):
 
 
 def static_build(run):
-    """The binary must link statically; unoptimized, since only linking is in question, which nothing but the last crate is about."""
+    """The binary must link statically, and start; unoptimized, since only linking is in question, which nothing but the last
+    crate is about."""
     command = ["rustc", "--package", "vmm", "--bin", "vivarium", "--", "-C", "target-feature=+crt-static"]
     if run.cargo("static build", command):
-        headers = subprocess.run(
-            ["readelf", "-lW", TARGET / "debug" / "vivarium"], capture_output=True, text=True, check=False
-        ).stdout
+        binary = TARGET / "debug" / "vivarium"
+        headers = subprocess.run(["readelf", "-lW", binary], capture_output=True, text=True, check=False).stdout
         if "LOAD" not in headers or "INTERP" in headers:
             run.fail("static build", "the binary asks for a dynamic loader:\n" + headers)
+        run.command("static binary starts", [binary, "--version"], count=False)
 
 
 def scripts(run):
