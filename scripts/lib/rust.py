@@ -42,7 +42,10 @@ def ensure():
     _install()
     _extend_path()
     if not _new_enough():
-        raise Failure(f"Rust {_wanted()} or newer is needed, found {_version() or 'none'}: install it with rustup")
+        # The distribution's newer one is a security update.
+        lacks = packages.codename() in DISTRIBUTION_RUST
+        remedy = f"add {packages.codename()}-security to apt's sources, or install it with rustup" if lacks else "install it with rustup"
+        raise Failure(f"Rust {_wanted()} or newer is needed, found {_version() or 'none'}: {remedy}")
 
 
 def compiler(processor):
