@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod event;
 pub mod exits;
 pub mod file_lock;
+pub mod host_cpus;
 pub mod host_pages;
 pub mod jail;
 pub mod landlock;

@@ -132,10 +132,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker. Its thread calls `prepare` before all else (to confine itself).
+    /// Starts a worker. Its thread calls `prepare` before all else (to confine itself). If the host refuses its CPUs, it runs on
+    /// any, and that is counted among its failures.
     ///
     /// # Errors
-    /// When the host refuses a thread or its CPUs.
+    /// When the host refuses a thread.
     pub fn spawn(
         options: WorkerOptions,
         clock: Arc<dyn Clock>,
@@ -149,17 +150,18 @@ impl Worker {
         });
         let thread = thread::Thread::new(Arc::clone(&shared), receiver, clock, options.poll)?;
         let name = options.name.clone();
-        let (pinned, result) = channel();
+        let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(options.name).spawn(move || {
-            let result = if options.cpus.is_empty() { Ok(()) } else { affinity::pin(&options.cpus) };
-            let failed = result.is_err();
-            let _ = pinned.send(result);
-            if !failed {
-                prepare();
-                thread.serve();
+            if !options.cpus.is_empty()
+                && let Err(error) = affinity::pin(&options.cpus)
+            {
+                // The guest's device works wherever its worker runs.
+                own.counters.failures.add_shared(1);
+                tracing::warn!(cpus = ?options.cpus, "a worker runs on any host CPU: {error}");
             }
+            prepare();
+            thread.serve();
         })?;
-        result.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread ended at once")))?;
         Ok(Self {
             name,
             shared,

@@ -275,9 +275,12 @@ fn inspection_shows_handlers_and_counters() {
 }
 
 #[test]
-fn a_cpu_that_does_not_exist_is_refused() {
+fn a_worker_whose_cpu_does_not_exist_runs_on_any() {
     for cpu in [1 << 20, 1023] {
         let options = WorkerOptions { cpus: vec![cpu], ..WorkerOptions::named("test") };
-        assert!(Worker::spawn(options, Arc::new(SystemClock::new()), || {}).is_err(), "CPU {cpu}");
+        let worker = Worker::spawn(options, Arc::new(SystemClock::new()), || {}).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        worker.inspect_tasks(move |value| sender.send(value).unwrap());
+        assert_eq!(receiver.recv().unwrap()["counters"]["failures"], 1, "CPU {cpu}");
     }
 }

@@ -6,9 +6,11 @@
 
 use super::{Machine, platform};
 use crate::api::{ApiError, ErrorKind};
+use crate::config::options::Setting;
 use crate::config::{CoreScheduling, CpuAffinity, VmConfig};
 use crate::core_scheduling;
 use crate::cpu::{self, CpuThread, Surroundings};
+use crate::host_cpus;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use arch::native::boot::EntryPoint;
@@ -42,7 +44,7 @@ impl Cpus {
     /// Starts the threads of the first CPUs, paused.
     ///
     /// # Errors
-    /// When the host gives no threads.
+    /// When the host gives no threads, or not on the host CPUs asked for.
     pub fn start(
         config: &VmConfig,
         vm: Arc<dyn Vm>,
@@ -51,6 +53,10 @@ impl Cpus {
         model: CpuModel,
     ) -> Result<Self> {
         let affinity = config.cpus.affinity.clone();
+        for affinity in &affinity {
+            host_cpus::check(&affinity.host_cpus)
+                .map_err(|reason| anyhow::anyhow!("--cpus affinity={}: {reason}", affinity.show()))?;
+        }
         let core_scheduling = config.cpus.core_scheduling;
         core_scheduling::separate_machine(core_scheduling)
             .context("--cpus core_scheduling: this host's kernel cannot; leave it out")?;

@@ -1,10 +1,13 @@
 //! What is asked of CPUs and workers while they run: a non-maskable interrupt, and where they run.
 
 use super::{Machine, platform};
-use crate::api::request::SetAffinity;
+use crate::api::request::{DeviceQueueAffinity, SetAffinity};
 use crate::api::{Answer, ApiError, ErrorKind, Reply};
+use crate::config::CpuAffinity;
+use crate::config::disk::QueueAffinity;
 use crate::cpu;
 use crate::cpu::CpuThread;
+use crate::host_cpus;
 
 impl Machine {
     /// Raises a non-maskable interrupt on every CPU.
@@ -17,47 +20,63 @@ impl Machine {
         Ok(Reply::Done)
     }
 
-    /// Moves CPUs, and the workers of a device's queues, to other host CPUs.
+    /// Moves CPUs, and the workers of devices' queues, to other host CPUs, and notes it in the configuration where that has a place
+    /// for it.
     ///
     /// # Errors
-    /// When one of them is not there. Those before it were moved if the host refuses one.
+    /// When a CPU, device, queue or host CPU is not there; nothing is moved then.
     pub fn set_affinity(&mut self, request: &SetAffinity) -> Answer {
-        let missing = |field: &str, message| ApiError {
-            field: Some(field.to_owned()),
-            ..ApiError::new(ErrorKind::NotFound, message)
-        };
-        for affinity in &request.cpus {
-            if self.cpus.get(affinity.vcpu).is_none() {
-                return Err(missing("cpus", format!("there is no CPU {}", affinity.vcpu)));
-            }
-        }
-        for affinity in &request.queues {
-            if self.pci.address_of(&affinity.id).is_none() {
-                let reason = format!("device {}: there is no device of that name", affinity.id);
-                return Err(missing("queues", reason));
-            }
-        }
+        self.check_affinity(request)?;
         for affinity in &request.cpus {
             let host_cpus = affinity.host_cpus.clone();
             let cpu = self.cpus.get(affinity.vcpu);
-            self.on_each_cpu(cpu.into_iter(), "moving CPU to other host CPUs", move |_| {
+            self.on_each_cpu(cpu.into_iter(), "moving a CPU to other host CPUs", move |_| {
                 cpu::set_affinity(&host_cpus)
-            })
-            // The host refuses when it has none of these CPUs, or not for this process.
-            .map_err(|error| ApiError {
-                kind: ErrorKind::BadRequest,
-                field: Some("cpus".to_owned()),
-                ..error
             })?;
             let settings = &mut self.config.cpus.affinity;
             settings.retain(|present| present.vcpu != affinity.vcpu);
             settings.push(affinity.clone());
             self.cpus.affinity.clone_from(settings);
         }
-        for affinity in &request.queues {
-            self.pci.set_queue_affinity(&affinity.id, affinity.queue_index, &affinity.host_cpus);
+        for DeviceQueueAffinity { id, queue_index, host_cpus } in &request.queues {
+            self.pci.set_queue_affinity(id, *queue_index, host_cpus);
+            let disk = self.config.disks.iter_mut().find(|disk| disk.id.as_deref() == Some(id));
+            if let Some(settings) = disk.map(|disk| &mut disk.queue_affinity) {
+                settings.retain(|present| present.queue_index != *queue_index);
+                settings.push(QueueAffinity { queue_index: *queue_index, host_cpus: host_cpus.clone() });
+            }
         }
         Ok(Reply::Done)
+    }
+
+    fn check_affinity(&self, request: &SetAffinity) -> Result<(), ApiError> {
+        let refusal =
+            |kind, field: String, message| ApiError { field: Some(field), ..ApiError::new(kind, message) };
+        let host = |field: String, host_cpus: &[usize]| {
+            host_cpus::check(host_cpus)
+                .map_err(|reason| refusal(ErrorKind::BadRequest, format!("{field}.host_cpus"), reason))
+        };
+        for (at, CpuAffinity { vcpu, host_cpus }) in request.cpus.iter().enumerate() {
+            let field = format!("cpus[{at}]");
+            if self.cpus.get(*vcpu).is_none() {
+                let reason = format!("there is no CPU {vcpu}");
+                return Err(refusal(ErrorKind::NotFound, format!("{field}.vcpu"), reason));
+            }
+            host(field, host_cpus)?;
+        }
+        for (at, DeviceQueueAffinity { id, queue_index, host_cpus }) in request.queues.iter().enumerate() {
+            let field = format!("queues[{at}]");
+            let Some(queues) = self.pci.queues_of(id) else {
+                let reason = format!("device {id}: there is no device of that name that has queues");
+                return Err(refusal(ErrorKind::NotFound, format!("{field}.id"), reason));
+            };
+            if usize::from(*queue_index) >= queues {
+                let reason = format!("device {id}: there is no queue {queue_index}; it has {queues}, from 0");
+                return Err(refusal(ErrorKind::NotFound, format!("{field}.queue_index"), reason));
+            }
+            host(field, host_cpus)?;
+        }
+        Ok(())
     }
 
     /// Has CPUs do something between two instructions, all at the same time, and waits until they have.

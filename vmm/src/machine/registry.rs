@@ -9,11 +9,13 @@ use super::platform::serial_mode;
 use super::shared_memory::SharedMemory;
 use super::workers;
 use crate::config::disk::DiskEngine;
+use crate::config::options::Setting;
 use crate::config::{
     Device, DeviceConfig, DiskConfig, NetConfig, PciPlace, RateLimiterConfig, TokenBucketConfig, VmConfig,
     VsockConfig,
 };
 use crate::event::Events;
+use crate::host_cpus;
 use crate::pmem::PmemFile;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail};
@@ -277,6 +279,10 @@ fn add_disks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
 }
 
 fn open_disk(site: &Site, disk: &DiskConfig) -> Result<Opened> {
+    for queue in &disk.queue_affinity {
+        host_cpus::check(&queue.host_cpus)
+            .map_err(|reason| anyhow::anyhow!("queue_affinity={}: {reason}", queue.show()))?;
+    }
     let seat = Seat::of(disk);
     let device = open_image(site, disk, &seat.id)?;
     let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));

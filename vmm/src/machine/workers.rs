@@ -70,7 +70,7 @@ impl FunctionWorkers {
     /// Runs tasks, each on a worker of its own, woken by its doorbells. Takes all of `tasks`.
     ///
     /// # Errors
-    /// When the host gives no thread, or not on the CPUs asked for. Nothing runs then, and `tasks` is as it was.
+    /// When the host gives no thread. Nothing runs then, and `tasks` is as it was.
     pub fn run(&mut self, tasks: &mut Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
         let workers = tasks.iter().map(|(task, _)| self.worker(task)).collect::<Result<Vec<_>>>()?;
         for (worker, (task, doorbells)) in workers.iter().zip(tasks.drain(..)) {

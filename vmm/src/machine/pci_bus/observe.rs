@@ -47,6 +47,12 @@ impl PciBus {
         self.workers().map(|(_, worker)| (worker.name().to_owned(), worker.inspect())).collect()
     }
 
+    /// Number of queues of a device, if it is a virtio device.
+    pub fn queues_of(&self, id: &str) -> Option<usize> {
+        let function = self.virtio.values().find(|function| function.id == id)?;
+        Some(lock(&function.transport).queue_counters().len())
+    }
+
     /// Moves the worker of a device's queue to other host CPUs, and those that come after it.
     pub fn set_queue_affinity(&mut self, id: &str, queue: u16, host_cpus: &[usize]) {
         if let Some(function) = self.virtio.values_mut().find(|function| function.id == id) {
