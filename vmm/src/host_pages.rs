@@ -148,6 +148,11 @@ fn file_page_size(file: &File) -> io::Result<u64> {
     Ok(small_page())
 }
 
+/// Whether a file's pages are huge ones, from the pool that the host keeps of them.
+pub fn is_hugetlb(file: &File) -> bool {
+    file_page_size(file).is_ok_and(|size| size > small_page())
+}
+
 fn anonymous_page_size(flags: i32) -> io::Result<u64> {
     if flags & libc::MAP_HUGETLB == 0 {
         return Ok(small_page());

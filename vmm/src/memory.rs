@@ -2,6 +2,7 @@
 
 use crate::config::hotplug::{BLOCK, HotplugMethod};
 use crate::config::{ByteSize, MemoryConfig, MemoryZoneConfig};
+use crate::host_pages;
 use anyhow::{Context, Result, bail};
 use machine::bus::Range;
 use machine::memory::{GuestAddress, GuestRam, GuestRegion, Memory};
@@ -102,9 +103,6 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Ran
     let mut current = free.next();
     let (mut regions, mut extents) = (Vec::new(), Vec::new());
     for zone in zones {
-        if zone.hugepages && zone.file.is_none() {
-            check_hugepages(zone)?;
-        }
         let backing = Backing::of(zone)?;
         let (mut offset, mut parts) = (0, Vec::new());
         while offset < zone.size.0 {
@@ -112,7 +110,7 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Ran
                 bail!("--memory-zone id={}: the machine's memory has no room left for it", zone.id);
             };
             let take = size.min(zone.size.0 - offset);
-            let region = backing.map(zone, offset, take)?;
+            let region = backing.map(zone, offset, take, Pages::Reserved)?;
             advise(&region, zone, config.thp)?;
             regions.push(
                 GuestRegion::new(region, GuestAddress(start))
@@ -124,12 +122,9 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Ran
         }
         extents.push(ZoneExtent { id: zone.id.clone(), ranges: parts, hotplug: None });
     }
-    let prefault: Vec<bool> = zones
-        .iter()
-        .zip(&extents)
-        .flat_map(|(zone, extent)| extent.ranges.iter().map(|_| zone.prefault))
-        .collect();
-    populate(&regions, &prefault)?;
+    let zone_of_each =
+        zones.iter().zip(&extents).flat_map(|(zone, extent)| extent.ranges.iter().map(move |_| zone));
+    populate(regions.iter().zip(zone_of_each).filter(|(_, zone)| zone.prefault))?;
     if let Some(space) = hotplug {
         add_hotplug(config, zones, space, &mut extents, &mut regions)?;
     }
@@ -137,7 +132,7 @@ pub fn provide(config: &MemoryConfig, ranges: &[(u64, u64)], hotplug: Option<Ran
     let modules = hotplug.filter(|_| config.modules_size() > 0);
     if let Some(range) = modules {
         let room = MemoryZoneConfig { size: ByteSize(range.size), prefault: false, ..as_zone(config) };
-        let region = Backing::of(&room)?.map(&room, 0, range.size)?;
+        let region = Backing::of(&room)?.map(&room, 0, range.size, Pages::Later)?;
         advise(&region, &room, config.thp)?;
         let region = GuestRegion::new(region, GuestAddress(range.start));
         regions.push(region.context("a memory region wraps the address space")?);
@@ -158,7 +153,7 @@ fn add_hotplug(
     for (zone, extent) in zones.iter().zip(extents).filter(|(zone, _)| hotplug_size(zone) > 0) {
         let zone = MemoryZoneConfig { size: ByteSize(hotplug_size(zone)), prefault: false, ..zone.clone() };
         let start = next.next_multiple_of(HOTPLUG_ALIGNMENT);
-        let region = Backing::of(&zone)?.map(&zone, 0, zone.size.0)?;
+        let region = Backing::of(&zone)?.map(&zone, 0, zone.size.0, Pages::Later)?;
         advise(&region, &zone, config.thp)?;
         regions.push(
             GuestRegion::new(region, GuestAddress(start))
@@ -215,6 +210,15 @@ fn option(zone: &MemoryZoneConfig) -> String {
     }
 }
 
+/// When huge pages are taken from the pool that the host keeps of them. Others always come when they are used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    /// Now, so that the guest never waits in vain for one.
+    Reserved,
+    /// When they are used.
+    Later,
+}
+
 enum Backing {
     Anonymous { flags: i32 },
     File { file: Arc<File>, shared: bool },
@@ -225,6 +229,9 @@ impl Backing {
         if let Some(path) = &zone.file {
             let file = open_backing(path, zone)?;
             return Ok(Self::File { file: Arc::new(file), shared: zone.shared });
+        }
+        if zone.hugepages {
+            check_hugepage_size(zone)?;
         }
         let huge = match (zone.hugepages, zone.hugepage_size) {
             (false, _) => 0,
@@ -251,21 +258,25 @@ impl Backing {
         Ok(Self::File { file: Arc::new(file), shared: true })
     }
 
-    fn map(&self, zone: &MemoryZoneConfig, offset: u64, size: u64) -> Result<MmapRegion> {
+    fn map(&self, zone: &MemoryZoneConfig, offset: u64, size: u64, pages: Pages) -> Result<MmapRegion> {
         let length = usize::try_from(size).context("the memory is larger than this host's address space")?;
         let builder = MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let reserve = if pages == Pages::Reserved && self.is_huge() { 0 } else { libc::MAP_NORESERVE };
         let builder = match self {
             Self::Anonymous { flags } => {
-                builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags)
+                builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve | flags)
             }
             Self::File { file, shared } => {
                 let kind = if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
                 builder
-                    .with_mmap_flags(kind | libc::MAP_NORESERVE)
+                    .with_mmap_flags(kind | reserve)
                     .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
             }
         };
         let region = builder.build().with_context(|| {
+            if zone.hugepages {
+                return hugepage_shortage(zone);
+            }
             format!("{}: the host cannot give that much memory; make it smaller, or free some", option(zone))
         })?;
         if let Some(node) = zone.host_numa_node {
@@ -277,6 +288,14 @@ impl Backing {
             })?;
         }
         Ok(region)
+    }
+
+    /// Whether it is of huge pages from the host's pool.
+    fn is_huge(&self) -> bool {
+        match self {
+            Self::Anonymous { flags } => flags & libc::MAP_HUGETLB != 0,
+            Self::File { file, .. } => host_pages::is_hugetlb(file),
+        }
     }
 }
 
@@ -314,31 +333,47 @@ fn hugepage_sizes() -> String {
     }
 }
 
-/// Fails early, with the remedy, where touching the memory later would kill the process.
-fn check_hugepages(zone: &MemoryZoneConfig) -> Result<()> {
-    let page = match zone.hugepage_size {
-        Some(size) => size.0,
-        None => default_hugepage_size().context("this host has no huge pages")?,
-    };
-    let directory = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10);
-    let Ok(free) = std::fs::read_to_string(format!("{directory}/free_hugepages")) else {
+/// Where the host tells of its huge pages of the size that a zone wants.
+fn hugepage_folder(page: u64) -> String {
+    format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10)
+}
+
+/// The size of a zone's huge pages, in bytes.
+fn hugepage_size(zone: &MemoryZoneConfig) -> Option<u64> {
+    zone.hugepage_size.map_or_else(default_hugepage_size, |size| Some(size.0))
+}
+
+/// Refuses a size of huge pages that the host does not have.
+fn check_hugepage_size(zone: &MemoryZoneConfig) -> Result<()> {
+    let page = hugepage_size(zone).context("this host has no huge pages")?;
+    if !Path::new(&hugepage_folder(page)).exists() {
         bail!(
             "{},hugepage_size={}: this host has no huge pages of that size; it has {}",
             option(zone),
             ByteSize(page),
             hugepage_sizes()
         );
-    };
-    let (free, needed): (u64, u64) = (free.trim().parse().unwrap_or(0), zone.size.0.div_ceil(page));
-    if free < needed {
-        bail!(
-            "{},hugepages=on: needs {needed} huge pages of {}, and the host has {free} free; \
-             reserve them with: echo {needed} > {directory}/nr_hugepages",
-            option(zone),
-            ByteSize(page)
-        );
     }
     Ok(())
+}
+
+/// What to say when the host has too few huge pages for a zone. What other mappings have reserved is free only for them.
+fn hugepage_shortage(zone: &MemoryZoneConfig) -> String {
+    let page = hugepage_size(zone).unwrap_or(BLOCK);
+    let directory = hugepage_folder(page);
+    let count = |name: &str| {
+        let text = std::fs::read_to_string(format!("{directory}/{name}")).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0)
+    };
+    let needed = zone.size.0.div_ceil(page);
+    let free = count("free_hugepages").saturating_sub(count("resv_hugepages"));
+    let total = count("nr_hugepages").saturating_add(needed.saturating_sub(free));
+    format!(
+        "{},hugepages=on: needs {needed} huge pages of {}, and the host has {free} free; \
+         reserve them with: echo {total} > {directory}/nr_hugepages",
+        option(zone),
+        ByteSize(page)
+    )
 }
 
 /// The size of huge pages where none is said, if the host has any.
@@ -377,8 +412,10 @@ fn advise(region: &MmapRegion, zone: &MemoryZoneConfig, thp: bool) -> Result<()>
             format!("{},mergeable=on: the host's kernel cannot merge pages", option(zone))
         })?;
     }
-    if thp && !zone.hugepages && zone.file.is_none() {
-        // A wish: a kernel without transparent huge pages just does not have them.
+    // A wish: a kernel without transparent huge pages just does not have them.
+    if !thp {
+        let _ = madvise(region, libc::MADV_NOHUGEPAGE);
+    } else if !zone.hugepages && zone.file.is_none() {
         let _ = madvise(region, libc::MADV_HUGEPAGE);
     }
     // A guest's memory does not belong into the monitor's core dump.
@@ -393,18 +430,21 @@ fn madvise(region: &MmapRegion, advice: i32) -> io::Result<()> {
 }
 
 /// Takes pages from the host now, on as many threads as there are CPUs.
-fn populate(regions: &[GuestRegion], wanted: &[bool]) -> Result<()> {
+fn populate<'a>(wanted: impl Iterator<Item = (&'a GuestRegion, &'a MemoryZoneConfig)>) -> Result<()> {
     const CHUNK: usize = 64 << 20;
     const MADV_POPULATE_WRITE: i32 = 23;
-    let mut chunks = Vec::new();
-    for (region, _) in regions.iter().zip(wanted).filter(|(_, wanted)| **wanted) {
+    let (mut chunks, mut needed) = (Vec::new(), 0_u64);
+    for (region, zone) in wanted {
         let (start, size) = (region.as_ptr() as usize, usize::try_from(region.len())?);
         chunks.extend((0..size).step_by(CHUNK).map(|at| (start + at, CHUNK.min(size - at))));
+        // Huge pages come from a pool of their own, which has them: they are reserved.
+        let huge =
+            zone.hugepages || region.file_offset().is_some_and(|file| host_pages::is_hugetlb(file.file()));
+        needed = needed.saturating_add(if huge { 0 } else { region.len() });
     }
     if chunks.is_empty() {
         return Ok(());
     }
-    let needed = chunks.iter().map(|chunk| chunk.1 as u64).sum::<u64>();
     if let Some(available) = available_memory().filter(|available| *available < needed) {
         bail!(
             "--memory prefault=on: needs {} MiB now, and the host has {} MiB available; make the memory smaller, \
