@@ -67,15 +67,26 @@ def ensure(names, suite=None):
     if suite:
         ensure_suite(suite)
     target = ["-t", suite] if suite else []
-    command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends"]
-    command += ["-o", "DPkg::Lock::Timeout=600", *target, *wanted]
     with step("installing " + " ".join(wanted)):
         try:
-            run(as_root(command), "installing packages")
+            _install([*target, *wanted])
         except Failure:
             # Package lists of an image are often older than the mirror: refresh them once.
             update()
-            run(as_root(command), "installing packages")
+            _install([*target, *wanted])
+
+
+def renew(names):
+    """Installs the newest of `names` that the mirror has."""
+    _need_apt(names)
+    with step("looking for newer " + " ".join(names)):
+        update()
+        _install(names)
+
+
+def _install(words):
+    command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends"]
+    run(as_root([*command, "-o", "DPkg::Lock::Timeout=600", *words]), "installing packages")
 
 
 def update():

@@ -158,6 +158,9 @@ def _install():
     offered = DISTRIBUTION_RUST.get(packages.codename())
     if offered:
         packages.ensure(offered)
+        if not _new_enough():
+            # Lists of before the security update that has it.
+            packages.renew(offered)
         return
     # Debian 13, Ubuntu 24.04: the distribution packages rustup itself.
     packages.ensure(["rustup"])
