@@ -56,9 +56,14 @@ fn run_logged(run: cli::Run) -> Result<()> {
     log::start(run.log, || seccomp::confine(ThreadKind::Console))?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let mut monitor = Monitor::new(Arc::new(kvm))?;
-    if let Some(config) = &run.event_monitor {
-        api::event_monitor::start(config, &monitor.events())?;
-    }
+    // Dropped after the machine thread has told its last event.
+    let _event_monitor = run
+        .event_monitor
+        .as_ref()
+        .map(|config| {
+            api::event_monitor::start(config, &monitor.events(), || seccomp::confine(ThreadKind::Console))
+        })
+        .transpose()?;
     monitor.events().emit("vmm", "starting");
     if let Some(gdb) = run.gdb {
         gdb::serve(&gdb.path, monitor.inbox())?;
