@@ -8,6 +8,7 @@ use crate::machine::{Loaded, Machine, Opened};
 use crate::monitor::Progress;
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use virtio::device::QueueTask;
 
@@ -55,6 +56,8 @@ pub enum Message {
         addition: u64,
         /// The device.
         result: anyhow::Result<Box<Opened>>,
+        /// The descriptors that came with the call.
+        files: Vec<OwnedFd>,
     },
     /// The kernel was loaded for a machine that restarts, or cannot be.
     Loaded(Box<Loaded>),

@@ -68,7 +68,8 @@ pub struct Monitor {
     held: bool,
     /// Sockets of the process itself, which it takes away at its end.
     own_sockets: Vec<PathBuf>,
-    /// Descriptors that came before the machine was booted, as long as the configuration names them: it may be booted again.
+    /// Descriptors that came with devices, as long as the configuration names them: it may be booted again. A machine has those that came
+    /// while it ran.
     files: Vec<OwnedFd>,
 }
 

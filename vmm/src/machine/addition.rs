@@ -32,7 +32,7 @@ pub struct Additions {
     /// Those whose files are being opened.
     opening: BTreeMap<u64, Addition>,
     /// Those that are open, and wait until the machine is not busy.
-    open: Vec<(u64, Result<Box<Opened>>)>,
+    open: Vec<(u64, Result<Box<Opened>>, Vec<OwnedFd>)>,
     /// Threads that work on files of devices.
     threads: Arc<AtomicUsize>,
 }
@@ -66,8 +66,11 @@ pub fn with_device(config: &VmConfig, device: DeviceConfig) -> Result<VmConfig, 
 
 impl Machine {
     /// Begins to add a device. `files` are the descriptors that came with the call.
-    pub fn add_device(&mut self, add: AddDevice, files: Vec<OwnedFd>, respond: Respond) {
+    pub fn add_device(&mut self, add: AddDevice, mut files: Vec<OwnedFd>, respond: Respond) {
         let AddDevice { mut device, opening } = add;
+        if !matches!(device, DeviceConfig::Net(_)) {
+            files.clear();
+        }
         if let DeviceConfig::Net(net) = &mut device
             && !files.is_empty()
         {
@@ -115,10 +118,9 @@ impl Machine {
         let (site, mailbox, addition) = (Arc::clone(&self.site), self.mailbox.clone(), self.additions.next);
         let open = move || {
             let result = registry::open(&site, &device).map(Box::new);
-            drop(files);
             drop(counted);
             if !given_up.load(Ordering::SeqCst) {
-                mailbox.post(Message::Opened { addition, result });
+                mailbox.post(Message::Opened { addition, result, files });
             }
         };
         let thread = std::thread::Builder::new().name("open".into()).stack_size(512 << 10);
@@ -147,13 +149,13 @@ impl Machine {
     }
 
     /// A device is open, or cannot be.
-    pub(super) fn opened(&mut self, addition: u64, result: Result<Box<Opened>>) {
-        self.additions.open.push((addition, result));
+    pub(super) fn opened(&mut self, addition: u64, result: Result<Box<Opened>>, files: Vec<OwnedFd>) {
+        self.additions.open.push((addition, result, files));
     }
 
     /// Puts the devices that are open in their places. The machine is not busy.
     pub(super) fn seat_opened(&mut self) {
-        for (addition, result) in std::mem::take(&mut self.additions.open) {
+        for (addition, result, files) in std::mem::take(&mut self.additions.open) {
             let Some(Addition { device, respond, .. }) = self.additions.opening.remove(&addition) else {
                 continue;
             };
@@ -162,6 +164,9 @@ impl Machine {
                 Ok((id, address, restarting)) => {
                     if let Err(error) = self.config.put_device(device) {
                         tracing::error!("{error}");
+                    }
+                    if !files.is_empty() {
+                        self.passed_files.insert(id.clone(), files);
                     }
                     self.after_restart(restarting, AfterRestart::Added { id, address, respond });
                 }

@@ -136,8 +136,8 @@ impl Machine {
             }
             Message::CpuParked => return self.when_parked(),
             Message::WatchdogExpired => return self.watchdog_expired(),
-            Message::Opened { addition, result } => {
-                self.opened(addition, result);
+            Message::Opened { addition, result, files } => {
+                self.opened(addition, result, files);
                 self.seat_opened_if_idle();
             }
             Message::Dumped(result) => {

@@ -87,6 +87,7 @@ use removal::Removal;
 use resize::Growth;
 pub use restart::Loaded;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use throttle::Throttle;
@@ -154,6 +155,8 @@ pub struct Machine {
     mailbox: Mailbox,
     work: Work,
     additions: Additions,
+    /// Descriptors that came with devices while the machine ran, by the devices' ids: the configuration names them.
+    passed_files: BTreeMap<String, Vec<OwnedFd>>,
     removals: BTreeMap<String, Removal>,
     /// CPUs whose eject of a stand-in waits for its workers to stop.
     leaving: BTreeMap<FunctionAddress, Vec<u32>>,
@@ -260,6 +263,7 @@ impl Machine {
             mailbox: own_mailbox,
             work,
             additions: Additions::default(),
+            passed_files: BTreeMap::new(),
             removals: BTreeMap::new(),
             leaving: BTreeMap::new(),
             restarts: Vec::new(),
@@ -287,6 +291,11 @@ impl Machine {
     /// The configuration as it is now.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// The descriptors that the configuration names and that came while the machine ran, for a machine that is booted from it.
+    pub fn take_passed_files(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.passed_files).into_values().flatten().collect()
     }
 
     /// Memory that the guest can use, in bytes.

@@ -124,7 +124,8 @@ impl Monitor {
     }
 
     /// Has a thread take a machine apart.
-    fn take_apart(&mut self, machine: Box<Machine>, ended: Ended) {
+    fn take_apart(&mut self, mut machine: Box<Machine>, ended: Ended) {
+        self.files.extend(machine.take_passed_files());
         let mut config = Box::new(machine.config().clone());
         config.set_terminals(&BTreeMap::new(), None);
         let limit = if machine.stopping() { self.limits.leave.min(LAST_CHANCE) } else { self.limits.leave };
