@@ -139,6 +139,21 @@ fn a_tap_comes_as_a_descriptor() {
     let output = Command::new("python3").arg("-c").arg(script).output().unwrap();
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(out.starts_with("passed at 0000:00:"), "{out}{errors}");
+    ctl(&socket, "set-link passed down");
+    let is_open = || {
+        let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+        let net = &info["config"]["net"][0];
+        assert_eq!((&net["id"], &net["link"]), (&"passed".into(), &false.into()), "{info}");
+        let fd = format!("/proc/{}/fd/{}", monitor.pid(), net["fds"][0]);
+        std::fs::read_link(&fd).is_ok_and(|file| file.ends_with("net/tun"))
+    };
+    assert!(is_open(), "its descriptor is one of the monitor's");
+    // It outlives the machine, and so does what was said of its cable.
+    ctl(&socket, "shutdown");
+    assert!(is_open());
+    ctl(&socket, "boot");
+    assert!(is_open());
+    ctl(&socket, "remove-device passed --force");
     ctl(&socket, "shutdown-vmm");
     assert_eq!(monitor.wait().status, Some(0));
 }

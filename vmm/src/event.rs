@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How many events a guest can cause in a row, and what it takes for one more. A guest fills no disk with them, and drives out none that
 /// others caused.
@@ -24,6 +24,8 @@ pub struct Event {
     pub id: u64,
     /// Since the process started.
     pub timestamp: Duration,
+    /// By the host's clock, since 1970 (UTC, without leap seconds).
+    pub unix_time: Duration,
     /// What it happened to: `vmm`, `vm`, `guest`, `device`.
     pub source: &'static str,
     /// What happened, such as `booted`.
@@ -125,8 +127,16 @@ impl Told {
             let count = BTreeMap::from([("count", left_out.into())]);
             self.tell("vmm", "events-left-out", Some(count));
         }
-        let event =
-            Arc::new(Event { id: self.next, timestamp: self.start.elapsed(), source, event, properties });
+        // A clock before that has not been set.
+        let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let event = Arc::new(Event {
+            id: self.next,
+            timestamp: self.start.elapsed(),
+            unix_time,
+            source,
+            event,
+            properties,
+        });
         self.next += 1;
         self.listeners.retain_mut(|listener| listener(&event));
         if self.past.len() == KEPT {

@@ -30,7 +30,7 @@ pub fn adapt_part(part: &str, tree: &mut Value) {
     }
     for (of, theirs, ours) in OTHER_NAMES {
         if *of == part
-            && !fields.contains_key(*ours)
+            && fields.get(*ours).is_none_or(Value::is_null)
             && let Some(value) = fields.remove(*theirs)
         {
             fields.insert((*ours).into(), value);
@@ -53,7 +53,7 @@ fn remove_if(fields: &mut Map<String, Value>, field: &str, nothing: &str) {
         Value::String(text) => nothing.split('|').any(|word| word == text),
         Value::Array(items) => nothing == "[]" && items.is_empty(),
         Value::Object(_) => nothing == "amx" && *value == json!({"amx": false}),
-        Value::Null => false,
+        Value::Null => true,
     };
     if says_nothing {
         fields.remove(field);
@@ -79,6 +79,7 @@ const SAY_NOTHING: &[(&str, &str, &str)] = &[
     ("", "gdb", "false"),
     ("", "sgx_epc", "[]"),
     ("", "preserved_fds", "[]"),
+    ("", "tpm", "null"),
     ("", "landlock_enable", "false"),
     ("", "landlock_rules", "[]"),
     ("cpus", "affinity", "[]"),

@@ -273,7 +273,14 @@ mod tests {
     }
 
     fn event() -> Event {
-        Event { id: 0, timestamp: Duration::ZERO, source: "vm", event: "noise", properties: None }
+        Event {
+            id: 0,
+            timestamp: Duration::ZERO,
+            unix_time: Duration::ZERO,
+            source: "vm",
+            event: "noise",
+            properties: None,
+        }
     }
 
     #[test]

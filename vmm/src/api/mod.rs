@@ -15,6 +15,7 @@ pub mod routes;
 pub mod server;
 pub mod socket;
 mod stream;
+mod tree;
 
 pub use interest::Interest;
 pub use request::{ApiError, ErrorKind, Reply, Request};

@@ -6,10 +6,12 @@ use super::request::{
     AddDevice, Coredump, Inspect, Opening, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone,
     SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
+use super::tree::Tree;
 use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
 
 /// What all paths start with, but those that others define.
 pub const PREFIX: &str = "/api/v1/";
@@ -167,7 +169,12 @@ pub const ROUTES: &[Route] = &[
         Serves::Call(Takes::Path(|path| Request::Inspect(Inspect { path }))),
         Answer::Json("Tree"),
     ),
-    get("vm.events", "Events as they happen, as server-sent events", Serves::Events, Answer::Text),
+    get(
+        "vm.events",
+        "Events as they happen, as server-sent events whose data are JSON: id, timestamp (since the process started), unix_time, source, event, properties",
+        Serves::Events,
+        Answer::Text,
+    ),
     put_body(
         "vm.coredump",
         "Write the memory and registers of a paused machine to a file",
@@ -406,18 +413,17 @@ fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Refusal> {
     from_tree(&tree(body)?)
 }
 
-/// A body, without what is null: that says the same as leaving it out.
+/// A body. What is null in it says the same as if it was left out.
 fn tree(body: &[u8]) -> Result<Value, Refusal> {
     if body.is_empty() {
         return Err(Refusal::bad("takes a JSON body, and has none"));
     }
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let mut tree: Value = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
+    let Tree(tree) = serde_path_to_error::deserialize(&mut reader).map_err(refusal)?;
     reader.end().map_err(|error| Refusal::bad(format!("the body goes on after its end: {error}")))?;
     if !tree.is_object() {
         return Err(Refusal::bad("takes a JSON object, and has something else"));
     }
-    leave_out_null(&mut tree);
     Ok(tree)
 }
 
@@ -433,13 +439,49 @@ fn leave_out_null(tree: &mut Value) {
 }
 
 fn from_tree<T: DeserializeOwned + Serialize>(tree: &Value) -> Result<T, Refusal> {
-    let read: T = serde_path_to_error::deserialize(tree).map_err(refusal)?;
+    let mut said = tree.clone();
+    leave_out_null(&mut said);
+    let read: T = serde_path_to_error::deserialize(&said).map_err(refusal)?;
+    if said != *tree {
+        check_names::<T>(tree.clone())?;
+    }
     let meant = serde_json::to_value(&read).map_err(|error| Refusal::bad(error.to_string()))?;
-    if let Some(field) = array_for_object(tree, &meant) {
+    if let Some(field) = array_for_object(&said, &meant) {
         let message = format!("{field}: takes a JSON object, and has an array");
         return Err(Refusal { field: Some(field), ..Refusal::bad(message) });
     }
     Ok(read)
+}
+
+/// Checks that there are fields of the names that are null. A field that cannot be null is left out in each turn.
+fn check_names<T: DeserializeOwned>(mut tree: Value) -> Result<(), Refusal> {
+    while let Err(error) = serde_path_to_error::deserialize::<_, T>(&tree) {
+        if error.inner().to_string().starts_with("unknown field") {
+            return Err(refusal(error));
+        }
+        let path: Vec<_> = error.path().iter().cloned().collect();
+        if !leave_out_at(&mut tree, &path) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out what is null at a path, in all items of the arrays on it. `false`: nothing is.
+fn leave_out_at(tree: &mut Value, path: &[Segment]) -> bool {
+    match (tree, path) {
+        (Value::Object(fields), [Segment::Map { key }]) => {
+            let null = fields.get(key).is_some_and(Value::is_null);
+            null && fields.remove(key).is_some()
+        }
+        (Value::Object(fields), [Segment::Map { key }, rest @ ..]) => {
+            fields.get_mut(key).is_some_and(|field| leave_out_at(field, rest))
+        }
+        (Value::Array(items), [Segment::Seq { .. }, rest @ ..]) => {
+            items.iter_mut().fold(false, |any, item| leave_out_at(item, rest) | any)
+        }
+        _ => false,
+    }
 }
 
 /// The first field that was said as an array and taken for an object: serde takes an object's fields in their order, too.

@@ -36,6 +36,8 @@ device_options! {
         ["packed"] packed: bool = true,
         /// Longest time in microseconds that a worker looks for more work before it sleeps; 0 for none.
         ["poll_us", 0..=10000] poll_us: u32 = 0,
+        /// The cable is plugged in, until vm.set-link says otherwise.
+        ["link"] link: bool = true,
         /// The limits.
         [nested RATE_LIMIT_KEYS] rate_limiter_config: Option<RateLimiterConfig> = None,
     }

@@ -102,6 +102,9 @@ impl Machine {
             return Err(no_such("network interface", id));
         };
         net.set_link_up(*up);
+        for net in self.config.net.iter_mut().filter(|net| net.id.as_ref() == Some(id)) {
+            net.link = *up;
+        }
         let event = if *up { "link-up" } else { "link-down" };
         self.events.emit_with("vm", event, [("id", id.clone().into())]);
         Ok(Reply::Done)

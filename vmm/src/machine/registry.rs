@@ -346,6 +346,7 @@ fn add_networks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> 
 
 fn open_net(site: &Site, net: &NetConfig) -> Result<Opened> {
     let device = open_tap(site, net)?;
+    device.handle().set_link_up(net.link);
     let seat = Seat::of(net);
     let seat = Seat {
         transport: pci_transport::Options { packed: net.packed, ..seat.transport },
