@@ -250,7 +250,7 @@ fn memory_modules_come_hold_what_is_written_and_go() {
 }
 
 #[test]
-fn sizes_change_all_together_or_not_at_all_also_those_that_are_taken_ahead() {
+fn sizes_change_all_together_or_not_at_all() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let (let_go, slots) = channel();
     let slots = std::sync::Mutex::new(slots);
@@ -267,7 +267,6 @@ fn sizes_change_all_together_or_not_at_all_also_those_that_are_taken_ahead() {
     let mut machine = config(&folder);
     machine.cpus.max_vcpus = Some(2);
     machine.memory.hotplug_size = Some(ByteSize(512 << 20));
-    machine.memory.prefault = true;
     let control = Control::boot(&sim, machine);
     for modules in 1..=4 {
         control.done(resize_to(None, Some(64 + modules * 128)));
@@ -290,4 +289,24 @@ fn sizes_change_all_together_or_not_at_all_also_those_that_are_taken_ahead() {
     assert_eq!(sizes(), (2.into(), 64 + 256 + 128));
     control.end();
     assert_eq!(sim.resources(), Default::default());
+}
+
+#[test]
+fn memory_is_taken_from_the_host_ahead_of_a_change() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    sim.program(1, ignore);
+    let mut machine = config(&folder);
+    machine.cpus.max_vcpus = Some(2);
+    machine.memory.hotplug_size = Some(ByteSize(128 << 20));
+    machine.memory.prefault = true;
+    let control = Control::boot(&sim, machine);
+    let (resize, pause) = (control.begin(resize_to(Some(2), Some(64 + 128))), control.begin(Request::Pause));
+    // Queries do not wait for it, other changes do.
+    control.info();
+    resize.recv_timeout(STUCK).unwrap().unwrap();
+    pause.recv_timeout(STUCK).unwrap().unwrap();
+    assert_eq!(control.info()["memory_actual_size"], (64 + 128) << 20);
+    assert!(control.inspect("cpu")["1"]["paused"].as_bool().unwrap());
+    control.end();
 }
