@@ -5,17 +5,17 @@
 //! of itself fits together.
 
 mod control;
+mod model;
 
-use control::{Control, DOWN, EJECT, Random, STUCK, add, config, disk, remove};
+use control::{Control, DOWN, EJECT, Random, STUCK, config, disk, remove};
 use hypervisor::sim::{Resources, Sim};
+use model::{Counts, Images, PORT, label, machine, may_refuse, shrink};
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use vivarium_tests::host::{Folder, HangingFile};
-use vmm::api::request::{SetThrottle, VmState};
+use vmm::api::request::VmState;
 use vmm::api::{Answer, ErrorKind, Request};
-use vmm::config::PmemConfig;
 
 /// What the machine thread should be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,15 @@ fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: &T, what: &str) 
     }
 }
 
+// The controllers of CPUs and of memory, and their registers.
+const CPU_HOTPLUG: u16 = 0x640;
+const MEMORY_HOTPLUG: u16 = 0x660;
+const STATUS: u16 = 4;
+const NEXT: u16 = 8;
+const CAME: u32 = 2;
+const GOING: u32 = 4;
+const LET_GO: u32 = 8;
+
 /// A guest that lets go of what it is asked for, and restarts the machine now and then.
 fn guest(sim: &Sim, seed: u64) {
     sim.program(0, move |cpu| {
@@ -60,6 +69,16 @@ fn guest(sim: &Sim, seed: u64) {
             if down != 0 {
                 cpu.port_write32(EJECT, down);
             }
+            for controller in [CPU_HOTPLUG, MEMORY_HOTPLUG] {
+                let number = cpu.port_read32(controller + NEXT);
+                if number != u32::MAX {
+                    cpu.port_write32(controller, number);
+                    let status = cpu.port_read32(controller + STATUS);
+                    let told = status & (CAME | GOING);
+                    let answer = if status & GOING == 0 { 0 } else { LET_GO };
+                    cpu.port_write32(controller + STATUS, told | answer);
+                }
+            }
             if random.below(2_000) == 0 {
                 cpu.port_write8(0x602, 1);
             }
@@ -67,48 +86,21 @@ fn guest(sim: &Sim, seed: u64) {
     });
 }
 
-/// The images of the devices that come and go.
-struct Images {
-    disks: Vec<PathBuf>,
-    files: Vec<PathBuf>,
-}
-
-impl Images {
-    fn new(folder: &Folder) -> Self {
-        let images = |name: &str, size| (0..3).map(|n| folder.sparse(&format!("{name}{n}"), size)).collect();
-        Self { disks: images("disk", 1 << 20), files: images("pmem", 2 << 20) }
+/// Has a machine give back all that came.
+fn remove_all(control: &Control) {
+    for id in control.info()["device_tree"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|id| !id.starts_with("__") && *id != PORT)
+    {
+        control.done(remove(id, true, 60_000));
     }
-
-    /// A call that adds or removes a device, holds CPUs, or asks something.
-    fn any(&self, random: &mut Random, running: bool) -> Request {
-        let number = random.below(3) as usize;
-        let (disk_id, file_id) = (format!("disk{number}"), format!("pmem{number}"));
-        // A guest that does not run lets go of nothing.
-        let patience = if running { 60_000 } else { 1 };
-        match random.below(8) {
-            0 | 1 => disk(self.disks[number].clone(), &disk_id),
-            2 | 3 => {
-                let file = Some(self.files[number].clone());
-                add(PmemConfig { file, id: Some(file_id), ..PmemConfig::default() })
-            }
-            4 => remove(&disk_id, random.below(2) == 0, patience),
-            5 => remove(&file_id, random.below(2) == 0, patience),
-            6 => Request::SetThrottle(SetThrottle { percent: random.below(100) as u8 }),
-            _ => Request::Info,
-        }
-    }
-
-    /// Has a machine give back all that came.
-    fn remove_all(&self, control: &Control) {
-        for id in control.info()["device_tree"].as_object().unwrap().keys().filter(|id| !id.starts_with("__"))
-        {
-            control.done(remove(id, true, 60_000));
-        }
-        // What stands in for them goes with the guest's restart.
-        control.done(Request::Reboot);
-        assert_eq!(control.state(), VmState::Running);
-        assert!(control.disks().is_empty());
-    }
+    shrink(control);
+    // What stands in for them, and what the guest was asked for, goes with its restart.
+    control.done(Request::Reboot);
+    assert_eq!(control.state(), VmState::Running);
+    assert!(control.disks().is_empty());
 }
 
 /// Boots a machine one of whose images the host does not open for a while, and asks other things meanwhile. The model's next
@@ -120,6 +112,7 @@ fn boot_that_hangs(
     images: &Images,
     random: &mut Random,
     step: u32,
+    zones: bool,
 ) -> Model {
     let id = format!("hangs{step}");
     let path = folder.sparse(&id, 1 << 20);
@@ -160,12 +153,12 @@ fn boot_that_hangs(
     }
     match then {
         Some(Absent) => {
-            control.done(Request::Create(config(folder)));
-            boot_as_soon_as_may_be(control);
+            control.done(Request::Create(machine(config(folder), zones)));
+            boot_as_soon_as_may_be(control).unwrap();
             control.done(Request::Delete);
         }
         Some(_) => {
-            boot_as_soon_as_may_be(control);
+            boot_as_soon_as_may_be(control).unwrap();
             control.done(Request::Shutdown);
         }
         None => {}
@@ -174,19 +167,22 @@ fn boot_that_hangs(
 }
 
 /// Boots a machine, once the host has let go of one that was given up.
-fn boot_as_soon_as_may_be(control: &Control) {
+fn boot_as_soon_as_may_be(control: &Control) -> Answer {
     let begun = Instant::now();
-    while let Err(error) = control.call(Request::Boot) {
-        assert!(error.kind == ErrorKind::Conflict && begun.elapsed() < STUCK, "{error:?}");
+    loop {
+        let answer = control.call(Request::Boot);
+        if !answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Conflict) || begun.elapsed() > STUCK {
+            return answer;
+        }
         std::thread::yield_now();
     }
 }
 
 /// What a machine has taken that nothing was added to.
-fn untouched(folder: &Folder) -> Resources {
+fn untouched(folder: &Folder, zones: bool) -> Resources {
     let sim = Arc::new(Sim::new());
     guest(&sim, 1);
-    let control = Control::boot(&sim, config(folder));
+    let control = Control::boot(&sim, machine(config(folder), zones));
     control.done(Request::Reboot);
     let resources = sim.resources();
     control.end();
@@ -194,15 +190,86 @@ fn untouched(folder: &Folder) -> Resources {
     resources
 }
 
+/// Calls that are under way at the same time, and the state they lead to.
+fn together(
+    control: &Control,
+    images: &Images,
+    random: &mut Random,
+    model: Model,
+    counts: &mut Counts,
+    told: &dyn Fn(&str) -> String,
+) -> Model {
+    let running = model == Running;
+    let mut requests: Vec<_> = (0..=random.below(4)).map(|_| images.any(random, running)).collect();
+    if random.below(4) == 0 {
+        requests.extend([Request::Pause, images.any(random, false), Request::Resume]);
+    }
+    // An end or a restart beside what waits for the guest or the host.
+    let end = match random.below(16) {
+        0 => Some(Request::Shutdown),
+        1 => Some(Request::Delete),
+        2 | 3 => Some(Request::Reboot),
+        _ => None,
+    };
+    let ends = matches!(end, Some(Request::Shutdown | Request::Delete));
+    if let Some(end) = end {
+        requests.insert(random.below(requests.len() as u64 + 1) as usize, end);
+    }
+    if model == Created {
+        // What is done to a configuration is done at once.
+        requests.retain(|request| !matches!(request, Request::Delete));
+    }
+    let calls: Vec<_> = requests
+        .into_iter()
+        .map(|request| {
+            let description = format!("{request:?}");
+            let refusable: Vec<_> =
+                KINDS.iter().copied().filter(|kind| may_refuse(&request, *kind, ends)).collect();
+            (label(&request), description, refusable, control.begin(request))
+        })
+        .collect();
+    control.done(Request::Ping);
+    for (label, description, refusable, call) in calls {
+        let answer = call
+            .recv_timeout(STUCK)
+            .unwrap_or_else(|_| panic!("{}", told(&format!("{description}: forgotten"))));
+        counts.note(label, &answer);
+        if let Err(error) = &answer {
+            let allowed = model == Absent && error.kind == ErrorKind::NotFound
+                || model != Absent && refusable.contains(&error.kind);
+            assert!(allowed, "{}", told(&format!("{description}: {error:?}")));
+        } else {
+            assert!(model != Absent, "{}", told(&format!("{description}: {answer:?}")));
+        }
+    }
+    match control.call(Request::Info) {
+        Err(error) if error.kind == ErrorKind::NotFound => Absent,
+        _ => Model::of(control),
+    }
+}
+
+const KINDS: &[ErrorKind] = &[
+    ErrorKind::BadRequest,
+    ErrorKind::NotFound,
+    ErrorKind::State,
+    ErrorKind::Conflict,
+    ErrorKind::Timeout,
+    ErrorKind::Internal,
+    ErrorKind::NotSupported,
+];
+
 #[test]
 fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() {
     let folder = Folder::new();
     let images = Images::new(&folder);
     let threads = count("/proc/self/task");
-    let untouched = untouched(&folder);
+    folder.sparse("plugged", 1 << 20);
+    let untouched = [untouched(&folder, false), untouched(&folder, true)];
+    let mut counts = Counts::default();
     becomes(|| count("/proc/self/task"), &threads, "threads of a machine that ended");
     let before = (count("/proc/self/fd"), count("/proc/self/task"));
     for seed in 1..=12u64 {
+        let zones = seed % 2 == 0;
         let sim = Arc::new(Sim::new());
         guest(&sim, seed);
         let control = Control::start(&sim);
@@ -213,45 +280,38 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
                 assert_eq!(answer.is_ok(), good, "seed {seed}, step {step}, {model:?}: {answer:?}");
             };
             if model == Created && random.below(6) == 0 {
-                model = boot_that_hangs(&sim, &control, &folder, &images, &mut random, step);
+                model = boot_that_hangs(&sim, &control, &folder, &images, &mut random, step, zones);
                 continue;
             }
-            let (request, allowed, then) = match random.below(10) {
-                0 => (Request::Create(config(&folder)), model == Absent, Created),
+            let (request, allowed, then) = match random.below(11) {
+                0 => (Request::Create(machine(config(&folder), zones)), model == Absent, Created),
                 1 | 2 => (Request::Boot, model == Created, Running),
                 3 => (Request::Pause, model == Running, Paused),
                 4 => (Request::Resume, model == Paused, Running),
                 5 => (Request::Reboot, matches!(model, Running | Paused), Running),
                 6 if random.below(4) == 0 => (Request::Delete, model != Absent, Absent),
                 6 => (Request::Shutdown, matches!(model, Running | Paused), Created),
-                _ => {
-                    // Several at once, in the midst of a pause perhaps.
-                    let mut calls = Vec::new();
-                    for _ in 0..=random.below(4) {
-                        calls.push(control.begin(images.any(&mut random, model == Running)));
-                    }
-                    if random.below(4) == 0 {
-                        calls.push(control.begin(Request::Pause));
-                        calls.push(control.begin(images.any(&mut random, false)));
-                        calls.push(control.begin(Request::Resume));
-                    }
-                    control.done(Request::Ping);
-                    for (index, call) in calls.into_iter().enumerate() {
-                        let answer = call.recv_timeout(STUCK);
-                        let answer = answer.unwrap_or_else(|_| {
-                            panic!("seed {seed}, step {step}: call {index} was forgotten")
-                        });
-                        if model == Absent {
-                            at(&answer, false);
-                        }
-                    }
-                    if model != Absent {
-                        model = Model::of(&control);
+                7 if model != Absent => {
+                    if let Some(request) = images.certain(&mut random, &control) {
+                        let (label, answer) = (label(&request), control.call(request));
+                        counts.note(label, &answer);
+                        at(&answer, true);
                     }
                     continue;
                 }
+                _ => {
+                    let told = |what: &str| format!("seed {seed}, step {step}, {model:?}: {what}");
+                    model = together(&control, &images, &mut random, model, &mut counts, &told);
+                    continue;
+                }
             };
-            let answer = control.call(request);
+            let label = label(&request);
+            let answer = match request {
+                // What a machine that ended left behind, such as a core dump, is completed before.
+                Request::Boot if allowed => boot_as_soon_as_may_be(&control),
+                request => control.call(request),
+            };
+            counts.note(label, &answer);
             at(&answer, allowed);
             model = if allowed { then } else { model };
             if model != Absent {
@@ -259,19 +319,24 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
             }
         }
         if model == Absent {
-            control.done(Request::Create(config(&folder)));
+            control.done(Request::Create(machine(config(&folder), zones)));
             model = Created;
         }
         if model == Created {
-            control.done(Request::Boot);
+            boot_as_soon_as_may_be(&control).unwrap();
         }
-        images.remove_all(&control);
+        remove_all(&control);
         // Machines that were given up are taken apart when the host lets them.
-        becomes(|| sim.resources(), &untouched, &format!("seed {seed}: memory slots, doorbells, interrupts"));
+        becomes(
+            || sim.resources(),
+            &untouched[usize::from(zones)],
+            &format!("seed {seed}: memory slots, doorbells, interrupts"),
+        );
         control.end();
         becomes(|| sim.resources(), &Resources::default(), &format!("seed {seed}"));
         // A thread is counted until the kernel has done with it.
         let left = || (count("/proc/self/fd"), count("/proc/self/task"));
         becomes(left, &before, &format!("seed {seed}: descriptors and threads"));
     }
+    counts.assert_each_was_done();
 }

@@ -1,0 +1,221 @@
+//! Calls for the tests of the machine thread against a model: which there are, what they may answer, and how often each was done.
+
+use super::control::{Control, Random, add, remove};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use vivarium_tests::host::Folder;
+use vmm::api::request::{
+    Coredump, Inspect, Resize, ResizeDisk, ResizeZone, SetAffinity, SetRateLimit, SetThrottle,
+};
+use vmm::api::{Answer, ErrorKind, Request};
+use vmm::config::{
+    BalloonConfig, ByteSize, CpuAffinity, DeviceConfig, DiskConfig, HotplugMethod, MemoryZoneConfig,
+    PciPortConfig, PmemConfig, VmConfig,
+};
+
+/// The port that devices are plugged in at.
+pub const PORT: &str = "rp0";
+
+/// A machine to which everything can be done; one of two kinds, whose memory grows in different ways.
+pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
+    config.cpus.max_vcpus = Some(3);
+    config.balloon = Some(BalloonConfig::default());
+    config.pci_ports = vec![PciPortConfig { id: PORT.into(), ..PciPortConfig::default() }];
+    // What a dump finds is holes.
+    config.memory.shared = true;
+    if zones {
+        config.memory.size = ByteSize(0);
+        config.memory.hotplug_method = HotplugMethod::VirtioMem;
+        config.memory.zones = Some(vec![MemoryZoneConfig {
+            id: "zone".into(),
+            size: ByteSize(64 << 20),
+            shared: true,
+            hotplug_size: Some(ByteSize(128 << 20)),
+            ..MemoryZoneConfig::default()
+        }]);
+    } else {
+        config.memory.hotplug_size = Some(ByteSize(256 << 20));
+    }
+    config
+}
+
+/// The images of the devices that come and go, and where dumps are put.
+pub struct Images {
+    disks: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    dump: PathBuf,
+}
+
+/// What a call is called in the counts.
+pub fn label(request: &Request) -> &'static str {
+    match request {
+        Request::Add(add) => match &add.device {
+            DeviceConfig::Disk(disk) if disk.bus.is_some() => "add at a port",
+            DeviceConfig::Disk(_) => "add disk",
+            _ => "add pmem",
+        },
+        Request::RemoveDevice(remove) if remove.force => "remove with force",
+        Request::Resize(resize) if resize.desired_ram.is_some() => "resize memory",
+        Request::Resize(resize) if resize.desired_balloon.is_some() => "resize balloon",
+        request => request.name(),
+    }
+}
+
+/// Each of these is done at least once, or nothing was tested of it.
+pub const LABELS: &[&str] = &[
+    "add at a port",
+    "add disk",
+    "add pmem",
+    "remove with force",
+    "resize balloon",
+    "resize memory",
+    "vm.boot",
+    "vm.coredump",
+    "vm.counters",
+    "vm.create",
+    "vm.delete",
+    "vm.info",
+    "vm.inspect",
+    "vm.nmi",
+    "vm.pause",
+    "vm.power-button",
+    "vm.reboot",
+    "vm.remove-device",
+    "vm.resize",
+    "vm.resize-disk",
+    "vm.resize-zone",
+    "vm.resume",
+    "vm.set-affinity",
+    "vm.set-rate-limit",
+    "vm.set-throttle",
+    "vm.shutdown",
+];
+
+/// How often each call was done.
+#[derive(Default)]
+pub struct Counts(BTreeMap<&'static str, u32>);
+
+impl Counts {
+    pub fn note(&mut self, label: &'static str, answer: &Answer) {
+        *self.0.entry(label).or_default() += u32::from(answer.is_ok());
+    }
+
+    pub fn assert_each_was_done(&self) {
+        for label in LABELS {
+            // The simulated CPUs of Arm have no such interrupt.
+            let possible = *label != "vm.nmi" || cfg!(target_arch = "x86_64");
+            assert!(!possible || self.0.get(label).is_some_and(|count| *count > 0), "{label}: {:?}", self.0);
+        }
+    }
+}
+
+impl Images {
+    pub fn new(folder: &Folder) -> Self {
+        let images = |name: &str, size| (0..3).map(|n| folder.sparse(&format!("{name}{n}"), size)).collect();
+        Self { disks: images("disk", 1 << 20), files: images("pmem", 2 << 20), dump: folder.join("dump") }
+    }
+
+    /// A call that changes or asks something of a machine, and leaves its state.
+    pub fn any(&self, random: &mut Random, running: bool) -> Request {
+        let number = random.below(3) as usize;
+        let (disk_id, file_id) = (format!("disk{number}"), format!("pmem{number}"));
+        // A guest that does not run lets go of nothing.
+        let patience = if running { 60_000 } else { 1 };
+        let of_disk = |id: &str, path: &Path| DiskConfig {
+            path: Some(path.to_owned()),
+            id: Some(id.to_owned()),
+            ..DiskConfig::default()
+        };
+        match random.below(20) {
+            0 | 1 => add(of_disk(&disk_id, &self.disks[number])),
+            2 => {
+                let file = Some(self.files[number].clone());
+                add(PmemConfig { file, id: Some(file_id), ..PmemConfig::default() })
+            }
+            3 => remove(&disk_id, random.below(2) == 0, patience),
+            4 => remove(&file_id, random.below(2) == 0, patience),
+            5 => {
+                let disk = of_disk("plugged", &self.disks[0].with_file_name("plugged"));
+                add(DiskConfig { bus: Some(PORT.into()), ..disk })
+            }
+            // No guest here knows of ports: it may be asked, and lets go of nothing.
+            6 => remove("plugged", random.below(2) == 0, 1),
+            7 => Request::SetThrottle(SetThrottle { percent: random.below(100) as u8 }),
+            8 => resize(Some(1 + random.below(3) as u32), None, None),
+            9 => resize(None, Some((64 + 128 * random.below(3)) << 20), None),
+            10 => resize(None, None, Some(random.below(64) << 20)),
+            11 => Request::ResizeZone(ResizeZone {
+                id: "zone".into(),
+                desired_ram: ByteSize((64 + 64 * random.below(3)) << 20),
+            }),
+            12 => Request::ResizeDisk(ResizeDisk {
+                id: disk_id,
+                desired_size: ByteSize((1 + random.below(8)) << 20),
+            }),
+            13 => Request::SetRateLimit(Box::new(SetRateLimit { id: disk_id, rate_limiter_config: None })),
+            14 => Request::PowerButton,
+            15 => Request::Nmi,
+            16 => Request::SetAffinity(SetAffinity {
+                cpus: vec![CpuAffinity { vcpu: 0, host_cpus: vec![0] }],
+                queues: Vec::new(),
+            }),
+            17 => {
+                // The one before is not wanted, and may not be there.
+                let _ = std::fs::remove_file(&self.dump);
+                Request::Coredump(Coredump { destination_url: format!("file://{}", self.dump.display()) })
+            }
+            18 => Request::Inspect(Inspect::default()),
+            _ if random.below(2) == 0 => Request::Counters,
+            _ => Request::Info,
+        }
+    }
+
+    /// A call that may not be refused, if there is one: to add what is not there to a machine that has a place for it.
+    pub fn certain(&self, random: &mut Random, control: &Control) -> Option<Request> {
+        let number = random.below(3) as usize;
+        let id = format!("disk{number}");
+        let info = control.info();
+        let known = info["device_tree"].get(&id).is_some() || control.disks().contains(&id);
+        let path = Some(self.disks[number].clone());
+        (!known).then(|| add(DiskConfig { path, id: Some(id), ..DiskConfig::default() }))
+    }
+}
+
+fn resize(cpus: Option<u32>, ram: Option<u64>, balloon: Option<u64>) -> Request {
+    Request::Resize(Resize {
+        desired_vcpus: cpus,
+        desired_ram: ram.map(ByteSize),
+        desired_balloon: balloon.map(ByteSize),
+    })
+}
+
+/// Gives a machine the sizes that it began with.
+pub fn shrink(control: &Control) {
+    let info = control.info();
+    let size = info["config"]["memory"]["size"].as_u64().unwrap();
+    if size > 0 {
+        control.done(resize(Some(1), Some(size), None));
+    } else {
+        control.done(resize(Some(1), None, None));
+    }
+}
+
+/// Why a call may be refused, beside others that are under way, one of which may end the machine if `ends`.
+pub fn may_refuse(request: &Request, kind: ErrorKind, ends: bool) -> bool {
+    use ErrorKind::{BadRequest, Conflict, Internal, NotFound, NotSupported, State, Timeout};
+    let own: &[ErrorKind] = match request {
+        Request::Add(_) => &[BadRequest],
+        Request::RemoveDevice(_) => &[NotFound, Conflict, Timeout, BadRequest],
+        Request::Resize(_) => &[BadRequest],
+        Request::ResizeZone(_) | Request::ResizeDisk(_) => &[BadRequest, NotFound, State],
+        Request::SetRateLimit(_) => &[NotFound, State],
+        Request::Coredump(_) => &[State, Conflict],
+        Request::Nmi => &[State, NotSupported, Internal],
+        Request::SetAffinity(_) => &[State, BadRequest],
+        Request::Boot => &[State, Conflict],
+        Request::Info | Request::Ping => &[],
+        _ => &[State],
+    };
+    let of_an_end: &[ErrorKind] = if ends { &[Conflict, State, NotFound] } else { &[] };
+    own.contains(&kind) || of_an_end.contains(&kind)
+}
