@@ -340,7 +340,9 @@ class Run:
         """What every part needs. A failure here ends the run: nothing could be learnt."""
         rust.ensure()
         rust.ensure_tool("cargo-nextest")
-        packages.ensure(["acpica-tools", "binutils", "device-tree-compiler", "e2fsprogs", "gdb", "iproute2"])
+        packages.ensure(
+            ["acpica-tools", "binutils", "device-tree-compiler", "e2fsprogs", "fish", "gdb", "iproute2", "zsh"]
+        )
 
     def set_up(self, name, action, *arguments):
         """Runs a preparation; when it fails, so has the check that needed it."""

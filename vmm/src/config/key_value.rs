@@ -12,7 +12,7 @@
 //! | list | `[a,b,c]`; of numbers also `[0-3,8]` |
 //! | record | its fields in order, between `@` or `:`, as in `0@[1,2]` or `1:4:1:1` |
 
-use super::options::Field;
+use super::options::{ByteSize, Field, Setting};
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
@@ -110,7 +110,12 @@ fn tree(text: &str, fields: &[Field]) -> Result<Vec<(String, Value)>, Error> {
             },
         };
         let Some(field) = field else { return Err(unknown(key, fields)) };
-        let text = unquote(value)?.to_owned();
+        let mut text = unquote(value)?.to_owned();
+        if field.hint == ByteSize::HINT {
+            // As many bytes, for whoever takes them as a number.
+            let size: ByteSize = text.parse().map_err(|error| Error::new(error).at(key))?;
+            text = size.0.to_string();
+        }
         if let (Some((low, high)), Ok(number)) = (field.range, text.parse::<i128>())
             && !(i128::from(low)..=i128::from(high)).contains(&number)
         {

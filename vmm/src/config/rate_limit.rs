@@ -1,6 +1,6 @@
 //! Rate limits of disks and networks, and `--rate-limit-group`.
 
-use super::options::{Field, options};
+use super::options::{ByteSize, Field, Setting, options};
 use serde::{Deserialize, Serialize};
 
 /// A token bucket: `size` tokens are put in every `refill_time` milliseconds.
@@ -31,10 +31,14 @@ const fn key(key: &'static str, path: &'static str, doc: &'static str) -> Field 
     Field { key, path, hint: "<number>", doc, range: None, default: None, bare: false }
 }
 
+const fn size(key: &'static str, path: &'static str, doc: &'static str) -> Field {
+    Field { key, path, hint: ByteSize::HINT, doc, range: None, default: None, bare: false }
+}
+
 /// The command line's keys of a rate limit that is the field `rate_limiter_config` of its option.
 pub const RATE_LIMIT_KEYS: &[Field] = &[
-    key("bw_size", "rate_limiter_config.bandwidth.size", "Bytes that may pass in `bw_refill_time`."),
-    key(
+    size("bw_size", "rate_limiter_config.bandwidth.size", "Bytes that may pass in `bw_refill_time`."),
+    size(
         "bw_one_time_burst",
         "rate_limiter_config.bandwidth.one_time_burst",
         "Bytes that may pass once beyond that.",
@@ -64,5 +68,31 @@ options! {
         ["id"] id: String = String::new(),
         /// The limits.
         [nested RATE_LIMIT_KEYS] rate_limiter_config: RateLimiterConfig = RateLimiterConfig::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+    use crate::config::key_value::from_str;
+
+    #[test]
+    fn bytes_can_have_a_unit_and_operations_are_numbers() {
+        let fields = RateLimitGroupConfig::FIELDS;
+        let group: RateLimitGroupConfig =
+            from_str("id=g,bw_size=1M,bw_refill_time=100,ops_size=0x10", fields).unwrap();
+        let limits = group.rate_limiter_config;
+        assert_eq!(limits.bandwidth.map(|bytes| bytes.size), Some(1 << 20));
+        assert_eq!(limits.ops.map(|operations| operations.size), Some(16));
+        for (text, told) in [
+            (
+                "bw_size=1X",
+                "bw_size: \"1X\" is not a size; write a number of bytes, or one with K, M, G or T",
+            ),
+            ("ops_size=1M", "ops_size: \"1M\" is not a whole number; write one like 4 or 0x10"),
+        ] {
+            assert_eq!(from_str::<RateLimitGroupConfig>(text, fields).unwrap_err().to_string(), told);
+        }
     }
 }

@@ -6,11 +6,13 @@
 mod body;
 mod client;
 mod completions;
+mod errors;
 mod show;
 mod top;
 
 use crate::api::routes::{PREFIX, ROUTES, Route, Serves, Takes};
 use anyhow::{Context, Result};
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use client::{Client, Refused};
 use std::ffi::OsString;
@@ -57,8 +59,14 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         .try_get_matches_from(arguments)
     {
         Ok(matches) => matches,
+        Err(error)
+            if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            eprintln!("vivarium ctl: {}", errors::one_line(&error));
+            return ExitCode::from(2);
+        }
         Err(error) => {
-            // Where it goes, and what it looks like, is clap's to say.
+            // Help and versions: where they go, and what they look like, is clap's to say.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }

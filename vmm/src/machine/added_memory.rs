@@ -311,14 +311,13 @@ impl Machine {
     /// Has a thread give pages back to the host, which takes its time.
     fn release(&mut self, range: Range) {
         let Some(pages) = self.modules.pages.clone() else { return };
-        let (mailbox, work) = (self.mailbox.clone(), self.work.clone());
+        let mailbox = self.mailbox.clone();
         let give = move || {
             if let Err(error) = pages.release(range) {
                 // The guest no longer has it; the host will when the machine ends.
                 tracing::warn!("memory that the guest let go of is not given back yet: {error}");
             }
             drop(pages);
-            drop(work);
             mailbox.post(Message::MemoryReleased);
         };
         match memory_thread(give) {
