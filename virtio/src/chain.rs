@@ -28,14 +28,17 @@ impl Token {
 /// One request: first the bytes the device reads, then those it writes. Made once and filled by
 /// [`Queue::pop`](crate::queue::Queue::pop) again and again, so that popping allocates nothing after the first requests.
 ///
-/// A chain may have more segments than the 1024 (`IOV_MAX`) that one system call takes.
-#[derive(Default)]
+/// A chain may have more segments than the 1024 (`IOV_MAX`) that one system call takes, unless it was made to have
+/// [at most](Self::of_at_most) so many. What a list of segments once took it keeps for the next requests.
 pub struct Chain {
     readable: Vec<Segment>,
     writable: Vec<Segment>,
     readable_len: u64,
     writable_len: u64,
     token: Token,
+    /// The most segments of each list.
+    most: usize,
+    oversized: bool,
     /// Keeps what the segments point to mapped.
     memory: Option<Memory>,
 }
@@ -43,7 +46,34 @@ pub struct Chain {
 impl Chain {
     /// An empty chain, to be filled.
     pub fn new() -> Self {
-        Self::default()
+        Self::of_at_most(usize::MAX)
+    }
+
+    /// An empty chain, to be filled, that keeps track of at most `most` segments that the device reads, and as many that it
+    /// writes: where many requests are in flight, this bounds the memory that their driver makes the device take. See
+    /// [`Self::is_oversized`].
+    pub fn of_at_most(most: usize) -> Self {
+        Self {
+            readable: Vec::new(),
+            writable: Vec::new(),
+            readable_len: 0,
+            writable_len: 0,
+            token: Token::default(),
+            most,
+            oversized: false,
+            memory: None,
+        }
+    }
+
+    /// Whether the request has more segments than this can keep track of. Of a list with too many there is then only an end,
+    /// so that a status can be written, and the lengths are those of what there is.
+    pub fn is_oversized(&self) -> bool {
+        self.oversized
+    }
+
+    /// For how many segments memory is taken.
+    pub fn room(&self) -> usize {
+        self.readable.capacity().saturating_add(self.writable.capacity())
     }
 
     /// What the device reads, in order.
@@ -123,6 +153,7 @@ impl Chain {
         self.writable.clear();
         self.readable_len = 0;
         self.writable_len = 0;
+        self.oversized = false;
         if !self.memory.as_ref().is_some_and(|present| Arc::ptr_eq(present, memory)) {
             self.memory = Some(Arc::clone(memory));
         }
@@ -141,6 +172,11 @@ impl Chain {
         } else {
             (&mut self.readable, &mut self.readable_len)
         };
+        if list.len() >= self.most {
+            self.oversized = true;
+            list.clear();
+            *total = 0;
+        }
         *total = total.saturating_add(len.into());
         Ok(list)
     }
@@ -148,6 +184,12 @@ impl Chain {
     pub(crate) fn finish(&mut self, token: Token) {
         // Of 4 GiB one byte is not counted.
         self.token = Token { readable: u32::try_from(self.readable_len).unwrap_or(u32::MAX), ..token };
+    }
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

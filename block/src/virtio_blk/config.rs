@@ -29,6 +29,12 @@ pub const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 /// The most sectors in a range to zero: 128 MiB, which may have to be written.
 pub const ZERO_SECTORS_MAX: u32 = 1 << 18;
 
+/// The most data segments in a request that a driver is told of, however large its queues are.
+const SEG_MAX_OFFERED: u32 = 126;
+/// The most segments of a request that are kept track of: as many as are offered, header and status, in pieces of guest memory
+/// that are not in one piece in this process. Requests of more fail.
+pub(super) const SEGMENTS_MAX: usize = 256;
+
 /// Size of the part of the space that these features use.
 const SIZE: usize = 60;
 /// Where the cache mode is: the only writable field.
@@ -102,10 +108,9 @@ impl Space {
     }
 }
 
-/// The most data segments in a request: what one descriptor each for header and status leaves of the queue, or what one
-/// system call takes.
+/// The most data segments in a request: what one descriptor each for header and status leaves of the queue.
 fn seg_max(queue_size: u16) -> u32 {
-    u32::from(queue_size).saturating_sub(2).clamp(1, 1022)
+    u32::from(queue_size.saturating_sub(2)).clamp(1, SEG_MAX_OFFERED)
 }
 
 /// The cache mode that a write to the space sets, if it does.
@@ -143,7 +148,7 @@ mod tests {
         let fields = [
             (0, 8, 3 << 21),
             (8, 4, 0),
-            (12, 4, 254),
+            (12, 4, 126),
             (20, 4, 512),
             (24, 1, 3),
             (25, 1, 2),

@@ -1,5 +1,6 @@
 //! Runs one queue: takes chains, has the image do what they ask for, answers them.
 
+use super::config::SEGMENTS_MAX;
 use super::counters::Counters;
 use super::request::{self, HEADER, Parsed, Status};
 use super::{HostError, Shared};
@@ -47,7 +48,6 @@ pub(super) struct BlockHandler {
 }
 
 /// A request in flight.
-#[derive(Default)]
 struct Slot {
     chain: Chain,
     doing: Doing,
@@ -55,9 +55,14 @@ struct Slot {
     since: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl Slot {
+    fn new() -> Self {
+        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
-    #[default]
     Nothing,
     Read {
         length: u64,
@@ -108,7 +113,7 @@ impl BlockHandler {
             clock,
             settle,
             now: 0,
-            slots: std::iter::repeat_with(Slot::default).take(usize::from(size)).collect(),
+            slots: std::iter::repeat_with(Slot::new).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
             segments: Vec::new(),
             throttled: None,
@@ -139,7 +144,11 @@ impl BlockHandler {
             self.queue.fail(QueueError::Request("has no place for its status"));
             return Started::Nothing;
         };
-        let parsed = request::parse(&slot.chain, self.shared.image.size(), self.shared.image.read_only());
+        let parsed = if slot.chain.is_oversized() {
+            Err(Status::IoError)
+        } else {
+            request::parse(&slot.chain, self.shared.image.size(), self.shared.image.read_only())
+        };
         let bytes = match parsed {
             Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => length,
             _ => 0,
@@ -345,7 +354,11 @@ impl BlockHandler {
         let at = request::status_offset(&slot.chain).unwrap_or(0);
         let status = slot.chain.write_at(at, &[status as u8]) as u64;
         // All bytes up to the status are only said to be written if they were.
-        let written = if written == at { at.saturating_add(status) } else { written };
+        let written = match written {
+            _ if slot.chain.is_oversized() => 0,
+            written if written == at => at.saturating_add(status),
+            written => written,
+        };
         self.queue.push(slot.chain.token(), u32::try_from(written).unwrap_or(u32::MAX));
         self.free.push(tag);
         self.pushed = true;
@@ -467,6 +480,7 @@ impl QueueHandler for BlockHandler {
 machine::inspect!(BlockHandler, this => {
     engine: this.stream.engine(),
     in_flight: this.slots.len().saturating_sub(this.free.len()),
+    room_for_segments: this.slots.iter().map(|slot| slot.chain.room()).sum::<usize>(),
     throttled: this.throttled.is_some(),
     counters,
     queue,

@@ -30,8 +30,8 @@ pub const ID_BYTES: usize = 20;
 /// Most queues of one disk.
 pub const QUEUES_MAX: u16 = 256;
 
-/// Largest queue of a disk. A driver may make as many requests of as many segments each, which are kept track of: the
-/// square of this bounds the memory that a queue can take (32 MiB).
+/// Largest queue of a disk. A driver may have as many requests in flight, of each of which up to 256 segments are kept track
+/// of in three lists: that bounds the memory that a queue can take (12 MiB).
 pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// What a disk looks like to the guest, beyond its image.

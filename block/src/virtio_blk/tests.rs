@@ -105,6 +105,34 @@ fn large_indirect_requests_work() {
 }
 
 #[test]
+fn a_request_of_too_many_segments_fails_and_takes_no_memory() {
+    let file = TempFile::new(1 << 20);
+    for layout in layouts() {
+        let mut rig = Rig::new(image(&file, EngineKind::Auto), options(), layout);
+        let pieces = |count: usize| vec![512; count];
+        let data = pattern(900 * 512, 1);
+        // Each of the queue's places at once, both ways.
+        for _ in 0..3 {
+            let read = Wanted::new(IN, 0).room(900 * 512).cut(vec![], pieces(900)).indirect();
+            let write =
+                Wanted::new(OUT, 0).data(&data).cut([vec![16], pieces(900)].concat(), vec![]).indirect();
+            let wanted = [read, write].into_iter().cycle().take(16).collect();
+            for answer in rig.requests(wanted) {
+                assert_eq!((answer.status, answer.written), (IOERR, 0), "{layout:?}");
+            }
+        }
+        let room = rig.inspect()["room_for_segments"].as_u64().unwrap();
+        assert!((1..=16 * 2 * 256).contains(&room), "{room} segments");
+        assert_eq!(rig.counter("refused"), 48);
+        // As many as the driver is told of, each split in two.
+        let data = pattern(126 * 1024, 2);
+        let write = Wanted::new(OUT, 0).data(&data).cut([vec![16], pieces(252)].concat(), vec![]).indirect();
+        assert_eq!(rig.request(write).status, OK);
+        assert!(fs::read(file.path()).unwrap().starts_with(&data));
+    }
+}
+
+#[test]
 fn the_serial_number_is_told_as_far_as_there_is_room() {
     let file = TempFile::new(512);
     let mut rig = Rig::new(image(&file, EngineKind::Auto), options(), layouts()[0]);

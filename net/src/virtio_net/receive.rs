@@ -24,6 +24,9 @@ const BUDGET: usize = 128;
 /// `IOV_MAX`, less one for what tells that a packet was cut off.
 const MAX_SEGMENTS: usize = 1023;
 
+/// The most segments of one buffer; what has more is refused. Buffers of whole packets have up to 34 in common drivers.
+const BUFFER_SEGMENTS: usize = 128;
+
 /// Runs one receive queue.
 pub(super) struct Receive {
     queue: Queue,
@@ -192,7 +195,7 @@ impl Receive {
 
     /// Pops one chain into the stock; `false`: there is none.
     fn restock(&mut self) -> Result<bool, QueueError> {
-        let mut chain = self.spare.pop().unwrap_or_default();
+        let mut chain = self.spare.pop().unwrap_or_else(|| Chain::of_at_most(BUFFER_SEGMENTS));
         let popped = self.queue.pop(&mut chain)?;
         if popped {
             self.stock.push_back(chain);
@@ -256,10 +259,9 @@ impl Receive {
     }
 }
 
-/// Whether a chain can take a packet, or a part of one: a packet's header lies in one buffer (virtio 1.2, 5.1.6.3.1), and the
-/// link takes so many segments.
+/// Whether a chain can take a packet, or a part of one: a packet's header lies in one buffer (virtio 1.2, 5.1.6.3.1).
 fn usable(chain: &Chain) -> bool {
-    chain.writable_len() >= header::SIZE as u64 && chain.writable().len() <= MAX_SEGMENTS
+    chain.writable_len() >= header::SIZE as u64 && !chain.is_oversized()
 }
 
 impl QueueHandler for Receive {
@@ -335,6 +337,7 @@ machine::inspect!(Receive, this => {
     waiting_for: format!("{:?}", this.waiting).to_lowercase(),
     link_failed,
     stock: this.stock.len(),
+    room_for_segments: this.stock.iter().chain(&this.spare).map(Chain::room).sum::<usize>(),
     max_packet,
     rate_limit: this.limiter,
     counters,

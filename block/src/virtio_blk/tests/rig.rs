@@ -22,6 +22,8 @@ const RINGS: u64 = 0x1000;
 const REQUESTS: u64 = 0x10_0000;
 const REQUEST_SPACE: u64 = 0xa_0000;
 const PLACES: u64 = 16;
+/// Of which the first part is for the descriptors.
+const TABLE_SPACE: u64 = 0x8000;
 
 /// A request to be made.
 #[derive(Clone, Debug)]
@@ -230,6 +232,11 @@ impl Rig {
         counter
     }
 
+    /// What the handler shows of itself.
+    pub(super) fn inspect(&mut self) -> machine::inspect::Value {
+        self.handler().inspect()
+    }
+
     pub(super) fn has_work(&mut self) -> bool {
         self.handler().has_work()
     }
@@ -251,7 +258,7 @@ impl Rig {
         let place = self.free.pop().expect("not more requests at once than places");
         let base = REQUESTS + place * REQUEST_SPACE;
         let table = base;
-        let readable = base + 0x1000;
+        let readable = base + TABLE_SPACE;
         let writable = (readable + wanted.readable.len() as u64).next_multiple_of(512);
         let writable_len = wanted.room + u32::from(wanted.status);
         assert!(writable + u64::from(writable_len) <= base + REQUEST_SPACE);
