@@ -52,9 +52,9 @@ pub struct NetConfig {
     pub queue_size: u16,
     /// Offer partial checksums.
     pub offload_csum: bool,
-    /// Offer TCP (and UDP) segmentation; needs `offload_csum`.
+    /// Offer segmentation of TCP; needs `offload_csum`.
     pub offload_tso: bool,
-    /// Offer fragmentation of UDP; needs `offload_csum`.
+    /// Offer fragmentation and segmentation of UDP; needs `offload_csum`.
     pub offload_ufo: bool,
 }
 
@@ -160,13 +160,13 @@ impl Net {
             if self.config.offload_tso {
                 features |= Features::HOST_TSO4 | Features::HOST_TSO6 | Features::HOST_ECN;
                 features |= Features::GUEST_TSO4 | Features::GUEST_TSO6 | Features::GUEST_ECN;
+            }
+            if self.config.offload_ufo {
+                features |= Features::HOST_UFO | Features::GUEST_UFO;
                 let both = Features::GUEST_USO4 | Features::GUEST_USO6;
                 if link.contains(both) {
                     features |= both | Features::HOST_USO;
                 }
-            }
-            if self.config.offload_ufo {
-                features |= Features::HOST_UFO | Features::GUEST_UFO;
             }
         }
         features & (link | !Features::GUEST_OFFLOADS)

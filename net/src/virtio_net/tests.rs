@@ -168,6 +168,13 @@ fn offloads_that_are_off_or_that_the_link_lacks_are_not_offered() {
     assert!(offered.contains(Features::CSUM | Features::GUEST_CSUM));
     let segmentation = Features::GUEST_LARGE | Features::HOST_TSO4 | Features::HOST_UFO | Features::HOST_USO;
     assert!(!offered.intersects(segmentation | Features::MQ));
+    let tcp = Features::HOST_TSO4 | Features::HOST_TSO6 | Features::GUEST_TSO4 | Features::GUEST_TSO6;
+    let udp = Features::HOST_UFO | Features::HOST_USO | Features::GUEST_UFO | Features::GUEST_USO4;
+    for (of_tcp, of_udp, there, missing) in [(true, false, tcp, udp), (false, true, udp, tcp)] {
+        (net.config.offload_tso, net.config.offload_ufo) = (of_tcp, of_udp);
+        let offered = Features::from_bits_retain(net.features());
+        assert!(offered.contains(there) && !offered.intersects(missing), "{offered:?}");
+    }
     net.config.offload_csum = false;
     net.config.offload_tso = true;
     let offered = Features::from_bits_retain(net.features());
