@@ -1,6 +1,7 @@
 //! Disks, as stock kernels use them.
 
 use std::path::Path;
+use vivarium_tests::ctl::done;
 use vivarium_tests::host::{Folder, allocated, sha256, shell};
 use vivarium_tests::{Form, Kernel, MonitorBuilder, rate};
 
@@ -74,6 +75,57 @@ fn ext4_survives_with_the_thread_engine_and_split_rings() {
 #[test]
 fn ext4_survives_in_write_through_mode() {
     survives(1, ",writeback=off");
+}
+
+/// Every CPU writes through its own queue, before and after a pause.
+const SHARED: &str = r#"set -e
+write() {
+    for cpu in 0 1 2 3; do
+        taskset -c $cpu dd if=/tmp/x of=/dev/vda bs=64k count=32 seek=$(( cpu * 32 )) oflag=direct 2>/dev/null &
+    done
+    wait
+    [ "$(head -c 8M /dev/vda | md5sum)" = "$(cat /tmp/x /tmp/x /tmp/x /tmp/x | md5sum)" ]
+}
+head -c 2M /dev/urandom >/tmp/x
+write; echo "@@WRITTEN"; read -r line
+head -c 2M /dev/urandom >/tmp/x
+write; echo "@@AGAIN $(md5sum </tmp/x)"
+while [ -e /sys/block/vda ]; do sleep 0.1; done
+"#;
+
+/// The threads of process `pid` whose names begin so.
+fn threads(pid: u32, prefix: &str) -> Vec<String> {
+    let names = shell(&format!("cat /proc/{pid}/task/*/comm"));
+    names.lines().filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
+}
+
+#[test]
+fn four_queues_share_a_worker_before_and_after_a_pause() {
+    let folder = Folder::on_disk();
+    let (disk, socket) = (folder.sparse("disk", 16 << 20), folder.join("api"));
+    let mut monitor = guest(&disk, ",num_queues=4,workers=1,id=shared,queue_affinity=[0@[0],3@[0]]")
+        .args(["--cpus", "boot=4", "--platform", "acpi=on"])
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(SHARED)
+        .start();
+    monitor.wait_for("@@WRITTEN");
+    assert_eq!(threads(monitor.pid(), "shared-"), ["shared-w0"]);
+    done(&socket, &["pause"]);
+    assert_eq!(threads(monitor.pid(), "shared-"), [""; 0], "a machine that is paused needs none");
+    done(&socket, &["resume"]);
+    monitor.type_in("\n");
+    let line = monitor.wait_for("@@AGAIN ");
+    assert_eq!(threads(monitor.pid(), "shared-"), ["shared-w0"]);
+    let counters = done(&socket, &["--json", "counters"]);
+    let counters: serde_json::Value = serde_json::from_str(&counters).unwrap();
+    for queue in 0..4 {
+        assert!(counters[format!("shared.queue{queue}")]["popped"].as_u64() > Some(0), "{counters:#}");
+    }
+    let sum = shell(&format!("tail -c +{} {} | head -c 2M | md5sum", (6 << 20) + 1, disk.display()));
+    assert!(line.contains(sum.split_whitespace().next().unwrap()), "{line} is not {sum}");
+    done(&socket, &["remove-device", "shared"]);
+    monitor.succeed();
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(super) struct BlockHandler {
     clock: Arc<dyn Clock>,
     /// Rung when the cache was turned off.
     settle: Doorbell,
+    /// The bell wakes this handler, as it does one of a disk's.
+    hears_settle: bool,
     /// What time it is for the requests being started or answered: looked at once for a batch.
     now: u64,
     /// Dropped after the stream, which may still use the memory that their chains keep mapped.
@@ -101,7 +103,7 @@ impl BlockHandler {
         counters: Arc<Counters>,
         can_flush: bool,
         clock: Arc<dyn Clock>,
-        settle: Doorbell,
+        (settle, hears_settle): (Doorbell, bool),
     ) -> Self {
         let size = queue.size();
         Self {
@@ -112,6 +114,7 @@ impl BlockHandler {
             can_flush,
             clock,
             settle,
+            hears_settle,
             now: 0,
             slots: std::iter::repeat_with(Slot::new).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
@@ -442,7 +445,8 @@ impl QueueHandler for BlockHandler {
     }
 
     fn event_sources(&self) -> Vec<RawFd> {
-        vec![self.stream.event(), self.settle.as_raw_fd()]
+        let settle = self.hears_settle.then(|| self.settle.as_raw_fd());
+        [self.stream.event()].into_iter().chain(settle).collect()
     }
 
     fn quiesce(&mut self) -> bool {

@@ -106,7 +106,7 @@ struct Shared {
     limiter: Option<RateLimiter>,
     on_error: Option<OnError>,
     config_changed: Mutex<Option<ConfigChange>>,
-    /// Wakes the handlers, while there are any, to settle.
+    /// Wakes the first queue's handler, while there is one, to settle.
     settle: Mutex<Option<Doorbell>>,
 }
 
@@ -280,7 +280,7 @@ impl VirtioDevice for Block {
                 Arc::clone(counters),
                 features & FLUSH != 0,
                 Arc::clone(&clock),
-                settle.clone(),
+                (settle.clone(), index == 0),
             );
             tasks.push(QueueTask::single(format!("q{index}"), index, handler));
         }

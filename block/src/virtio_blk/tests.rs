@@ -495,6 +495,17 @@ fn each_queue_that_the_driver_enabled_has_a_handler() {
     assert!(matches!(result, Err(ActivateError::QueueMissing(0))));
 }
 
+#[test]
+fn one_worker_can_wait_for_all_handlers_of_a_disk() {
+    let file = TempFile::new(4096);
+    for engine in ENGINES {
+        let block = Block::new(image(&file, engine), BlockOptions { queues: 4, ..options() }).unwrap();
+        let sources = Rig::of(block, layouts()[0], MQ, 4).event_sources().concat();
+        let different: std::collections::BTreeSet<_> = sources.iter().collect();
+        assert_eq!((different.len(), sources.len()), (5, 5), "one each, and the bell of the cache mode");
+    }
+}
+
 /// Cuts a length into pieces, some of them empty.
 fn cuts() -> impl Strategy<Value = Vec<u32>> {
     proptest::collection::vec(prop_oneof![Just(1), 1..20_u32, 1..2000_u32], 0..7)

@@ -19,6 +19,8 @@ device_options! {
         ["num_queues", 1..=256] num_queues: u16 = 1,
         /// Requests a queue holds; a power of two.
         ["queue_size", 4..=1024] queue_size: u16 = 128,
+        /// Worker threads, among which queues are shared out in turn; one for each queue if not given.
+        ["workers", 1..=256] workers: Option<u16> = None,
         /// Host CPUs each queue's worker may run on, such as `[0@[1],1@[2,3]]`.
         ["queue_affinity"] queue_affinity: Vec<QueueAffinity> = Vec::new(),
         /// Serial number the guest sees; at most 20 characters.

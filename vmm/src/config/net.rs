@@ -1,6 +1,7 @@
 //! `--net`.
 
 use super::device::device_options;
+use super::disk::QueueAffinity;
 use super::options::Setting;
 use super::rate_limit::{RATE_LIMIT_KEYS, RateLimiterConfig};
 use std::net::IpAddr;
@@ -26,6 +27,10 @@ device_options! {
         ["num_queues", 2..=256] num_queues: u16 = 2,
         /// Buffers a queue holds; a power of two.
         ["queue_size", 2..=32768] queue_size: u16 = 256,
+        /// Worker threads, among which pairs of queues are shared out in turn; one for each queue if not given.
+        ["workers", 1..=256] workers: Option<u16> = None,
+        /// Host CPUs each queue's worker may run on, such as `[0@[1],1@[2,3]]`. Queue 0 receives, queue 1 transmits, and so on.
+        ["queue_affinity"] queue_affinity: Vec<QueueAffinity> = Vec::new(),
         /// Offer TCP segmentation offloads.
         ["offload_tso"] offload_tso: bool = true,
         /// Offer UDP fragmentation and segmentation offloads.

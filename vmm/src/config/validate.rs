@@ -1,5 +1,6 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
+use super::disk::QueueAffinity;
 use super::{ByteSize, ConsoleMode, FwCfgConfig, VmConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -286,16 +287,7 @@ impl VmConfig {
             if let Some(serial) = disk.serial.as_ref().filter(|serial| serial.len() > 20) {
                 return error(option, format!("serial={serial} has more than 20 characters; shorten it"));
             }
-            if let Some(bad) = disk.queue_affinity.iter().find(|queue| queue.queue_index >= disk.num_queues) {
-                return error(
-                    option,
-                    format!(
-                        "queue_affinity: there is no queue {}; the last is {}",
-                        bad.queue_index,
-                        disk.num_queues.saturating_sub(1)
-                    ),
-                );
-            }
+            check_queue_affinity(&option, &disk.queue_affinity, disk.num_queues)?;
             if let Some(group) = &disk.rate_limit_group {
                 if !groups.contains(group.as_str()) {
                     return error(
@@ -330,6 +322,8 @@ impl VmConfig {
                 );
             }
             check_queue_size(&option, net.queue_size)?;
+            // After the pairs comes the control queue.
+            check_queue_affinity(&option, &net.queue_affinity, net.num_queues.saturating_add(1))?;
             if net.tap.is_some() && net.fds.is_some() {
                 return error(option, "has both tap and fd; give one");
             }
@@ -492,6 +486,13 @@ fn check_memory_size(
 pub(super) fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
     let mut seen = BTreeSet::new();
     items.into_iter().find(|item| !seen.insert(*item))
+}
+
+/// `queues` is how many there are.
+fn check_queue_affinity(option: &str, affinity: &[QueueAffinity], queues: u16) -> Result<(), ConfigError> {
+    let Some(bad) = affinity.iter().find(|queue| queue.queue_index >= queues) else { return Ok(()) };
+    let last = queues.saturating_sub(1);
+    error(option, format!("queue_affinity: there is no queue {}; the last is {last}", bad.queue_index))
 }
 
 fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {

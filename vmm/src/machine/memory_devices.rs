@@ -129,6 +129,7 @@ fn add(pci: &mut PciBus, id: &str, device: Box<dyn VirtioDevice>) -> Result<()> 
     let workers = workers::Options {
         poll: Duration::ZERO,
         affinity: Vec::new(),
+        sharing: None,
         confine: || seccomp::confine(ThreadKind::Worker),
     };
     pci.add_virtio(id, 0, device, pci_transport::Options::default(), workers).map(drop)

@@ -7,8 +7,8 @@ use super::control::Control;
 use super::pci_bus::PciBus;
 use super::platform::serial_mode;
 use super::shared_memory::SharedMemory;
-use super::workers;
-use crate::config::disk::DiskEngine;
+use super::workers::{self, Sharing};
+use crate::config::disk::{DiskEngine, QueueAffinity};
 use crate::config::options::Setting;
 use crate::config::{
     Device, DeviceConfig, DiskConfig, NetConfig, PciPlace, RateLimiterConfig, TokenBucketConfig, VmConfig,
@@ -95,6 +95,7 @@ pub(super) fn worker_options() -> workers::Options {
     workers::Options {
         poll: Duration::ZERO,
         affinity: Vec::new(),
+        sharing: None,
         confine: || seccomp::confine(ThreadKind::Worker),
     }
 }
@@ -285,18 +286,22 @@ fn open_disk(site: &Site, disk: &DiskConfig) -> Result<Opened> {
     }
     let seat = Seat::of(disk);
     let device = open_image(site, disk, &seat.id)?;
-    let affinity = disk.queue_affinity.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone()));
     let seat = Seat {
         transport: pci_transport::Options { packed: disk.packed, ..seat.transport },
         workers: workers::Options {
             poll: Duration::from_micros(disk.poll_us.into()),
-            affinity: affinity.collect(),
+            affinity: affinity(&disk.queue_affinity),
+            sharing: disk.workers.map(|workers| Sharing { workers, together: 1 }),
             ..seat.workers
         },
         control: Some(Control::Disk(device.control())),
         ..seat
     };
     Ok(seat.with(Backend::Device(Box::new(device))))
+}
+
+fn affinity(queues: &[QueueAffinity]) -> Vec<(u16, Vec<usize>)> {
+    queues.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone())).collect()
 }
 
 fn open_image(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
@@ -350,7 +355,12 @@ fn open_net(site: &Site, net: &NetConfig) -> Result<Opened> {
     let seat = Seat::of(net);
     let seat = Seat {
         transport: pci_transport::Options { packed: net.packed, ..seat.transport },
-        workers: workers::Options { poll: Duration::from_micros(net.poll_us.into()), ..seat.workers },
+        workers: workers::Options {
+            poll: Duration::from_micros(net.poll_us.into()),
+            affinity: affinity(&net.queue_affinity),
+            sharing: net.workers.map(|workers| Sharing { workers, together: 2 }),
+            ..seat.workers
+        },
         control: Some(Control::Net(device.handle())),
         ..seat
     };

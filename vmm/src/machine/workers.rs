@@ -1,10 +1,11 @@
-//! The worker threads of one virtio function.
+//! The worker threads of one virtio function, and which of them runs which queue.
 
 use crate::message::{Mailbox, Message};
 use anyhow::{Context, Result};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::device::QueueTask;
@@ -15,13 +16,33 @@ use virtio::worker::{Worker, WorkerOptions};
 pub struct Options {
     /// Longest busy poll; zero for none.
     pub poll: Duration,
-    /// The host CPUs of a queue's worker, by queue. Others run on any.
+    /// The host CPUs of a queue's worker, by queue. A worker of several queues may run on those of all of them, others on any.
     pub affinity: Vec<(u16, Vec<usize>)>,
+    /// How queues are shared out; each task has a worker of its own if not given.
+    pub sharing: Option<Sharing>,
     /// Called on each worker's thread before it runs anything.
     pub confine: fn(),
 }
 
-/// The worker threads of one function, one for each queue task.
+/// So many workers run all queues of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// The most workers.
+    pub workers: u16,
+    /// Queues that belong together and have the same worker: 2 where they come in pairs.
+    pub together: u16,
+}
+
+impl Sharing {
+    /// The number of the worker of a task that runs `queues`: each group of queues has the next worker in turn.
+    fn worker_of(self, queues: &[u16]) -> usize {
+        let first = queues.first().copied().unwrap_or_default();
+        let group = first.checked_div(self.together).unwrap_or(first);
+        group.checked_rem(self.workers).unwrap_or_default().into()
+    }
+}
+
+/// The worker threads of one function.
 pub struct FunctionWorkers {
     id: String,
     address: FunctionAddress,
@@ -43,6 +64,14 @@ pub enum Purpose {
     Reset,
     /// The function is taken out of the machine.
     Remove,
+}
+
+/// What one worker runs.
+#[derive(Default)]
+struct Share {
+    /// Its name after the function's.
+    name: String,
+    queues: Vec<u16>,
 }
 
 /// A stop that has begun.
@@ -67,30 +96,47 @@ impl FunctionWorkers {
         Self { id, address, options, clock, mailbox, running: Vec::new(), queues: Vec::new(), stopping: None }
     }
 
-    /// Runs tasks, each on a worker of its own, woken by its doorbells. Takes all of `tasks`.
+    /// Runs tasks on their workers, woken by their doorbells. Takes all of `tasks`.
     ///
     /// # Errors
     /// When the host gives no thread. Nothing runs then, and `tasks` is as it was.
     pub fn run(&mut self, tasks: &mut Vec<(QueueTask, Vec<Doorbell>)>) -> Result<()> {
-        let workers = tasks.iter().map(|(task, _)| self.worker(task)).collect::<Result<Vec<_>>>()?;
-        for (worker, (task, doorbells)) in workers.iter().zip(tasks.drain(..)) {
-            self.queues.push(task.queues.clone());
-            worker.add(task, doorbells);
+        let number = |at: usize, task: &QueueTask| {
+            self.options.sharing.map_or(at, |sharing| sharing.worker_of(&task.queues))
+        };
+        let mut shares: BTreeMap<usize, Share> = BTreeMap::new();
+        for (at, (task, _)) in tasks.iter().enumerate() {
+            let share = shares.entry(number(at, task)).or_default();
+            share.queues.extend(&task.queues);
+            share.name.clone_from(&task.name);
+        }
+        if self.options.sharing.is_some() {
+            shares.iter_mut().for_each(|(number, share)| share.name = format!("w{number}"));
+        }
+        let workers = shares.values().map(|share| self.worker(share)).collect::<Result<Vec<_>>>()?;
+        for (at, (task, doorbells)) in tasks.drain(..).enumerate() {
+            let number = number(at, &task);
+            let worker = shares.keys().zip(&workers).find(|(present, _)| **present == number);
+            if let Some((_, worker)) = worker {
+                worker.add(task, doorbells);
+            }
         }
         self.running.extend(workers);
+        self.queues.extend(shares.into_values().map(|share| share.queues));
         Ok(())
     }
 
-    /// A worker for this task.
-    fn worker(&self, task: &QueueTask) -> Result<Worker> {
-        let cpus = self.options.affinity.iter().find(|(queue, _)| task.queues.contains(queue));
+    /// A worker for these queues.
+    fn worker(&self, share: &Share) -> Result<Worker> {
+        let affinity = self.options.affinity.iter().filter(|(queue, _)| share.queues.contains(queue));
+        let cpus: BTreeSet<_> = affinity.flat_map(|(_, cpus)| cpus).copied().collect();
         let options = WorkerOptions {
-            name: format!("{}-{}", self.id, task.name),
-            cpus: cpus.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
+            name: format!("{}-{}", self.id, share.name),
+            cpus: cpus.into_iter().collect(),
             poll: self.options.poll,
         };
         Worker::spawn(options, Arc::clone(&self.clock), self.options.confine)
-            .with_context(|| format!("starting the worker of queue {} of {}", task.name, self.id))
+            .with_context(|| format!("starting worker {} of {}", share.name, self.id))
     }
 
     /// Begins to stop all workers. `false`: none runs, so there is nothing to wait for.
@@ -130,7 +176,8 @@ impl FunctionWorkers {
         Some((stopping.purpose, stopping.tasks))
     }
 
-    /// Moves the worker of `queue` to other host CPUs, and those that run it after it.
+    /// Moves the worker of `queue` to other host CPUs, with all other queues that it runs; those that run the queue after it
+    /// may run there too.
     pub fn set_affinity(&mut self, queue: u16, host_cpus: &[usize]) {
         self.options.affinity.retain(|(present, _)| *present != queue);
         self.options.affinity.push((queue, host_cpus.to_vec()));
@@ -144,5 +191,23 @@ impl FunctionWorkers {
     /// The workers.
     pub fn running(&self) -> &[Worker] {
         &self.running
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_shared_out_in_turn_and_pairs_stay_together() {
+        let numbers = |workers, together| {
+            let sharing = Sharing { workers, together };
+            (0..9).map(|queue| sharing.worker_of(&[queue])).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(1, 1), [0; 9]);
+        assert_eq!(numbers(3, 1), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+        // Of four pairs the control queue is the ninth.
+        assert_eq!(numbers(2, 2), [0, 0, 1, 1, 0, 0, 1, 1, 0]);
+        assert_eq!(Sharing { workers: 2, together: 1 }.worker_of(&[]), 0);
     }
 }

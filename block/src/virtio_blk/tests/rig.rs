@@ -7,6 +7,7 @@ use machine::clock::SystemClock;
 use machine::inspect::Inspect;
 use machine::memory::{Bytes, GuestAddress, Memory};
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use virtio::device::{
@@ -203,6 +204,11 @@ impl Rig {
 
     fn handler(&mut self) -> &mut dyn QueueHandler {
         self.tasks[0].handler.as_mut()
+    }
+
+    /// What each handler waits for.
+    pub(super) fn event_sources(&self) -> Vec<Vec<RawFd>> {
+        self.tasks.iter().map(|task| task.handler.event_sources()).collect()
     }
 
     pub(super) fn handlers(&self) -> usize {
