@@ -189,6 +189,12 @@ mod tests {
         Ivshmem::new(1 << 20).unwrap()
     }
 
+    crate::function_conformance!(plain, [(REGISTERS_BAR, 256), (Ivshmem::MEMORY_BAR, 1 << 20)], device());
+    crate::function_conformance!(with_a_doorbell, [(REGISTERS_BAR, 256), (VECTORS_BAR, 4096)], {
+        let msi = Arc::new(machine::interrupt::recording::Sources::default());
+        Ivshmem::with_doorbell(1 << 20, 3, Arc::default(), 4, msi).unwrap().0
+    });
+
     fn register(device: &mut Ivshmem, offset: u64) -> u32 {
         let mut data = [0xff; 4];
         device.bar_read(0, offset, &mut data);

@@ -2,6 +2,12 @@ use super::*;
 use machine::clock::ManualClock;
 use std::time::Duration;
 
+crate::function_conformance!(
+    conformance,
+    [(BAR, 16)],
+    Watchdog::new(Arc::new(ManualClock::default())).unwrap()
+);
+
 /// The driver of Linux, as far as it goes.
 struct Guest {
     device: Watchdog,
