@@ -115,6 +115,8 @@ fn a_running_machine_shows_its_parts_and_the_same_figures_everywhere() {
     let line = format!("vivarium_cpu_port_reads_total{{cpu=\"0\"}} {}", reads());
     assert!(metrics.lines().any(|present| present == line), "{metrics}");
     assert!(metrics.contains("vivarium_disk_read_latency_seconds_count{device=\"data\"} 0\n"), "{metrics}");
+    let of_queue = "vivarium_queue_read_latency_seconds_count{device=\"data\",queue=\"0\"} 0\n";
+    assert!(metrics.contains(of_queue), "{metrics}");
     machine.end();
 }
 

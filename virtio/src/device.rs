@@ -64,6 +64,12 @@ pub trait VirtioDevice: Send + Inspect + Saved {
         Vec::new()
     }
 
+    /// What the device counted and timed of one queue, over all the times it was started.
+    fn queue_readings(&self, queue: u16) -> Vec<Reading> {
+        let _ = queue;
+        Vec::new()
+    }
+
     /// All handlers are gone and the driver resets the device: state set by the driver returns to its default.
     fn reset(&mut self);
 

@@ -50,6 +50,22 @@ machine::inspect!(Counters {
     throttled
 });
 
+impl Counters {
+    /// What the queue counted and timed, for the metrics.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        vec![
+            Reading::total("read_ops", self.reads.get()),
+            Reading::latency("read_latency", [&self.read_latency]),
+            Reading::total("write_ops", self.writes.get()),
+            Reading::latency("write_latency", [&self.write_latency]),
+            Reading::total("flush_ops", self.flushes.get()),
+            Reading::latency("flush_latency", [&self.flush_latency]),
+            Reading::total("io_errors", self.io_errors.get()),
+            Reading::total("throttled", self.throttled.get()),
+        ]
+    }
+}
+
 /// What the queues of a disk counted together, for the metrics.
 pub(super) fn readings(queues: &[Arc<Counters>]) -> Vec<Reading> {
     let total = |name, counter: fn(&Counters) -> &Counter| {

@@ -297,6 +297,10 @@ impl VirtioDevice for Block {
         counters::readings(&self.counters)
     }
 
+    fn queue_readings(&self, queue: u16) -> Vec<Reading> {
+        self.counters.get(usize::from(queue)).map_or_else(Vec::new, |counters| counters.readings())
+    }
+
     fn reset(&mut self) {
         *self.shared.config_changed() = None;
         *self.shared.settle() = None;

@@ -339,6 +339,12 @@ impl VirtioDevice for Net {
         state::readings(&self.receive_counters, &self.transmit_counters)
     }
 
+    fn queue_readings(&self, queue: u16) -> Vec<Reading> {
+        let direction =
+            if queue.is_multiple_of(2) { &self.receive_counters } else { &self.transmit_counters };
+        direction.get(usize::from(queue / 2)).map_or_else(Vec::new, |counters| counters.readings())
+    }
+
     fn ring_reset(&self) -> bool {
         true
     }

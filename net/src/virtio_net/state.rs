@@ -118,6 +118,19 @@ pub(super) struct Counters {
 
 machine::inspect!(Counters { packets, bytes, dropped, malformed, link_errors });
 
+impl Counters {
+    /// What the queue did, for the metrics.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        vec![
+            Reading::total("frames", self.packets.get()),
+            Reading::total("bytes", self.bytes.get()),
+            Reading::total("dropped", self.dropped.get()),
+            Reading::total("malformed", self.malformed.get()),
+            Reading::total("link_errors", self.link_errors.get()),
+        ]
+    }
+}
+
 /// What the queues of a network device counted together, for the metrics.
 pub(super) fn readings(receive: &[Arc<Counters>], transmit: &[Arc<Counters>]) -> Vec<Reading> {
     let total = |name, queues: &[Arc<Counters>], counter: fn(&Counters) -> &Counter| {

@@ -84,12 +84,14 @@ impl VirtioFunction {
         if !readings.is_empty() {
             samples.push(Sample { key: self.id.clone(), kind, labels: vec![device()], readings });
         }
-        for (queue, counters) in transport.queue_counters().iter().enumerate() {
+        for (queue, counters) in (0_u16..).zip(transport.queue_counters()) {
+            let mut readings = counters.readings();
+            readings.extend(transport.device().queue_readings(queue));
             samples.push(Sample {
                 key: format!("{}.queue{queue}", self.id),
                 kind: "queue",
                 labels: vec![device(), ("queue", queue.to_string())],
-                readings: counters.readings(),
+                readings,
             });
         }
         drop(transport);
