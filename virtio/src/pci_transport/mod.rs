@@ -80,7 +80,7 @@ impl Default for Options {
             event_idx: true,
             indirect: true,
             access_platform: false,
-            notification_data: false,
+            notification_data: true,
             express: ExpressKind::RootComplexIntegratedEndpoint,
         }
     }
