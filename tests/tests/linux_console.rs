@@ -62,6 +62,36 @@ fn announced(option: &str, builder: MonitorBuilder) -> (std::process::Child, Str
 }
 
 #[test]
+fn a_channel_carries_what_programs_say() {
+    let folder = Folder::new();
+    let socket = folder.join("agent");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .arg("--channel")
+        .arg(format!("name=org.example.agent,socket={}", socket.display()))
+        .arg(format!("name=org.example.other,socket={}", folder.join("other").display()))
+        .script(
+            r#"set -e; cd /sys/class/virtio-ports
+            for port in *; do [ "$(cat $port/name)" != org.example.agent ] || device=/dev/$port; done
+            exec 3<>$device; echo "@@OPEN"
+            for round in 1 2; do read -r line <&3; echo "$round: $line" >&3; echo "$round: $line"; done"#,
+        )
+        .start();
+    monitor.wait_for("@@OPEN");
+    // One program after the other, to which what was said to the one before is not said again.
+    for (round, said) in [(1, "hello"), (2, "again")] {
+        let mut program = UnixStream::connect(&socket).unwrap();
+        program.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        writeln!(program, "{said}").unwrap();
+        let answer = format!("{round}: {said}\n");
+        let mut got = vec![0; answer.len()];
+        program.read_exact(&mut got).unwrap();
+        assert_eq!(String::from_utf8(got).unwrap(), answer);
+    }
+    let output = monitor.succeed();
+    assert!(output.contains("1: hello") && output.contains("2: again"), "{output}");
+}
+
+#[test]
 fn a_shell_on_a_pseudo_terminal_listens() {
     let oldest = *Kernel::all().last().expect("there is a kernel");
     for (builder, option) in [

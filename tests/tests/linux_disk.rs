@@ -79,6 +79,7 @@ fn ext4_survives_in_write_through_mode() {
 
 /// Every CPU writes through its own queue, before and after a pause.
 const SHARED: &str = r#"set -e
+[ "$(cut -c39 /sys/block/vda/device/features)" = 1 ] # VIRTIO_F_NOTIFICATION_DATA
 write() {
     for cpu in 0 1 2 3; do
         taskset -c $cpu dd if=/tmp/x of=/dev/vda bs=64k count=32 seek=$(( cpu * 32 )) oflag=direct 2>/dev/null &
@@ -164,6 +165,51 @@ fn discard_gives_the_hosts_space_back() {
     assert!((19 << 20..40 << 20).contains(&left), "{left} bytes are left");
     assert_eq!(std::fs::metadata(&disk).unwrap().len(), 64 << 20, "the image keeps its size");
     shell(&format!("e2fsck -fn {}", disk.display()));
+}
+
+/// A loop device on a file, gone with this.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path) -> Self {
+        let file = file.display();
+        Self(shell(&format!("losetup --find --show --sector-size 4096 {file}")).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        shell(&format!("losetup --detach {}", self.0));
+    }
+}
+
+/// The device's own blocks, discards that reach the file behind it, and its growth.
+#[test]
+fn a_block_device_is_a_disk() {
+    let folder = Folder::on_disk();
+    let (file, socket) = (folder.join("file"), folder.join("api"));
+    shell(&format!("head -c {} /dev/zero | tr '\\0' x >{}", 64 << 20, file.display()));
+    let device = Loop::new(&file);
+    let mut monitor = guest(Path::new(&device.0), ",direct=on,id=device")
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(
+            "set -e; q=/sys/block/vda/queue; echo blocks $(cat $q/logical_block_size $q/physical_block_size); \
+             dd if=/dev/urandom of=/tmp/x bs=1M count=2 2>/dev/null; dd if=/tmp/x of=/dev/vda bs=1M seek=60 oflag=direct 2>/dev/null; \
+             blkdiscard -l 48M /dev/vda; sync; echo \"@@SUM $(md5sum </tmp/x)\"; \
+             until [ $(cat /sys/block/vda/size) = 196608 ]; do sleep 0.1; done; dd if=/tmp/x of=/dev/vda bs=1M seek=90 oflag=direct 2>/dev/null; \
+             dd if=/dev/vda bs=1M skip=90 count=2 2>/dev/null | cmp - /tmp/x && echo grown",
+        )
+        .start();
+    let line = monitor.wait_for("@@SUM ");
+    let sum = shell(&format!("tail -c +{} {} | head -c 2M | md5sum", (60 << 20) + 1, file.display()));
+    assert!(line.contains(sum.split_whitespace().next().unwrap()), "{line} is not {sum}");
+    let left = allocated(&file);
+    assert!((16 << 20..20 << 20).contains(&left), "{left} bytes are left");
+    shell(&format!("truncate -s 96M {}; losetup --set-capacity {}", file.display(), device.0));
+    done(&socket, &["resize-disk", "--disk", "device", "--size", "96M"]);
+    let output = monitor.succeed();
+    assert!(output.contains("blocks 4096 4096") && output.contains("grown"), "{output}");
 }
 
 #[test]

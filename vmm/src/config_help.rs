@@ -4,10 +4,10 @@ use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig,
-    GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
-    PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig, VsockConfig,
-    WatchdogConfig,
+    BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
+    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
+    NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig,
+    RtcConfig, VsockConfig, WatchdogConfig,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
@@ -47,6 +47,7 @@ const ENTRIES: &[Entry] = &[
     entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
     entry::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
+    entry::<ChannelConfig>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
     entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
     entry::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),

@@ -207,6 +207,8 @@ pub struct HostConsole {
     peer: Box<dyn Peer>,
     replay: Replay,
     escape: Option<Doorbell>,
+    /// Who joins late is shown what was written before.
+    shows_past: bool,
     input_wanted: bool,
     interest: Interest,
     size: Option<WindowSize>,
@@ -235,6 +237,7 @@ impl HostConsole {
             peer,
             replay: Replay::new(),
             escape: None,
+            shows_past: true,
             input_wanted: true,
             interest: Interest::default(),
             bytes_read: 0,
@@ -255,12 +258,21 @@ impl HostConsole {
         self.escape = Some(doorbell);
     }
 
+    /// Shows who joins late nothing of what was written before: for programs, which would take it for what is said to them.
+    pub fn without_past(&mut self) {
+        self.shows_past = false;
+    }
+
     /// Takes notice of what happened: peers that come and go, room for output, a resized window.
     pub fn service(&mut self) -> Events {
         let mut joined = false;
         let mut events = self.peer.service(&self.watch, &mut joined);
         if joined {
-            self.replay.rewind();
+            if self.shows_past {
+                self.replay.rewind();
+            } else {
+                self.replay.give_up();
+            }
             // The new peer's descriptor is not watched yet.
             self.interest = Interest::default();
         }

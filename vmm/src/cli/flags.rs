@@ -85,6 +85,9 @@ pub(super) struct Flags {
     /// The virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     pub(super) console: Option<String>,
+    /// Channels between programs in the guest and on the host, such as to a guest agent.
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pub(super) channel: Vec<String>,
     /// The serial port: off, null, tty, pty, file=PATH or socket=PATH [default: null].
     #[arg(long, value_name = "MODE")]
     pub(super) serial: Option<String>,

@@ -13,8 +13,8 @@ pub use flags::flags;
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::{
-    BalloonConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig, GdbConfig,
-    IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
+    BalloonConfig, ChannelConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig,
+    GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
     PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig,
     VmConfig, VsockConfig, WatchdogConfig, console,
 };
@@ -187,6 +187,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
         console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
+        channels: many::<ChannelConfig>("--channel", &flags.channel)?,
         debug_console: console::<DebugConsoleConfig>(
             "--debug-console",
             flags.debug_console.as_deref().unwrap_or("off"),

@@ -76,6 +76,13 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--kernel k --vsock cid=2,socket=/s",
             "--vsock cid=2,socket=/s: cid: 2 is out of range: it can be 3 to 4294967294",
         ),
+        ("--kernel k --channel socket=/s", "--channel: has no name; add name=<name>"),
+        ("--kernel k --channel name=a", "--channel name=a: has no socket; add socket=<path>"),
+        ("--kernel k --channel name=a/b,socket=/s", "--channel name=a/b: the name has up to 128 letters"),
+        (
+            "--kernel k --channel name=a,socket=/s --channel name=a,socket=/t",
+            "--channel name=a: is given to two channels; names must differ",
+        ),
         ("--kernel k --rate-limit-group id=a", "--rate-limit-group id=a: limits nothing; give bw_size"),
         (
             "--kernel k --debug-console tty",

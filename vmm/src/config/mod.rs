@@ -5,6 +5,7 @@
 //! [`validate`] checks what concerns several settings at once.
 
 pub mod balloon;
+pub mod channel;
 pub mod console;
 pub mod cpus;
 pub mod crash;
@@ -34,6 +35,7 @@ pub mod vsock;
 pub mod watchdog;
 
 pub use balloon::BalloonConfig;
+pub use channel::ChannelConfig;
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CoreScheduling, CpuAffinity, CpuFeature, CpuTopology, CpusConfig};
 pub use crash::{CrashAction, CrashConfig};
@@ -103,6 +105,9 @@ pub struct VmConfig {
     /// The virtio console.
     #[serde(deserialize_with = "null_is_default")]
     pub console: ConsoleConfig,
+    /// The channels between programs in the guest and on the host.
+    #[serde(deserialize_with = "null_is_default")]
+    pub channels: Vec<ChannelConfig>,
     /// The debug console.
     #[serde(deserialize_with = "null_is_default")]
     pub debug_console: DebugConsoleConfig,

@@ -71,6 +71,7 @@ impl VmConfig {
         parts.extend(all("--rate-limit-group", &self.rate_limit_groups));
         parts.extend(all("--disk", &self.disks));
         parts.extend(all("--net", &self.net));
+        parts.extend(all("--channel", &self.channels));
         parts.extend(all("--balloon", &self.balloon));
         parts.extend(all("--pmem", &self.pmem));
         parts.extend(all("--vsock", &self.vsock));

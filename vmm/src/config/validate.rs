@@ -375,6 +375,7 @@ impl VmConfig {
                 );
             }
         }
+        super::channel::check(&self.channels)?;
         self.validate_consoles()
     }
 

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use block::engine::EngineKind;
 use block::image::{self, OpenOptions};
 use block::virtio_blk::{Block, BlockOptions, HostError, OnError};
-use devices::host_console::HostConsole;
+use devices::host_console::{HostConsole, Mode};
 use devices::ivshmem::server::{self, Link};
 use devices::ivshmem::{Ivshmem, Peers};
 use devices::pvpanic::PvpanicFunction;
@@ -101,7 +101,12 @@ pub(super) fn worker_options() -> workers::Options {
 }
 
 fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    let Some(mode) = serial_mode(&config.console) else { return Ok(()) };
+    let mode = match serial_mode(&config.console) {
+        Some(mode) => mode,
+        // The first port of a device is a console in any case.
+        None if !config.channels.is_empty() => Mode::Null,
+        None => return Ok(()),
+    };
     let mut host = HostConsole::open(&mode).context("--console")?;
     host.on_escape(site.escape.clone());
     if let Some(path) = host.path() {
@@ -109,8 +114,14 @@ fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
         // A machine has one such console.
         let _ = site.terminal.set(path.to_owned());
     }
-    let console =
-        Console::new(vec![Port { name: "console".into(), console: true, host }]).context("--console")?;
+    let mut ports = vec![Port { name: "console".into(), console: true, host }];
+    for channel in &config.channels {
+        let option = || format!("--channel name={}", channel.name);
+        let mode = Mode::Socket(channel.socket.clone().unwrap_or_default());
+        let host = HostConsole::open(&mode).with_context(option)?;
+        ports.push(Port { name: channel.name.clone(), console: false, host });
+    }
+    let console = Console::new(ports).context("--channel")?;
     pci.add_virtio("__console", 0, Box::new(console), pci_transport::Options::default(), worker_options())?;
     Ok(())
 }

@@ -100,8 +100,10 @@ impl Console {
             return Err(PortCountError(port_count));
         };
         first.console = true;
+        let size = first.host.size();
+        ports.iter_mut().filter(|port| !port.console).for_each(|port| port.host.without_past());
         let shared = Shared { ports: Mutex::default(), state: Mutex::default(), size: AtomicU32::new(0) };
-        shared.set_size(first.host.size());
+        shared.set_size(size);
         *shared.ports() = Some(ports);
         Ok(Self { shared: Arc::new(shared), port_count })
     }

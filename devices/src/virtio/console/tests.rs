@@ -160,8 +160,14 @@ fn ports_are_announced_set_up_and_opened() {
     assert_eq!(input(&mut driver, 4), None);
     say(&mut driver, 1, event::PORT_OPEN, 1);
     assert_eq!(input(&mut driver, 4).unwrap(), b"ping");
+    driver.request(5, &[b"pong"], &[]).unwrap();
+    settle(&mut driver);
+    assert_eq!(received(&mut client), b"pong");
     drop(client);
     assert_eq!(hear(&mut driver), [(1, event::PORT_OPEN, 0, vec![])]);
+    let mut next = connect(&paths[1]);
+    assert_eq!(hear(&mut driver), [(1, event::PORT_OPEN, 1, vec![])]);
+    assert_eq!(received(&mut next), b"", "what was said to others is not said again");
 }
 
 #[test]
