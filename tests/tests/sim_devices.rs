@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use vivarium_tests::host::{Folder, HangingFile};
 use vmm::api::request::{AddDevice, Opening, ResizeDisk};
 use vmm::api::{ErrorKind, Reply, Request};
-use vmm::config::{BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig};
+use vmm::config::{
+    BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig, RtcConfig,
+};
 
 #[test]
 fn a_disk_comes_and_goes_and_its_image_is_free_again() {
@@ -36,6 +38,21 @@ fn a_disk_comes_and_goes_and_its_image_is_free_again() {
     }
     assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::NotFound);
     assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
+    control.end();
+}
+
+#[test]
+fn the_clock_comes_and_goes_and_there_is_one_at_most() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, obey);
+    let control = Control::boot(&sim, config(&folder));
+    for _ in 0..2 {
+        control.done(add(RtcConfig::default()));
+        assert!(control.info()["device_tree"]["_rtc0"]["pci_bdf"].is_string());
+        assert_eq!(kind(control.call(add(RtcConfig::default()))), ErrorKind::BadRequest);
+        control.done(remove("_rtc0", false, 30_000));
+        control.wait_for("device-removed");
+    }
     control.end();
 }
 

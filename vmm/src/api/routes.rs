@@ -7,7 +7,9 @@ use super::request::{
     SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
 use super::tree::Tree;
-use crate::config::{DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, VmConfig, VsockConfig};
+use crate::config::{
+    DeviceConfig, DiskConfig, NetConfig, Options, PmemConfig, RtcConfig, VmConfig, VsockConfig,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -223,6 +225,13 @@ pub const ROUTES: &[Route] = &[
         "Add the socket device",
         "AddVsock",
         |body| addition::<VsockConfig>(body, "vsock"),
+        ADDED,
+    ),
+    put_body(
+        "vm.add-rtc",
+        "Add the real-time clock",
+        "AddRtc",
+        |body| addition::<RtcConfig>(body, "rtc"),
         ADDED,
     ),
     put_body(

@@ -7,7 +7,8 @@ use crate::api::request::{
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
-    CpusConfig, DiskConfig, NetConfig, Options, PmemConfig, RateLimiterConfig, VmConfig, VsockConfig,
+    CpusConfig, DiskConfig, NetConfig, Options, PmemConfig, RateLimiterConfig, RtcConfig, VmConfig,
+    VsockConfig,
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
@@ -53,6 +54,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         "AddNet" => command.arg(keys(NetConfig::FIELDS)).arg(opening()),
         "AddPmem" => command.arg(keys(PmemConfig::FIELDS)).arg(opening()),
         "AddVsock" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
+        "AddRtc" => command.arg(keys(RtcConfig::FIELDS).required(false)).arg(opening()),
         "SetAffinity" => command
             .arg(Arg::new("cpus").long("cpus").value_name("LIST").help("Such as [0@[1,2],1@[3-5]]."))
             .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("A device."))
@@ -133,6 +135,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "AddDisk" => addition(&options::<DiskConfig>("add-disk", &text("keys"))?, matches),
         "AddPmem" => addition(&options::<PmemConfig>("add-pmem", &text("keys"))?, matches),
         "AddVsock" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
+        "AddRtc" => addition(&options::<RtcConfig>("add-rtc", &text("keys"))?, matches),
         "SetAffinity" => {
             let cpus = options::<CpusConfig>("set-affinity", &list("affinity", &text("cpus")))?.affinity;
             let disk = options::<DiskConfig>("set-affinity", &list("queue_affinity", &text("queues")))?;

@@ -5,7 +5,7 @@ use crate::api::request::{
     SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
-use crate::config::{DiskConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
+use crate::config::{DiskConfig, NetConfig, PmemConfig, RtcConfig, VmConfig, VsockConfig};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -18,6 +18,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "AddNet" => addition::<NetConfig>(name, generator),
         "AddPmem" => addition::<PmemConfig>(name, generator),
         "AddVsock" => addition::<VsockConfig>(name, generator),
+        "AddRtc" => addition::<RtcConfig>(name, generator),
         "VmConfig" => generator.subschema_for::<VmConfig>(),
         "SetThrottle" => generator.subschema_for::<SetThrottle>(),
         "SetAffinity" => generator.subschema_for::<SetAffinity>(),
