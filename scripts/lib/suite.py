@@ -42,6 +42,7 @@ NATIVE = "native_"
 NESTED = "linux_"
 
 FUZZ_SECONDS = 10
+FUZZ_RATE = 5000  # executions a second that a target of a device should have on one quiet core
 
 
 def main():
@@ -211,7 +212,9 @@ def fuzz(run):
             lambda target: (target, _fuzz_one(cargo, environment, sanitizer, target)), targets
         ):
             rate = next((line.split()[-1] for line in output.splitlines() if "average_exec_per_sec" in line), "?")
-            run.finished(f"fuzz {target}, {rate} executions/s", status, output, spent)
+            slow = rate.isdigit() and int(rate) < FUZZ_RATE
+            note = f", below the {FUZZ_RATE} of one quiet core" if slow else ""
+            run.finished(f"fuzz {target}, {rate} executions/s{note}", status, output, spent)
 
 
 def _fuzz_one(cargo, environment, sanitizer, target):

@@ -46,9 +46,12 @@ pub fn pcie_port(data: &[u8]) {
         if input.is_empty() {
             break;
         }
-        machine.step(input);
-        machine.check();
+        // What the machine is not told of changes nothing there, and is looked at with the next change.
+        if machine.step(input) {
+            machine.check();
+        }
     }
+    machine.check();
     machine.finish();
 }
 
@@ -177,7 +180,8 @@ impl Machine {
         }
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    /// Whether anything came of it that the machine has to follow.
+    fn step(&mut self, input: &mut Input<'_>) -> bool {
         match input.below(12) {
             0..=7 => {
                 // Mostly what a port or a device answers at now, or a few bus numbers anywhere.
@@ -193,6 +197,7 @@ impl Machine {
                 let size = 1usize << input.below(4);
                 if input.below(4) == 0 {
                     self.mmio.read(at, &mut [0xff; 8][..size]);
+                    return false;
                 } else {
                     let value = match input.below(6) {
                         0 => u64::MAX,
@@ -203,7 +208,9 @@ impl Machine {
                         _ => input.u64(),
                     };
                     let effect = self.mmio.write(at, &value.to_le_bytes()[..size]).flatten();
+                    let changes = effect.is_some();
                     self.apply(effect);
+                    return changes;
                 }
             }
             8 => {
@@ -241,8 +248,10 @@ impl Machine {
                     all.push(self.segment.root_pin(address, 1));
                 }
                 black_box(all);
+                return false;
             }
         }
+        true
     }
 
     /// What is mapped is what is let through; presence, link and routes agree.
