@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 use vivarium_tests::host::{Folder, Tap, shell};
 use vivarium_tests::terminal::Terminal;
-use vivarium_tests::{MonitorBuilder, rate};
+use vivarium_tests::{MonitorBuilder, Report, rate};
 
 /// Rings and engines that a disk can be driven by.
 const VARIANTS: [&str; 6] = [
@@ -176,6 +176,53 @@ fn rate_limits_hold() {
             (report.number(name, unit) as f64 - limit) / (report.number(name, "ns") as f64 / 1e9)
         });
     }
+}
+
+/// What is left of a report's figure after `at_once`, a second.
+fn a_second(report: &Report, task: &str, unit: &str, at_once: f64) -> f64 {
+    let sum = |key: &str| {
+        report.of(task).filter_map(|line| line.get(key)).map(|text| text.parse::<f64>().unwrap()).sum::<f64>()
+    };
+    (sum(unit) - at_once) / (sum("ns") / 1e9)
+}
+
+#[test]
+fn disks_of_a_group_share_its_limit() {
+    let folder = Folder::new();
+    let paths = ["a", "b"].map(|name| folder.sparse(name, 64 << 20));
+    rate::holds("a group", 500.0, 0.1, || {
+        // What the first has left of the full bucket the second finds gone.
+        let report = MonitorBuilder::bare("blk-randread qd=16 secs=3; blk-randread dev=1 qd=16 secs=3")
+            .args(["--rate-limit-group", "id=slow,ops_size=500,ops_refill_time=1000"])
+            .args(paths.iter().flat_map(|path| disk(path, ",rate_limit_group=slow")))
+            .start()
+            .complete();
+        a_second(&report, "blk-randread", "ops", 500.0)
+    });
+}
+
+#[test]
+fn a_burst_passes_once() {
+    let folder = Folder::new();
+    let path = folder.sparse("disk", 64 << 20);
+    let keys = ",ops_size=500,ops_refill_time=1000,ops_one_time_burst=3000";
+    rate::holds("500 after a burst of 3000", 500.0, 0.1, || {
+        let report =
+            MonitorBuilder::bare("blk-randread qd=16 secs=4").args(disk(&path, keys)).start().complete();
+        a_second(&report, "blk-randread", "ops", 3500.0)
+    });
+}
+
+#[test]
+fn a_limit_of_packets_holds() {
+    let tap = Tap::new("vivt2", 1, "192.0.2.1/24");
+    rate::holds("500 packets", 500.0, 0.1, || {
+        let report = MonitorBuilder::bare("net-tx size=100 secs=4")
+            .args(["--net", &format!("tap={},ops_size=500,ops_refill_time=1000", tap.name)])
+            .start()
+            .complete();
+        a_second(&report, "net-tx", "packets", 500.0)
+    });
 }
 
 #[test]
