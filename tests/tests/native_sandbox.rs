@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::Folder;
-use vivarium_tests::required;
+use vivarium_tests::{Monitor, MonitorBuilder, required};
 
 /// A user that no one is.
 const USER: u32 = 61_234;
@@ -14,7 +17,7 @@ fn root() -> bool {
     // SAFETY: only reads the process's identity.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        eprintln!("skipped: only root can make a jail");
+        println!("@@SKIP only root can make a jail");
     }
     root
 }
@@ -86,7 +89,7 @@ fn a_jailed_machine_has_its_files_and_nothing_else_of_the_host() {
     }
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), (vec!["1".to_owned()], vec!["2".to_owned()]));
     assert_eq!(field("NSpid").last().unwrap(), "1", "it is the first process of its namespace");
-    for kind in ["mnt", "pid", "ipc", "uts", "net", "user"] {
+    for kind in ["mnt", "pid", "ipc", "uts", "net", "user", "cgroup"] {
         let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap();
         assert_ne!(of(&process.to_string()), of("self"), "{kind}");
     }
@@ -107,6 +110,16 @@ fn a_jailed_machine_has_its_files_and_nothing_else_of_the_host() {
         .collect();
     assert_eq!(here, BTreeSet::from(["disk".to_owned(), "kernel".into()]));
     assert!(std::fs::write(format!("{inside}/new"), "").is_err(), "the root folder is closed");
+
+    let mounts = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
+    let looked_at: Vec<_> = mounts
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words[4] == "/sys" || words[4].starts_with("/sys/"))
+        .map(|words| words[5].split(',').collect::<BTreeSet<_>>())
+        .collect();
+    let wanted = BTreeSet::from(["ro", "nosuid", "nodev", "noexec"]);
+    assert!(!looked_at.is_empty() && looked_at.iter().all(|mount| mount.is_superset(&wanted)), "{mounts}");
 
     // SAFETY: the machine has not been waited for, so the number is its own.
     unsafe { libc::kill(machine.0.id().cast_signed(), libc::SIGTERM) };
@@ -150,4 +163,111 @@ fn a_jailed_machine_ends_with_the_process_that_made_its_jail() {
     let mut rest = Vec::new();
     std::io::Read::read_to_end(machine.0.stdout.as_mut().unwrap(), &mut rest).unwrap();
     std::fs::remove_dir(std::path::Path::new("/run/vivarium/jail").join(id)).unwrap();
+}
+
+#[test]
+fn a_jailed_machine_has_no_descriptor_that_its_options_do_not_name() {
+    if !root() {
+        return;
+    }
+    let folder = files();
+    let id = format!("descriptors-{}", std::process::id());
+    let (secret, told) = (folder.join("secret"), folder.join("told"));
+    // SAFETY: duplicates open descriptors, without the flag that closes them when a program is started.
+    let pass =
+        |path: &std::path::Path| unsafe { libc::dup(std::fs::File::create(path).unwrap().as_raw_fd()) };
+    let (unnamed, named) = (pass(&secret), pass(&told));
+    let events = format!("fd={named}");
+    let mut command = jail(&id, &[], &folder);
+    command.args(["--cmdline", "hello", "--event-monitor", &events]);
+    let mut machine = Machine(command.spawn().unwrap());
+    for fd in [unnamed, named] {
+        // SAFETY: they are this test's own.
+        unsafe { libc::close(fd) };
+    }
+    wait_for_greeting(&mut machine.0);
+    let [process] = children(machine.0.id())[..] else { panic!("the jail has one process") };
+    let open: Vec<_> = std::fs::read_dir(format!("/proc/{process}/fd"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(!open.contains(&secret), "{open:?}");
+    assert!(std::fs::read_to_string(told).unwrap().contains("booted"), "the one that is named works");
+}
+
+#[test]
+fn a_disk_larger_than_the_largest_file_costs_the_guest_its_writes_and_not_its_life() {
+    if !root() {
+        return;
+    }
+    let folder = files();
+    for engine in ["io_uring", "threads"] {
+        let id = format!("limit-{}-{}", engine.len(), std::process::id());
+        let large = folder.sparse("large", 16 << 20);
+        chown(&large, Some(USER), Some(USER)).unwrap();
+        let mut command = jail(&id, &["--file-size", "1048576"], &folder);
+        command.arg(format!("path={},engine={engine}", large.display()));
+        command.args(["--cmdline", "blk-verify dev=1 size=4M; hello end=s5:0x600:0x3400"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("@@ hello"), "{engine}: {:?} {said}{errors}", output.status);
+        assert_eq!(output.status.code(), Some(0), "{engine}: {said}");
+        assert!(said.contains("@@ done rc=1"), "{engine}: the guest is told: {said}");
+    }
+}
+
+#[test]
+fn so_it_is_without_a_jail_under_a_limit_of_whoever_started_it() {
+    let folder = Folder::on_disk();
+    for engine in ["io_uring", "threads"] {
+        let disk = format!("path={},engine={engine}", folder.sparse("disk", 16 << 20).display());
+        let mut command = MonitorBuilder::bare("blk-verify size=4M; hello").args(["--disk", &disk]).command();
+        // SAFETY: only makes a call that is safe between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+                match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            })
+        };
+        let exit = Monitor::start(command).wait();
+        assert_eq!((exit.status, exit.signal), (Some(0), None), "{engine}: {}", exit.errors);
+        assert!(exit.output.contains("@@ hello") && exit.output.contains("@@ done rc=1"), "{}", exit.output);
+    }
+}
+
+#[test]
+fn a_jailed_machine_is_given_nothing_from_outside_over_its_api() {
+    if !root() {
+        return;
+    }
+    let (folder, sockets, outside) = (files(), Folder::on_disk(), Folder::on_disk());
+    for folder in [&sockets, &outside] {
+        std::fs::set_permissions(folder.join("."), std::fs::Permissions::from_mode(0o755)).unwrap();
+        chown(folder.join("."), Some(USER), Some(USER)).unwrap();
+    }
+    let disk = outside.sparse("disk", 1 << 20);
+    chown(&disk, Some(USER), Some(USER)).unwrap();
+    let id = format!("api-{}", std::process::id());
+    let socket = sockets.join("api");
+    let mut command = jail(&id, &[], &folder);
+    command.args(["--cmdline", "hello"]).arg("--api-socket").arg(&socket);
+    let mut machine = Machine(command.spawn().unwrap());
+    wait_for_greeting(&mut machine.0);
+    let refused = |words: &[&str], reason: &str| {
+        let output = ctl(&socket, words);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && errors.contains(reason), "{words:?}: {errors}");
+    };
+    refused(&["add-disk", &format!("path={}", disk.display())], "no such file");
+    done(&socket, &["pause"]);
+    let core = outside.join("core");
+    refused(&["coredump", &format!("file://{}", core.display())], "No such file");
+    assert!(!core.exists());
+    done(&socket, &["resume"]);
+    done(&socket, &["shutdown-vmm"]);
+    assert!(machine.0.wait().unwrap().success());
 }

@@ -51,6 +51,7 @@ pub fn run(run: cli::Run) -> Result<()> {
 
 fn run_logged(run: cli::Run) -> Result<()> {
     limit_arenas();
+    outlive_file_limits();
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     log::start(run.log, || seccomp::confine(ThreadKind::Console))?;
@@ -118,4 +119,11 @@ fn limit_arenas() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
+}
+
+/// Has a write beyond the process's largest file (`RLIMIT_FSIZE`) fail, so that whoever wrote is told, instead of ending the
+/// process, which a guest could bring about.
+fn outlive_file_limits() {
+    // SAFETY: no handler is set.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -132,8 +132,11 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
     let own_network = jail.netns.is_none() && run.config.as_ref().is_none_or(|config| config.net.is_empty());
     namespace::leave(own_network).context("jail: making namespaces")?;
     namespace::run_first_process(move || {
-        let confined = root::enter(&root, &files, jail.uid, jail.gid)
-            .context("jail: making the root folder")
+        let confined = privileges::close_descriptors(&named_descriptors(&run))
+            .context("jail: closing descriptors")
+            .and_then(|()| {
+                root::enter(&root, &files, jail.uid, jail.gid).context("jail: making the root folder")
+            })
             .and_then(|()| {
                 privileges::limit(libc::RLIMIT_NOFILE, jail.open_files).context("jail --open-files")
             })
@@ -152,6 +155,15 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
             }
         }
     })
+}
+
+/// The descriptors that the machine's options name.
+fn named_descriptors(run: &Run) -> Vec<i32> {
+    let nets =
+        run.config.iter().flat_map(|config| &config.net).flat_map(|net| net.fds.iter().flatten().copied());
+    let api = run.api_socket.as_ref().and_then(|socket| socket.fd);
+    let events = run.event_monitor.as_ref().and_then(|monitor| monitor.fd);
+    nets.chain(api).chain(events).collect()
 }
 
 /// The files that the machine's options name. Relative paths mean nothing in another root.

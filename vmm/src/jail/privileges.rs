@@ -1,6 +1,7 @@
 //! Who the process is, and what it may do.
 
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::io;
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -21,6 +22,26 @@ pub fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the structure is initialized.
     check(unsafe { libc::setrlimit(resource, &limit) })
+}
+
+/// Closes all descriptors but the standard ones and `kept`: each is a way to what the host gave to whoever made the jail. Nothing in
+/// this process has one of its own yet.
+///
+/// # Errors
+/// The host's.
+pub fn close_descriptors(kept: &[i32]) -> io::Result<()> {
+    let kept: BTreeSet<_> =
+        kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    let mut first = 3;
+    for end in kept.into_iter().chain([u32::MAX]) {
+        let last = if end == u32::MAX { end } else { end - 1 };
+        // SAFETY: plain numbers. What is closed belongs to nothing in this process.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
 }
 
 /// Becomes this user and group, in a user namespace with nobody else, without capabilities and without a way to get any.

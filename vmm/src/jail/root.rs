@@ -69,7 +69,7 @@ fn mount(source: &Path, target: &Path, kind: &str, flags: libc::c_ulong, data: &
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Binds `source` at the same path below `root`.
+/// Binds `source`, with what is mounted in it, at the same path below `root`.
 fn bind(root: &Path, source: &Path, read_only: bool) -> io::Result<()> {
     let target = root.join(source.strip_prefix("/").unwrap_or(source));
     if source.is_dir() {
@@ -81,11 +81,39 @@ fn bind(root: &Path, source: &Path, read_only: bool) -> io::Result<()> {
         fs::write(&target, [])?;
     }
     mount(source, &target, "", libc::MS_BIND | libc::MS_REC, "")?;
-    let mut flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_NOSUID | libc::MS_NOEXEC;
+    let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     if read_only {
-        flags |= libc::MS_RDONLY;
+        attributes |= libc::MOUNT_ATTR_RDONLY;
     }
-    mount(source, &target, "", flags, "")
+    add_attributes(&target, attributes)
+}
+
+/// Binds what tells of the host's devices, which is to be looked at only. What is mounted in it, such as control groups, is left out.
+fn bind_looked_at(root: &Path) -> io::Result<()> {
+    let (source, target) = (Path::new(LOOKED_AT), root.join(LOOKED_AT.trim_start_matches('/')));
+    fs::create_dir_all(&target)?;
+    mount(source, &target, "", libc::MS_BIND, "")?;
+    let all =
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    add_attributes(&target, all)
+}
+
+/// Gives a mount, and all that is mounted in it, further attributes (`MOUNT_ATTR_*`) beside those it has (mount_setattr(2)).
+fn add_attributes(target: &Path, attributes: u64) -> io::Result<()> {
+    let target = text(target)?;
+    let wanted = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: a C string, and a structure of the size that is told; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Makes the root folder at `root`, with `needed` and the devices in it, and makes it this process's, in a mount namespace of its
@@ -130,7 +158,7 @@ pub fn enter(root: &Path, needed: &[Needed], uid: u32, gid: u32) -> Result<()> {
     fs::create_dir(&processes)?;
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
     mount(Path::new("proc"), &processes, "proc", flags, "").context("mounting /proc")?;
-    bind(root, Path::new(LOOKED_AT), true).with_context(|| format!("binding {LOOKED_AT}"))?;
+    bind_looked_at(root).with_context(|| format!("binding {LOOKED_AT}"))?;
     for file in needed.iter().filter(|file| !file.path.starts_with("/dev/urandom")) {
         let what = || format!("{}: putting {} into the jail", file.option, file.path.display());
         bind(root, &file.path, file.read_only).with_context(what)?;
