@@ -1,6 +1,8 @@
 //! The bare-metal guest under GDB, and a guest that has things logged without end.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::{Exit, MonitorBuilder, required};
 
@@ -78,4 +80,31 @@ fn a_guest_cannot_fill_the_log() {
     let told = lines.iter().map(|line| line["left_out"].as_u64().unwrap_or(0)).sum::<u64>();
     println!("{} lines, {told} told as left out, in {seconds} s", lines.len());
     assert!(!lines.is_empty(), "the guest did cause some");
+}
+
+#[test]
+fn a_core_dump_that_cannot_be_completed_leaves_nothing_in_the_way_of_the_next() {
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::bare("hello; end=halt").arg("--api-socket").arg(&socket).start();
+    monitor.wait_for("@@ hello");
+    let largest_file = |bytes: u64| {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: reads the limit, which outlives the call.
+        let set = unsafe {
+            libc::prlimit(monitor.pid().cast_signed(), libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut())
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    done(&socket, &["pause"]);
+    let core = folder.join("core");
+    let url = format!("file://{}", core.display());
+    largest_file(1 << 20);
+    let output = ctl(&socket, &["coredump", &url]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && errors.contains("could not be written: File too large"), "{errors}");
+    assert!(!core.exists());
+    largest_file(libc::RLIM_INFINITY);
+    done(&socket, &["coredump", &url]);
+    assert_eq!(std::fs::metadata(&core).unwrap().permissions().mode() & 0o777, 0o600);
 }

@@ -2,6 +2,7 @@
 
 use hypervisor::sim::{Sim, SimCpu};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -166,6 +167,8 @@ fn a_core_dump_is_what_readelf_and_gdb_read() {
     assert_eq!(machine.call(coredump(&path)).unwrap_err().kind, ErrorKind::State);
     assert!(machine.call(Request::Pause).is_ok());
     assert!(machine.call(coredump(&path)).is_ok());
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the guest's secrets are in it");
     assert_eq!(machine.call(coredump(&path)).unwrap_err().kind, ErrorKind::Conflict);
     let elsewhere = Coredump { destination_url: "core".to_owned() };
     let error = machine.call(Request::Coredump(elsewhere)).unwrap_err();

@@ -232,6 +232,7 @@ const DUMP: &[Allowed] = &[
     call(libc::SYS_lseek, "holes of shared memory"),
     call(libc::SYS_ftruncate, "the file's size"),
     call(libc::SYS_fdatasync, "the file is complete"),
+    call(calls::UNLINK, "a file that could not be completed"),
 ];
 
 const DEBUGGER: &[Allowed] = &[

@@ -79,7 +79,8 @@ impl VcpuState for SimVcpu {
     }
 
     /// Without effect: a program has no instructions to stop at.
-    fn set_guest_debug(&mut self, _: Option<&GuestDebug>) -> Result<()> {
+    fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
+        self.guest_debug = debug.cloned();
         Ok(())
     }
 

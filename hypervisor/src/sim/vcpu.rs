@@ -7,7 +7,7 @@ use super::program::Running;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Registers;
 use super::{Board, Program};
-use crate::{AddressSpace, Error, Exit, Kick, Result, Vcpu};
+use crate::{AddressSpace, Error, Exit, GuestDebug, Kick, Result, Vcpu};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(super) struct SimVcpu {
     /// The last exit was for part of `access`, which the next run completes.
     presented: bool,
     pub(super) registers: Box<Registers>,
+    /// What a debugger asked for. Programs never do what it would stop for.
+    pub(super) guest_debug: Option<GuestDebug>,
 }
 
 /// An access that exits.
@@ -62,6 +64,7 @@ impl SimVcpu {
             access: None,
             presented: false,
             registers: Box::default(),
+            guest_debug: None,
         }
     }
 
@@ -266,8 +269,8 @@ impl Vcpu for SimVcpu {
     fn describe(&self) -> String {
         let state = self.lane.state();
         format!(
-            "simulated CPU {}: started {}, at {:?}, pending interrupts {:02x?}",
-            self.id, state.started, state.step, state.pending
+            "simulated CPU {}: started {}, at {:?}, pending interrupts {:02x?}, debugger {:?}",
+            self.id, state.started, state.step, state.pending, self.guest_debug
         )
     }
 

@@ -24,7 +24,6 @@ pub(super) struct Registers {
     lapic: LapicState,
     events: VcpuEvents,
     debug: DebugRegs,
-    guest_debug: Option<GuestDebug>,
     tsc_khz: u32,
 }
 
@@ -40,7 +39,6 @@ impl Default for Registers {
             lapic: LapicState::default(),
             events: VcpuEvents::default(),
             debug: DebugRegs::default(),
-            guest_debug: None,
             tsc_khz: TSC_KHZ,
         }
     }
@@ -181,7 +179,7 @@ impl VcpuState for SimVcpu {
 
     /// Kept, and without effect: a program has no instructions to stop at.
     fn set_guest_debug(&mut self, debug: Option<&GuestDebug>) -> Result<()> {
-        self.registers.guest_debug = debug.cloned();
+        self.guest_debug = debug.cloned();
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
 use vmm::machine::Ended;
-use vmm::message::{Event, Inbox};
+use vmm::message::{Event, Inbox, Inquiry};
 use vmm::monitor::{Limits, Monitor};
 
 /// A call that takes longer has been forgotten, or waits for itself.
@@ -85,6 +85,11 @@ impl Control {
         let name = format!("{request:?}");
         let answer = self.call(request);
         assert!(answer.is_ok(), "{name}: {answer:?}");
+    }
+
+    /// Has a debugger's request done on the machine thread.
+    pub fn inquire(&self, inquiry: Inquiry) {
+        self.inbox.tell(Event::Debugger(inquiry));
     }
 
     pub fn info(&self) -> serde_json::Value {

@@ -307,7 +307,7 @@ impl Machine {
     /// A CPU was added: it runs if the others do, and the guest is told.
     fn cpu_came(&mut self, number: u32) {
         if let Some(cpu) = self.cpus.get(number) {
-            self.hold_new_cpu(cpu);
+            self.introduce_cpu(cpu);
             if self.runs() {
                 cpu.resume();
             }

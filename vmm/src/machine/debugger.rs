@@ -79,12 +79,19 @@ pub struct Debugger {
     link: Option<Link>,
     /// All CPUs are held.
     stopped: bool,
+    /// There has been a debugger, of which CPUs that were away may not know that it is gone.
+    known: bool,
     /// By linear address: the breakpoint instruction's place in memory, and what it took the place of.
     software: BTreeMap<u64, (GuestAddress, Original)>,
     hardware: Vec<HardwareBreakpoint>,
 }
 
 impl Debugger {
+    /// What the CPUs are to stop for.
+    fn guest_debug(&self, single_step: bool) -> GuestDebug {
+        GuestDebug { software_breakpoints: true, single_step, hardware_breakpoints: self.hardware.clone() }
+    }
+
     /// Memory is loaded anew: breakpoint instructions in it are gone.
     pub fn memory_is_lost(&mut self) {
         self.software.clear();
@@ -116,6 +123,7 @@ impl Machine {
         anyhow::ensure!(self.debugger.link.is_none(), "there is a debugger already");
         self.stop_for_debugger().inspect_err(|_| self.release_cpus())?;
         self.debugger.link = Some(link);
+        self.debugger.known = true;
         Ok(())
     }
 
@@ -162,15 +170,29 @@ impl Machine {
         }
     }
 
-    /// A CPU came: it does not run while the others are stopped.
-    pub(in crate::machine) fn hold_new_cpu(&self, cpu: &crate::cpu::CpuThread) {
+    /// A CPU came: it stops where the others do, and does not run while they are stopped.
+    pub(in crate::machine) fn introduce_cpu(&self, cpu: &crate::cpu::CpuThread) {
         if self.debugger.stopped {
             cpu.hold();
         }
+        if !self.debugger.known {
+            return;
+        }
+        let debug = self.debugger.link.is_some().then(|| self.debugger.guest_debug(false));
+        let told = cpu.call(move |vcpu| vcpu.native().set_guest_debug(debug.as_ref()));
+        if let Err(error) = told.and_then(|told| Ok(told?)) {
+            tracing::warn!("--gdb: a CPU that came does not stop at breakpoints: {error}");
+        }
+    }
+
+    /// Whether the guest stands still for a debugger.
+    pub(super) fn stopped_by_debugger(&self) -> bool {
+        self.debugger.stopped
     }
 
     fn hold_cpus(&mut self) {
         self.debugger.stopped = true;
+        self.hold_watchdog();
         for cpu in &self.cpus {
             cpu.hold();
         }
@@ -178,6 +200,7 @@ impl Machine {
 
     fn release_cpus(&mut self) {
         self.debugger.stopped = false;
+        self.release_watchdog();
         for cpu in &self.cpus {
             cpu.release();
         }
@@ -229,15 +252,12 @@ impl Machine {
             if going.others_stay && !single_step && !going.run.contains(&number) {
                 continue;
             }
-            let debug = GuestDebug {
-                software_breakpoints: true,
-                single_step,
-                hardware_breakpoints: self.debugger.hardware.clone(),
-            };
+            let debug = self.debugger.guest_debug(single_step);
             cpu.call(move |vcpu| vcpu.native().set_guest_debug(Some(&debug)))??;
         }
         self.hold_interrupts(&going.step);
         self.debugger.stopped = false;
+        self.release_watchdog();
         for (number, cpu) in self.cpus.numbered() {
             if !going.others_stay || going.step.contains(&number) || going.run.contains(&number) {
                 cpu.release();

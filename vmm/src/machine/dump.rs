@@ -7,8 +7,9 @@ use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::machine::Machine;
 use crate::message::Message;
 use crate::seccomp::{self, ThreadKind};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,11 +50,16 @@ impl Machine {
         let kernel_note = self.vmcoreinfo.as_ref().and_then(|info| info.read(&memory));
         let write = move || {
             // The file system may take its time, which nobody else has to wait for.
-            let file = OpenOptions::new().write(true).create_new(true).open(&path);
+            let file = make(&path);
             seccomp::confine(ThreadKind::Dump);
             let written = file.map_err(|error| not_made(&path, &error)).and_then(|file| {
                 coredump::write(&file, &memory, &cpus, kernel_note.as_deref()).map_err(|error| {
-                    ApiError::internal(format!("the core dump could not be written: {error}"))
+                    // A part of a dump is of no use, and in the way of the next one.
+                    let left = match std::fs::remove_file(&path) {
+                        Ok(()) => String::new(),
+                        Err(error) => format!("; {} is left: {error}", path.display()),
+                    };
+                    ApiError::internal(format!("the core dump could not be written: {error}{left}"))
                 })
             });
             // A machine that ended meanwhile has its memory back before anybody is told.
@@ -73,6 +79,11 @@ impl Machine {
         self.tell(if result.is_ok() { "coredumped" } else { "coredump-failed" });
         respond(result.map(|()| Reply::Done));
     }
+}
+
+/// Makes the file, for this user only: it has all that the guest has.
+fn make(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn not_made(path: &Path, error: &io::Error) -> ApiError {

@@ -295,9 +295,7 @@ impl Machine {
     pub fn pause(&mut self, respond: Respond) -> Result<Option<Ended>> {
         self.tell("pausing");
         self.park_cpus();
-        if let Some(watchdog) = &self.watchdog {
-            watchdog.pause();
-        }
+        self.hold_watchdog();
         self.phase = Phase::Pausing { respond, deadline: super::after(self.limits.pause), parked: false };
         self.when_parked()
     }
@@ -306,10 +304,8 @@ impl Machine {
     pub fn resume(&mut self) {
         self.events.emit("vm", "resuming");
         self.pci.resume();
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.resume();
-        }
         self.start();
+        self.release_watchdog();
         for (cpu, effect) in std::mem::take(&mut self.held) {
             let generation = self.cpus.generation();
             self.mailbox.post(Message::Effect { cpu, generation, effect });
@@ -360,8 +356,9 @@ impl Machine {
             Phase::Pausing { deadline, .. } | Phase::Ending { deadline, .. } => Some(*deadline),
             _ => None,
         };
-        // While it comes to rest, the watchdog waits.
-        let watchdog = self.watchdog.as_ref().filter(|_| self.at_ease()).and_then(GuestWatchdog::deadline);
+        // While it comes to rest, or stands still for a debugger, the watchdog waits.
+        let looked_at = self.at_ease() && !self.stopped_by_debugger();
+        let watchdog = self.watchdog.as_ref().filter(|_| looked_at).and_then(GuestWatchdog::deadline);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
         let devices = watchdog.into_iter().chain(self.clock_deadline()).chain(self.throttle.deadline());
         calls.chain(phase).chain(devices).chain(self.gathering_deadline()).min()

@@ -27,7 +27,7 @@ mod control;
 mod coredump;
 mod cpus;
 mod crash;
-mod debugger;
+pub mod debugger;
 mod dump;
 mod flash;
 mod fw_cfg;

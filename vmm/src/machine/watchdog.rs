@@ -90,13 +90,31 @@ impl GuestWatchdog {
 }
 
 impl Machine {
+    /// Time does not pass for the watchdog: the guest stands still.
+    pub(super) fn hold_watchdog(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.pause();
+        }
+    }
+
+    /// Time passes for the watchdog again, if the guest neither is paused nor stands still for a debugger.
+    pub(super) fn release_watchdog(&mut self) {
+        let still = self.paused() || self.stopped_by_debugger();
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|_| !still) {
+            watchdog.resume();
+        }
+    }
+
     /// Looks at the watchdog, and does what is to be done when the guest was silent for too long.
     ///
     /// # Errors
     /// When the host fails the machine.
     pub(super) fn look_at_watchdog(&mut self) -> Result<Option<Ended>> {
         let Some(watchdog) = &self.watchdog else { return Ok(None) };
-        if !self.runs() || !watchdog.device().is_some_and(|mut device| device.look()) {
+        if !self.runs()
+            || self.stopped_by_debugger()
+            || !watchdog.device().is_some_and(|mut device| device.look())
+        {
             return Ok(None);
         }
         self.watchdog_expired()
@@ -108,6 +126,10 @@ impl Machine {
     /// When the host fails the machine.
     pub(super) fn watchdog_expired(&mut self) -> Result<Option<Ended>> {
         let (at_rest, resetting) = (!self.runs(), self.resetting());
+        if !at_rest && self.stopped_by_debugger() {
+            // The guest could not have reloaded it. It does when it goes on, which starts the time anew.
+            return Ok(None);
+        }
         let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
         if at_rest {
             watchdog.late = !resetting;
