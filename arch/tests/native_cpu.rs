@@ -176,6 +176,20 @@ fn a_reset_leaves_nothing_of_what_the_guest_did() {
     }
 }
 
+#[test]
+fn a_reset_withdraws_the_permission_to_turn_vmx_on() {
+    let mut machine = machine(&kernel(PVH_CODE, true), 0);
+    configure_vcpu(machine.vcpu.x86_64(), &machine.model, 0, &machine.entry).unwrap();
+    let vcpu = machine.vcpu.x86_64();
+    // IA32_FEATURE_CONTROL: locked, VMX permitted.
+    if let Err(error) = vcpu.set_msrs(&[Msr { index: 0x3a, value: 5 }]) {
+        println!("@@SKIP this host's KVM gives guests no VMX: {error}");
+        return;
+    }
+    reset_vcpu(vcpu, &machine.model, 0, &machine.entry).unwrap();
+    assert_eq!(vcpu.msrs(&[0x3a]).unwrap()[0].value, 0);
+}
+
 /// Does to a CPU what a guest does in its life.
 fn scribble(vcpu: &mut dyn VcpuState) {
     let msrs: Vec<_> = WRITTEN.iter().map(|&(index, value)| Msr { index, value }).collect();

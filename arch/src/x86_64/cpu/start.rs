@@ -11,6 +11,7 @@ use hypervisor::x86_64::{
     DebugRegs, LapicState, MpState, Msr, Regs, Sregs, VcpuEvents, VcpuState, Xcr, Xcrs,
 };
 
+const IA32_FEATURE_CONTROL: u32 = 0x3a;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 /// `REP MOVS` and `REP STOS` are fast; guests avoid them without.
 const MISC_ENABLE_FAST_STRINGS: u64 = 1 << 0;
@@ -66,6 +67,7 @@ pub fn configure_vcpu(
 pub fn reset_vcpu(vcpu: &mut dyn VcpuState, model: &CpuModel, index: u32, entry: &EntryPoint) -> Result<()> {
     let boot_cpu = index == 0;
     let (regs, sregs): (Regs, Sregs) = if boot_cpu { at_entry(entry) } else { at_reset(false) };
+    leave_virtualization(vcpu);
     vcpu.set_vcpu_events(&no_events())?;
     // First without paging and long mode: some combinations of what is and what is to be are refused.
     if boot_cpu {
@@ -85,6 +87,14 @@ pub fn reset_vcpu(vcpu: &mut dyn VcpuState, model: &CpuModel, index: u32, entry:
     }
     vcpu.set_lapic(&lapic)?;
     vcpu.set_mp_state(if boot_cpu { MpState::Runnable } else { MpState::Uninitialized })
+}
+
+/// Ends what a guest that is a hypervisor itself has begun. With VMX on, KVM refuses a CR4 without it, as the processor does; the
+/// register that permits VMX is 0 after power-on, and setting it so turns VMX off. SVM is off with the bit of EFER that turns it on.
+fn leave_virtualization(vcpu: &mut dyn VcpuState) {
+    if let Err(error) = vcpu.set_msrs(&[Msr { index: IA32_FEATURE_CONTROL, value: 0 }]) {
+        tracing::trace!("this CPU has no VMX to turn off: {error}");
+    }
 }
 
 /// What firmware would have set, on each CPU.
