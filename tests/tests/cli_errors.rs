@@ -37,7 +37,11 @@ fn options_that_cannot_be_are_refused() {
         ("--kernel k --cpus bott=1", "--cpus bott=1", "did you mean \"boot\""),
         ("--kernel k --cpus boot=4,max=2", "--cpus max=2", "raise max"),
         ("--kernel k --cpus boot=4,topology=1:2:1:1", "--cpus topology=1:2:1:1", "the product must be max"),
-        ("--kernel k --cpus boot=2,topology=1:2", "--cpus boot=2,topology=1:2", ""),
+        (
+            "--kernel k --cpus boot=2,topology=1:2",
+            "--cpus boot=2,topology=1:2",
+            "threads_per_core:cores_per_die:dies_per_package:packages",
+        ),
         ("--kernel k --memory size=0", "--memory size=0", "size=1G"),
         ("--kernel k --memory size=100000001", "--memory size=100000001", "multiple of 4K"),
         ("--kernel k --memory size=lots", "--memory size=lots", "K, M, G or T"),

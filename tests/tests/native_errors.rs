@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::{MonitorBuilder, required};
@@ -20,6 +20,43 @@ fn failed(what: &str, output: &Output, parts: &[&str]) {
     for part in parts {
         assert!(errors.contains(part), "{what}: \"{part}\" is not in: {errors}");
     }
+}
+
+/// A stock kernel, as a bzImage, if the tests that boot it have fetched it.
+fn stock_kernel() -> Option<PathBuf> {
+    let guests = std::env::var_os("VIVARIUM_GUESTS").map(PathBuf::from);
+    let path = guests.map(|guests| guests.join("vmlinuz-6.12")).filter(|path| path.exists());
+    if path.is_none() {
+        println!("@@SKIP there is no stock kernel in VIVARIUM_GUESTS");
+    }
+    path.filter(|_| cfg!(target_arch = "x86_64"))
+}
+
+#[test]
+fn a_stock_kernel_that_was_cut_off_is_refused() {
+    let Some(whole) = stock_kernel() else { return };
+    let (folder, bytes) = (Folder::new(), std::fs::read(whole).unwrap());
+    let path = folder.join("kernel");
+    // In the middle of the setup header, of the setup code and of the kernel, and just before the end.
+    for length in [600, 3000, 1 << 20, bytes.len() / 2] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let mut command = Command::new(required("VIVARIUM_BIN"));
+        let option = format!("--kernel {}: ", path.display());
+        failed(&length.to_string(), &output(command.arg("--kernel").arg(&path)), &[&option, "truncated"]);
+    }
+}
+
+#[test]
+fn a_stock_kernel_is_refused_where_it_would_hang() {
+    let Some(kernel) = stock_kernel() else { return };
+    if !Path::new("/sys/module/kvm_pvm").exists() {
+        println!("@@SKIP this host's KVM is not known to be a software backend");
+        return;
+    }
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    let command = command.arg("--kernel").arg(&kernel).args(["--console", "off"]);
+    let option = format!("--kernel {}: this host's KVM is a software backend", kernel.display());
+    failed("stock", &output(command), &[&option, "use a host whose processor offers VMX or SVM"]);
 }
 
 /// The monitor with a good kernel, so that the rest is at fault.

@@ -428,4 +428,56 @@ mod tests {
             assert!(has(allowed) && !has(forbidden), "{kind:?}");
         }
     }
+    const CHILD: &str = "seccomp::tests::child";
+    const VARIABLE: &str = "VIVARIUM_TEST_SECCOMP";
+
+    /// Runs in a process of its own, as the variable says: on a confined thread, writes, and then opens a file.
+    #[test]
+    fn child() {
+        let Ok(mode) = std::env::var(VARIABLE) else { return };
+        choose(if mode == "log" { Seccomp::Log } else { Seccomp::Enforce });
+        let thread = std::thread::Builder::new().name("confined".into()).spawn(|| {
+            confine(ThreadKind::Cpu);
+            let said = b"allowed\n";
+            // SAFETY: writes initialized bytes.
+            unsafe { libc::write(2, said.as_ptr().cast(), said.len()) };
+            // SAFETY: a C string that outlives the call.
+            unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDONLY) }
+        });
+        let opened = thread.unwrap().join().unwrap();
+        assert!(opened >= 0, "the file was not opened");
+        std::process::exit(0);
+    }
+
+    /// How the child ends, and what it says. `None` where there are no filters: in user-mode emulation.
+    fn confined(mode: &str) -> Option<(Option<i32>, String)> {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", CHILD, "--nocapture"])
+            .env(VARIABLE, mode)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        if errors.contains("applying the system call filter") {
+            println!("@@SKIP {errors}");
+            return None;
+        }
+        Some((output.status.code(), errors))
+    }
+
+    #[test]
+    fn a_forbidden_call_is_named_and_ends_the_process() {
+        let Some((status, errors)) = confined("enforce") else { return };
+        assert!(errors.contains("allowed\n"), "{errors}");
+        let call = libc::SYS_openat;
+        let named =
+            format!("vivarium: thread confined made the forbidden system call {call}; please report this");
+        assert!(errors.contains(&named), "{errors}");
+        assert_eq!(status, Some(128 + libc::SIGSYS));
+    }
+
+    #[test]
+    fn a_forbidden_call_that_is_only_noted_is_made() {
+        let Some((status, errors)) = confined("log") else { return };
+        assert_eq!((status, errors.contains("forbidden")), (Some(0), false), "{errors}");
+    }
 }
