@@ -4,7 +4,7 @@
 
 use arch::x86_64::boot::{EntryPoint, load_kernel};
 use arch::x86_64::cpu::{CpuModel, CpuOptions, Topology, configure_vcpu, reset_vcpu};
-use arch::x86_64::layout::{ACPI_RSDP, HIGH_RAM, LayoutRequest, MemoryLayout};
+use arch::x86_64::layout::{HIGH_RAM, LayoutRequest, MemoryLayout};
 use hypervisor::kvm::{DEFAULT_PATH, Kvm};
 use hypervisor::x86_64::{MpState, Msr, VcpuState};
 use hypervisor::{Exit, Hypervisor, MemorySlot, Vcpu, Vm};
@@ -80,7 +80,7 @@ fn machine(kernel: &[u8], index: u32) -> Machine {
         unsafe { vm.map_memory(slot) }.unwrap();
     }
     let none: Option<&mut Cursor<Vec<u8>>> = None;
-    let entry = load_kernel(&memory, &layout, &mut Cursor::new(kernel), none, "", ACPI_RSDP).unwrap();
+    let entry = load_kernel(&memory, &layout, &mut Cursor::new(kernel), none, "").unwrap().entry;
     let topology = Topology::new(1, 3, 1, 2, 6).unwrap();
     let mut vcpu = vm.create_vcpu(topology.apic_id(index)).unwrap();
     let options = CpuOptions { tsc_khz: vcpu.x86_64().tsc_khz().ok(), ..CpuOptions::default() };

@@ -32,7 +32,7 @@ pub use crate::boot::{BootError, BootFile, CommandLineError, InitramfsError, Ker
 pub use bzimage::setup_part;
 pub use e820::{E820Entry, E820Type, e820};
 
-use super::layout::{self, MemoryLayout, PAGE_SIZE};
+use super::layout::{self, ACPI_RSDP, MemoryLayout, PAGE_SIZE};
 use crate::boot::{Contents, HEAD_SIZE, looks_like, place_initramfs, write};
 use machine::bus::Range;
 use machine::memory::{GuestAddress, Memory};
@@ -57,6 +57,15 @@ pub struct EntryPoint {
     pub boot_data: GuestAddress,
 }
 
+/// What was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Where the boot CPU starts.
+    pub entry: EntryPoint,
+    /// The initramfs.
+    pub initramfs: Option<Range>,
+}
+
 /// A kernel in guest memory, and what it says of itself.
 struct Kernel {
     protocol: Protocol,
@@ -77,9 +86,8 @@ const WANTED: &str = "a 64-bit x86 bzImage or an uncompressed ELF kernel";
 /// The longest command line of an x86 Linux, in bytes without the NUL.
 pub const LINUX_COMMAND_LINE_LIMIT: u64 = 2047;
 
-/// Loads a kernel, its initramfs and command line, and writes all it is told, below 1 MiB.
-///
-/// `rsdp` is where ACPI's root pointer is or will be. Memory need not be zero before.
+/// Loads a kernel, its initramfs and command line, and writes all it is told, below 1 MiB. ACPI's root pointer is, or will be,
+/// at [`layout::ACPI_RSDP`]. Memory need not be zero before.
 ///
 /// # Errors
 /// When a file cannot be read or is not what it should be, or does not fit in the machine's memory.
@@ -89,8 +97,7 @@ pub fn load_kernel(
     kernel: &mut impl BootFile,
     initramfs: Option<&mut impl BootFile>,
     command_line: &str,
-    rsdp: GuestAddress,
-) -> Result<EntryPoint, BootError> {
+) -> Result<Loaded, BootError> {
     let kernel = place_kernel(memory, layout, kernel)?;
     let initramfs = match initramfs {
         Some(file) => {
@@ -104,12 +111,13 @@ pub fn load_kernel(
     let boot_data = match kernel.protocol {
         Protocol::Linux64 => {
             long_mode::write_page_tables(memory, layout.low_ram_end())?;
-            linux::write_zero_page(memory, layout, &kernel, initramfs, command_line.len(), rsdp)?
+            linux::write_zero_page(memory, layout, &kernel, initramfs, command_line.len(), ACPI_RSDP)?
         }
-        Protocol::Pvh => pvh::write_start_info(memory, layout, initramfs, rsdp)?,
+        Protocol::Pvh => pvh::write_start_info(memory, layout, initramfs, ACPI_RSDP)?,
     };
     long_mode::write_gdt(memory, kernel.protocol)?;
-    Ok(EntryPoint { protocol: kernel.protocol, address: GuestAddress(kernel.entry), boot_data })
+    let entry = EntryPoint { protocol: kernel.protocol, address: GuestAddress(kernel.entry), boot_data };
+    Ok(Loaded { entry, initramfs })
 }
 
 /// Reads the kernel into memory.

@@ -26,9 +26,8 @@ fn boot(
     // What was in memory before must not matter.
     memory.write_slice(&vec![0xa5; 0x10_0000], GuestAddress(0)).unwrap();
     let mut initramfs = initramfs.map(Cursor::new);
-    let entry =
-        load_kernel(&memory, &layout, &mut Cursor::new(kernel), initramfs.as_mut(), command_line, ACPI_RSDP);
-    (memory, entry)
+    let loaded = load_kernel(&memory, &layout, &mut Cursor::new(kernel), initramfs.as_mut(), command_line);
+    (memory, loaded.map(|loaded| loaded.entry))
 }
 
 fn kernel_error(kernel: &[u8]) -> KernelError {
@@ -260,7 +259,7 @@ fn memory_beyond_the_file_is_cleared() {
     let segment = Segment { memory_size: 200_000, ..load_segment(HIGH_RAM, &[1; 10]) };
     let image = pvh_elf(HIGH_RAM, vec![segment]);
     let none: Option<&mut Cursor<&[u8]>> = None;
-    load_kernel(&memory, &layout, &mut Cursor::new(&image), none, "", ACPI_RSDP).unwrap();
+    load_kernel(&memory, &layout, &mut Cursor::new(&image), none, "").unwrap();
     assert!(bytes(&memory, HIGH_RAM + 10, 199_990).iter().all(|&byte| byte == 0));
     assert_eq!(number(&memory, HIGH_RAM + 200_000, 1), 0xa5);
 }

@@ -55,8 +55,9 @@ pub fn load(
     let BootFiles { kernel, initramfs, .. } = files;
     let kernel = kernel.as_mut().context(MISSING)?;
     let initramfs = initramfs.as_mut();
-    let entry = boot::load_kernel(memory, layout, kernel, initramfs, cmdline, layout::ACPI_RSDP)
-        .map_err(|error| name_option(config, error))?;
+    let entry = boot::load_kernel(memory, layout, kernel, initramfs, cmdline)
+        .map_err(|error| name_option(config, error))?
+        .entry;
     // PVH has no limit of its own, and Linux would leave out the rest without a word.
     let (length, limit) = (cmdline.len() as u64, LINUX_COMMAND_LINE_LIMIT);
     if length > limit && entry.protocol == Protocol::Pvh && has_linux_banner(kernel)? {
