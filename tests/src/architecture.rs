@@ -13,11 +13,14 @@ pub enum Architecture {
 use Architecture::{Aarch64, X86_64};
 
 /// The one that this program, and so the monitor under test, is built for.
-pub fn native() -> Architecture {
-    match std::env::consts::ARCH {
-        "x86_64" => X86_64,
-        "aarch64" => Aarch64,
-        other => panic!("there are no machines of the architecture {other}"),
+///
+/// # Panics
+/// When there are no machines of that architecture.
+pub const fn native() -> Architecture {
+    match std::env::consts::ARCH.as_bytes() {
+        b"x86_64" => X86_64,
+        b"aarch64" => Aarch64,
+        _ => panic!("there are no machines of this architecture"),
     }
 }
 
@@ -122,6 +125,15 @@ impl Architecture {
             X86_64 => all,
             // In emulation on one CPU.
             Aarch64 => 1,
+        }
+    }
+
+    /// From how many seeds a test of random calls begins.
+    pub fn seeds(self) -> u64 {
+        match self {
+            X86_64 => 12,
+            // In emulation.
+            Aarch64 => 3,
         }
     }
 

@@ -90,6 +90,19 @@ impl Drop for HangingFile {
     }
 }
 
+/// Whether the host, or what emulates one for this program, lacks a system call. If so it says so, in the form that `scripts/test`
+/// counts as a skipped test.
+pub fn lacks_call(name: &str, number: libc::c_long) -> bool {
+    // SAFETY: no call takes these for arguments that mean anything, so that one that is there does nothing.
+    let result = unsafe { libc::syscall(number, -1, -1, -1, -1, -1, -1) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    let missing = result < 0 && matches!(error, Some(libc::ENOSYS | libc::EOPNOTSUPP));
+    if missing {
+        println!("@@SKIP the host has no system call {name}");
+    }
+    missing
+}
+
 /// The bytes that a file takes on its file system, holes not counted.
 ///
 /// # Panics

@@ -16,6 +16,7 @@ pub mod guests;
 pub mod host;
 pub mod monitor;
 pub mod rate;
+pub mod registers;
 pub mod report;
 pub mod terminal;
 pub mod tiny_kernel;

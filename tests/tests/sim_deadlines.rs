@@ -2,7 +2,7 @@
 
 mod control;
 
-use control::{Control, STUCK, config, disk, ignore, kind};
+use control::{Control, STUCK, config, disk, idle, ignore, kind};
 use hypervisor::sim::{Resources, Sim};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -76,7 +76,7 @@ fn cpu_that_is_kept(limits: Limits) -> (Arc<Sim>, Folder, Control, Sender<()>) {
     let (kept, is_kept) = channel();
     let held = Mutex::new(held);
     sim.program(0, move |cpu| {
-        cpu.port_read8(0x80);
+        idle(cpu);
         let _ = kept.send(());
         let _ = held.lock().unwrap().recv();
         ignore(cpu);

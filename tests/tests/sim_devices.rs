@@ -2,7 +2,7 @@
 
 mod control;
 
-use control::{Control, DOWN, EJECT, STUCK, add, config, disk, ignore, kind, obey, remove};
+use control::{Control, STUCK, add, config, disk, ignore, kind, obey, release, remove};
 use hypervisor::sim::Sim;
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
@@ -162,10 +162,7 @@ fn persistent_memory_comes_is_written_goes_and_comes_again() {
                 cpu.write64(address, address | 1);
                 written.lock().unwrap().send(before).unwrap();
             }
-            let down = cpu.port_read32(DOWN);
-            if down != 0 {
-                cpu.port_write32(EJECT, down);
-            }
+            release(cpu);
         }
     });
     let mut machine = config(&folder);

@@ -1,25 +1,29 @@
 //! Whole machines on the simulated backend: no KVM, and CPUs that follow a script. What is tested is how the parts work
 //! together: exits to buses, effects to the machine thread, doorbells to workers, interrupts back.
 
+mod control;
+
+use control::idle;
+use control::instructions::{config, power_off, read8, reset, write_config, write8};
 use hypervisor::sim::{Sim, SimCpu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vivarium_tests::host::Folder;
-use vivarium_tests::tiny_kernel;
+use vivarium_tests::host::{Folder, lacks_call};
+use vivarium_tests::{native, tiny_kernel};
 use vmm::cli::{self, Command};
 use vmm::machine::Ended;
 use vmm::monitor::Monitor;
 
-/// Sleep and reset registers, as the FADT says.
-const SLEEP_CONTROL: u16 = 0x601;
-const SLEEP_NOW: u8 = 5 << 2 | 1 << 5;
-const RESET: u16 = 0x602;
+const RAM: u64 = native().ram_start();
 
 /// Runs a machine of `words` whose CPUs have the programs of `sim`, to its end.
 fn run(sim: &Arc<Sim>, folder: &Folder, words: &str) -> Ended {
     let kernel = folder.join("kernel");
     std::fs::write(&kernel, tiny_kernel::bytes()).unwrap();
-    let line = format!("vivarium --kernel {} --console off --memory size=64M {words}", kernel.display());
+    let line = format!(
+        "vivarium --kernel {} --console off --memory size=64M --platform acpi=on {words}",
+        kernel.display()
+    );
     let run = match cli::parse(line.split_whitespace().map(Into::into)) {
         Ok(Command::Run(run)) => run,
         other => panic!("{line}: {other:?}"),
@@ -27,10 +31,6 @@ fn run(sim: &Arc<Sim>, folder: &Folder, words: &str) -> Ended {
     let mut monitor = Monitor::new(Arc::clone(sim) as _).unwrap();
     monitor.boot(run.config.unwrap()).unwrap();
     monitor.run().unwrap()
-}
-
-fn power_off(cpu: &mut SimCpu<'_>) {
-    cpu.port_write8(SLEEP_CONTROL, SLEEP_NOW);
 }
 
 #[test]
@@ -47,11 +47,11 @@ fn a_machine_restarts_with_its_memory_and_devices_as_they_were() {
     let counted = Arc::clone(&starts);
     sim.program(0, move |cpu| {
         let bar = config(cpu, 1, 0x10);
-        assert_eq!(cpu.port_read8(0x3ff), 0, "the serial port's scratch register");
-        cpu.port_write8(0x3ff, 0x5a);
+        assert_eq!(read8(cpu, native().serial_scratch()), 0, "the serial port's scratch register");
+        write8(cpu, native().serial_scratch(), 0x5a);
         write_config(cpu, 1, 0x10, bar.wrapping_add(0x10_0000));
         if counted.fetch_add(1, Ordering::Relaxed) < 10 {
-            cpu.port_write8(RESET, 1);
+            reset(cpu);
             unreachable!("the machine was reset");
         }
         power_off(cpu);
@@ -68,6 +68,9 @@ fn a_cpu_that_fails_says_why() {
     assert!(matches!(&ended, Ended::Failed(failure) if failure.reason.contains("triple fault")), "{ended:?}");
 }
 
+/// Where CPUs say that they run.
+const MARKS: u64 = RAM + 0x20_0000;
+
 #[test]
 fn cpus_start_one_another_and_share_memory() {
     let sim = Arc::new(Sim::new());
@@ -75,11 +78,11 @@ fn cpus_start_one_another_and_share_memory() {
         for other in 1..4 {
             cpu.start_cpu(other);
         }
-        while (1..4).any(|other| cpu.read8(0x20_0000 + other) == 0) {}
+        while (1..4).any(|other| cpu.read8(MARKS + other) == 0) {}
         power_off(cpu);
     });
     for other in 1..4 {
-        sim.program(other, move |cpu| cpu.write8(0x20_0000 + u64::from(other), 1));
+        sim.program(other, move |cpu| cpu.write8(MARKS + u64::from(other), 1));
     }
     assert!(matches!(run(&sim, &Folder::new(), "--cpus boot=4"), Ended::PoweredOff));
 }
@@ -90,7 +93,7 @@ fn any_cpu_can_end_the_machine_while_others_are_busy() {
     sim.program(0, |cpu| {
         cpu.start_cpu(1);
         loop {
-            cpu.port_write8(0x80, 1);
+            idle(cpu);
         }
     });
     sim.program(1, power_off);
@@ -102,25 +105,13 @@ fn the_serial_port_writes_to_its_file() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, |cpu| {
         for byte in b"hello" {
-            cpu.port_write8(0x3f8, *byte);
+            write8(cpu, native().serial_data(), *byte);
         }
         power_off(cpu);
     });
     let file = folder.join("serial");
     run(&sim, &folder, &format!("--serial file={}", file.display()));
     assert_eq!(std::fs::read_to_string(file).unwrap(), "hello");
-}
-
-// Configuration space through the ports, of device `device` on bus 0.
-
-fn config(cpu: &mut SimCpu<'_>, device: u8, offset: u8) -> u32 {
-    cpu.port_write32(0xcf8, 1 << 31 | u32::from(device) << 11 | u32::from(offset & 0xfc));
-    cpu.port_read32(0xcfc)
-}
-
-fn write_config(cpu: &mut SimCpu<'_>, device: u8, offset: u8, value: u32) {
-    cpu.port_write32(0xcf8, 1 << 31 | u32::from(device) << 11 | u32::from(offset & 0xfc));
-    cpu.port_write32(0xcfc, value);
 }
 
 /// Memory decoding and bus mastering.
@@ -187,11 +178,13 @@ const DRIVER: u8 = 1 | 2;
 const FEATURES_OK: u8 = 8;
 const DRIVER_OK: u8 = 4;
 
-const DESCRIPTORS: u64 = 0x30_0000;
-const AVAIL: u64 = 0x30_1000;
-const USED: u64 = 0x30_2000;
-const HEADER: u64 = 0x31_0000;
-const DATA: u64 = 0x32_0000;
+const DESCRIPTORS: u64 = RAM + 0x30_0000;
+const AVAIL: u64 = RAM + 0x30_1000;
+const USED: u64 = RAM + 0x30_2000;
+const HEADER: u64 = RAM + 0x31_0000;
+const DATA: u64 = RAM + 0x32_0000;
+/// RAM that nothing else is in.
+const ELSEWHERE: u64 = RAM + 0x40_0000;
 const QUEUE_ENTRIES: u16 = 8;
 const VECTOR: u8 = 0x51;
 
@@ -260,6 +253,9 @@ const ENTROPY: u32 = 0x1044;
 
 #[test]
 fn a_disk_serves_requests_and_serves_again_after_resets() {
+    if lacks_call("pwritev2", libc::SYS_pwritev2) {
+        return;
+    }
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     sim.program(0, |cpu| {
@@ -289,6 +285,9 @@ fn a_disk_serves_requests_and_serves_again_after_resets() {
 
 #[test]
 fn a_restart_of_the_machine_keeps_the_disk_and_resets_its_device() {
+    if lacks_call("pwritev2", libc::SYS_pwritev2) {
+        return;
+    }
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let disk = folder.sparse("disk", 1 << 20);
     // After the restart the guest reads what it wrote, and ends.
@@ -300,7 +299,7 @@ fn a_restart_of_the_machine_keeps_the_disk_and_resets_its_device() {
         if count.fetch_add(1, Ordering::Relaxed) == 0 {
             cpu.write(DATA, &[0x77; 512]);
             assert_eq!(transfer(cpu, device, 1, 0), 0);
-            cpu.port_write8(RESET, 1);
+            reset(cpu);
         }
         assert_eq!(transfer(cpu, device, 0, 0), 0);
         let mut data = [0; 512];
@@ -350,10 +349,10 @@ fn one_bar_moved_onto_another_harms_neither_for_good() {
         start(cpu, block);
         assert_eq!(transfer(cpu, block, 0, 0), 0);
         // Onto RAM, where it must not answer.
-        cpu.write32(0x40_0000, 0x1234_5678);
-        write_config(cpu, entropy.device, 0x10, 0x40_0000);
+        cpu.write32(ELSEWHERE, 0x1234_5678);
+        write_config(cpu, entropy.device, 0x10, ELSEWHERE as u32);
         write_config(cpu, entropy.device, 0x14, 0);
-        assert_eq!(cpu.read32(0x40_0000), 0x1234_5678);
+        assert_eq!(cpu.read32(ELSEWHERE), 0x1234_5678);
         write_config(cpu, entropy.device, 0x14, (at_entropy >> 32) as u32);
         write_config(cpu, entropy.device, 0x10, at_entropy as u32);
         start(cpu, entropy);

@@ -2,12 +2,15 @@
 
 mod control;
 
-use control::{Control, STUCK, config, ignore, kind};
+use control::instructions::{read32, write32};
+use control::{Control, STUCK, config, idle, ignore, kind};
 use hypervisor::sim::{Sim, SimCpu};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use vivarium_tests::host::Folder;
+use vivarium_tests::native;
+use vivarium_tests::registers::Register;
 use vmm::api::request::{Resize, ResizeZone};
 use vmm::api::{Answer, ErrorKind, Reply, Request};
 use vmm::config::{BalloonConfig, ByteSize, HotplugMethod, MemoryZoneConfig};
@@ -104,9 +107,8 @@ fn resize_to(cpus: Option<u32>, ram_mib: Option<u64>) -> Request {
     Request::Resize(Resize { desired_vcpus: cpus, desired_ram, desired_balloon: None })
 }
 
-/// Registers of the controllers of CPUs and of memory, relative to the first.
-const CPU_HOTPLUG: u16 = 0x640;
-const MEMORY_HOTPLUG: u16 = 0x660;
+// Registers of the controllers of CPUs and of memory, relative to the first.
+
 const STATUS: u16 = 4;
 const NEXT: u16 = 8;
 const ADDRESS: u16 = 20;
@@ -116,14 +118,14 @@ const GOING: u32 = 4;
 const LET_GO: u32 = 8;
 
 /// Hears what a controller has to tell: the number and the status of one slot.
-fn hear(cpu: &mut SimCpu<'_>, controller: u16) -> Option<(u32, u32)> {
-    let number = cpu.port_read32(controller + NEXT);
+fn hear(cpu: &mut SimCpu<'_>, controller: Register) -> Option<(u32, u32)> {
+    let number = read32(cpu, controller.after(NEXT));
     if number == u32::MAX {
         return None;
     }
-    cpu.port_write32(controller, number);
-    let status = cpu.port_read32(controller + STATUS);
-    cpu.port_write32(controller + STATUS, status & (CAME | GOING));
+    write32(cpu, controller, number);
+    let status = read32(cpu, controller.after(STATUS));
+    write32(cpu, controller.after(STATUS), status & (CAME | GOING));
     Some((number, status))
 }
 
@@ -133,9 +135,11 @@ fn cpus_come_and_go_and_come_again() {
     let (sender, started) = channel();
     sim.program(0, |cpu| {
         loop {
-            match hear(cpu, CPU_HOTPLUG) {
+            match hear(cpu, native().cpu_hotplug()) {
                 Some((number, status)) if status & CAME != 0 => cpu.start_cpu(number),
-                Some((_, status)) if status & GOING != 0 => cpu.port_write32(CPU_HOTPLUG + STATUS, LET_GO),
+                Some((_, status)) if status & GOING != 0 => {
+                    write32(cpu, native().cpu_hotplug().after(STATUS), LET_GO)
+                }
                 _ => {}
             }
         }
@@ -202,10 +206,10 @@ fn memory_modules_come_hold_what_is_written_and_go() {
     let sender = std::sync::Mutex::new(sender);
     sim.program(0, move |cpu| {
         loop {
-            match hear(cpu, MEMORY_HOTPLUG) {
+            match hear(cpu, native().memory_hotplug()) {
                 Some((_, status)) if status & CAME != 0 => {
                     let mut wide = |register: u16| {
-                        let mut word = |at| u64::from(cpu.port_read32(MEMORY_HOTPLUG + at));
+                        let mut word = |at| u64::from(read32(cpu, native().memory_hotplug().after(at)));
                         word(register) | word(register + 4) << 32
                     };
                     let (address, size) = (wide(ADDRESS), wide(SIZE));
@@ -218,7 +222,7 @@ fn memory_modules_come_hold_what_is_written_and_go() {
                     sender.lock().unwrap().send(size >> 20).unwrap();
                 }
                 Some((_, status)) if status & GOING != 0 => {
-                    cpu.port_write32(MEMORY_HOTPLUG + STATUS, LET_GO);
+                    write32(cpu, native().memory_hotplug().after(STATUS), LET_GO);
                 }
                 _ => {}
             }
@@ -256,10 +260,10 @@ fn sizes_change_all_together_or_not_at_all() {
     let slots = std::sync::Mutex::new(slots);
     sim.program(0, move |cpu| {
         loop {
-            cpu.port_read8(0x80);
+            idle(cpu);
             if let Ok(slot) = slots.lock().unwrap().try_recv() {
-                cpu.port_write32(MEMORY_HOTPLUG, slot);
-                cpu.port_write32(MEMORY_HOTPLUG + STATUS, LET_GO);
+                write32(cpu, native().memory_hotplug(), slot);
+                write32(cpu, native().memory_hotplug().after(STATUS), LET_GO);
             }
         }
     });

@@ -7,13 +7,15 @@
 mod control;
 mod model;
 
-use control::{Control, DOWN, EJECT, Random, STUCK, config, disk, remove};
+use control::instructions::{read32, reset, write32};
+use control::{Control, Random, STUCK, config, disk, release, remove};
 use hypervisor::sim::{Resources, Sim};
 use model::{Counts, Images, PORT, label, machine, may_refuse, shrink};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 use vivarium_tests::host::{Folder, HangingFile};
+use vivarium_tests::native;
 use vmm::api::request::VmState;
 use vmm::api::{Answer, ErrorKind, Request};
 
@@ -51,9 +53,7 @@ fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: &T, what: &str) 
     }
 }
 
-// The controllers of CPUs and of memory, and their registers.
-const CPU_HOTPLUG: u16 = 0x640;
-const MEMORY_HOTPLUG: u16 = 0x660;
+// Registers of the controllers of CPUs and of memory.
 const STATUS: u16 = 4;
 const NEXT: u16 = 8;
 const CAME: u32 = 2;
@@ -65,22 +65,19 @@ fn guest(sim: &Sim, seed: u64) {
     sim.program(0, move |cpu| {
         let mut random = Random(seed);
         loop {
-            let down = cpu.port_read32(DOWN);
-            if down != 0 {
-                cpu.port_write32(EJECT, down);
-            }
-            for controller in [CPU_HOTPLUG, MEMORY_HOTPLUG] {
-                let number = cpu.port_read32(controller + NEXT);
+            release(cpu);
+            for controller in [native().cpu_hotplug(), native().memory_hotplug()] {
+                let number = read32(cpu, controller.after(NEXT));
                 if number != u32::MAX {
-                    cpu.port_write32(controller, number);
-                    let status = cpu.port_read32(controller + STATUS);
+                    write32(cpu, controller, number);
+                    let status = read32(cpu, controller.after(STATUS));
                     let told = status & (CAME | GOING);
                     let answer = if status & GOING == 0 { 0 } else { LET_GO };
-                    cpu.port_write32(controller + STATUS, told | answer);
+                    write32(cpu, controller.after(STATUS), told | answer);
                 }
             }
             if random.below(2_000) == 0 {
-                cpu.port_write8(0x602, 1);
+                reset(cpu);
             }
         }
     });
@@ -268,7 +265,7 @@ fn any_order_of_calls_is_answered_as_the_states_say_and_leaves_nothing_behind() 
     let mut counts = Counts::default();
     becomes(|| count("/proc/self/task"), &threads, "threads of a machine that ended");
     let before = (count("/proc/self/fd"), count("/proc/self/task"));
-    for seed in 1..=12u64 {
+    for seed in 1..=native().seeds() {
         let zones = seed % 2 == 0;
         let sim = Arc::new(Sim::new());
         guest(&sim, seed);

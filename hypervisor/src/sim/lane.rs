@@ -2,7 +2,7 @@
 //! interrupts or kicks it.
 
 use super::lock;
-use crate::Kick;
+use crate::{Kick, SystemEvent};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What a program asks its CPU to do.
@@ -28,6 +28,8 @@ pub(super) enum Step {
     StartCpu { cpu: u32 },
     /// Shut down.
     TripleFault,
+    /// Ask the firmware for something.
+    System(SystemEvent),
     /// Move the clock.
     Advance { ns: u64 },
     /// The program returned, or panicked with a message.

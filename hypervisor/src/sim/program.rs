@@ -2,6 +2,7 @@
 
 use super::Program;
 use super::lane::{Lane, Step};
+use crate::SystemEvent;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -142,6 +143,11 @@ impl SimCpu<'_> {
     /// Faults beyond help.
     pub fn triple_fault(&mut self) {
         self.step(Step::TripleFault);
+    }
+
+    /// Asks the firmware for something, as an Arm guest does by PSCI. What ends or restarts the machine does not return.
+    pub fn ask_firmware(&mut self, event: SystemEvent) {
+        self.step(Step::System(event));
     }
 
     /// Lets time pass on the machine's clock.

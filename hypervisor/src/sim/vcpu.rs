@@ -25,6 +25,8 @@ pub(super) struct SimVcpu {
     access: Option<Access>,
     /// The last exit was for part of `access`, which the next run completes.
     presented: bool,
+    /// The last exit was a call of the firmware, which the next run completes.
+    called: bool,
     pub(super) registers: Box<Registers>,
     /// What a debugger asked for. Programs never do what it would stop for.
     pub(super) guest_debug: Option<GuestDebug>,
@@ -63,6 +65,7 @@ impl SimVcpu {
             running: None,
             access: None,
             presented: false,
+            called: false,
             registers: Box::default(),
             guest_debug: None,
         }
@@ -73,6 +76,7 @@ impl SimVcpu {
         self.running = None;
         self.access = None;
         self.presented = false;
+        self.called = false;
         self.lane.change(|state| {
             state.pending.clear();
             state.in_service_level.clear();
@@ -169,9 +173,11 @@ impl SimVcpu {
                 Performed::Done(Vec::new())
             }
             // The others are dealt with by `run`, or need nothing done.
-            Step::Halt | Step::EndOfInterrupt { .. } | Step::TripleFault | Step::Ended { .. } => {
-                Performed::Done(Vec::new())
-            }
+            Step::Halt
+            | Step::EndOfInterrupt { .. }
+            | Step::TripleFault
+            | Step::System(_)
+            | Step::Ended { .. } => Performed::Done(Vec::new()),
         }
     }
 
@@ -180,8 +186,11 @@ impl SimVcpu {
         self.lane.change(|state| state.result = Some(result));
     }
 
-    /// Completes the part of an access that the last exit was for.
-    fn complete_access(&mut self) {
+    /// Completes what the last exit was for: a call, or part of an access.
+    fn complete_exit(&mut self) {
+        if std::mem::take(&mut self.called) {
+            self.resume(Vec::new());
+        }
         if !std::mem::take(&mut self.presented) {
             return;
         }
@@ -226,13 +235,17 @@ impl Access {
 
 impl Vcpu for SimVcpu {
     fn run(&mut self) -> Result<Exit<'_>> {
-        self.complete_access();
+        self.complete_exit();
         while self.access.is_none() {
             let Some(step) = self.next_step()? else { return Ok(Exit::Interrupted) };
             match step {
                 Step::TripleFault => {
                     self.resume(Vec::new());
                     return Ok(Exit::TripleFault);
+                }
+                Step::System(event) => {
+                    self.called = true;
+                    return Ok(Exit::System(event));
                 }
                 Step::EndOfInterrupt { vector } => {
                     self.resume(Vec::new());

@@ -1,7 +1,10 @@
 //! A machine thread on the simulated backend, to be called by tests.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+pub mod instructions;
+
 use hypervisor::sim::{Sim, SimCpu};
+use instructions::{read8, read32, write32};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
-use vivarium_tests::tiny_kernel;
+use vivarium_tests::registers::Register;
+use vivarium_tests::{native, tiny_kernel};
 use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
 use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
@@ -138,6 +142,8 @@ pub fn config(folder: &Folder) -> Box<VmConfig> {
     config.payload.kernel = Some(kernel);
     config.memory.size = ByteSize(64 << 20);
     config.console.mode = ConsoleMode::Off;
+    // On Arm nothing comes and goes without.
+    config.platform.acpi = Some(true);
     Box::new(config)
 }
 
@@ -157,23 +163,38 @@ pub fn remove(id: &str, force: bool, timeout_ms: u64) -> Request {
 
 // The PCI hotplug controller's registers.
 
-pub const DOWN: u16 = 0x628;
-pub const EJECT: u16 = 0x62c;
+pub fn down() -> Register {
+    native().pci_hotplug().after(8)
+}
+
+pub fn eject() -> Register {
+    native().pci_hotplug().after(12)
+}
 
 /// Releases what it is asked for, for ever.
 pub fn obey(cpu: &mut SimCpu<'_>) {
     loop {
-        let down = cpu.port_read32(DOWN);
-        if down != 0 {
-            cpu.port_write32(EJECT, down);
-        }
+        release(cpu);
+    }
+}
+
+/// Releases what it is asked for, once.
+pub fn release(cpu: &mut SimCpu<'_>) {
+    let devices = read32(cpu, down());
+    if devices != 0 {
+        write32(cpu, eject(), devices);
     }
 }
 
 pub fn ignore(cpu: &mut SimCpu<'_>) {
     loop {
-        cpu.port_read8(0x80);
+        idle(cpu);
     }
+}
+
+/// An access without effect.
+pub fn idle(cpu: &mut SimCpu<'_>) {
+    read8(cpu, native().idle());
 }
 
 /// Random numbers that a seed decides.
