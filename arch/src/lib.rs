@@ -9,6 +9,8 @@ pub mod boot;
 pub mod caches;
 pub mod layout;
 pub mod mapping;
+#[cfg(test)]
+mod testing;
 pub mod topology;
 pub mod wiring;
 #[cfg(target_arch = "x86_64")]

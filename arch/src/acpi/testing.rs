@@ -1,16 +1,18 @@
 //! What the tests of tables share.
 
 use super::Tables;
+use crate::testing::skip_without;
 use std::process::Command;
 
-/// Runs iasl in `directory`; its output, and whether it succeeded. `None` when it is not installed.
+/// Runs iasl in `directory`; its output, and whether it succeeded. `None` when it is not installed, which it says.
 fn iasl(directory: &std::path::Path, arguments: &[&str]) -> Option<(String, bool)> {
-    let output = Command::new("iasl").args(arguments).current_dir(directory).output().ok()?;
+    let output = Command::new("iasl").args(arguments).current_dir(directory).output();
+    let output = output.inspect_err(|_| skip_without("iasl")).ok()?;
     let text = [output.stdout, output.stderr].concat();
     Some((String::from_utf8_lossy(&text).into_owned(), output.status.success()))
 }
 
-/// Disassembles every table and compiles the outcome again. Returns each table's source.
+/// Disassembles every table and compiles the outcome again. Returns each table's source; `None` without iasl, which it says.
 pub(crate) fn through_iasl(name: &str, tables: &Tables) -> Option<Vec<(String, String)>> {
     let directory = std::env::temp_dir().join(format!("vivarium-acpi-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();

@@ -448,7 +448,7 @@ mod tests {
         let output = Command::new("dmidecode").arg("--from-dump").arg(&path).output();
         std::fs::remove_file(&path).unwrap();
         let Ok(output) = output else {
-            eprintln!("skipped: dmidecode is not installed");
+            crate::testing::skip_without("dmidecode");
             return;
         };
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();

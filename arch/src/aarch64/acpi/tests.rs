@@ -41,10 +41,7 @@ pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
 #[test]
 fn iasl_takes_every_table() {
     let config = config(Topology::new(2, 2, 1, 2, 8).unwrap(), 2);
-    let Some(sources) = through_iasl("arm", &build(&config, PLACE, RSDP).unwrap()) else {
-        eprintln!("skipped: iasl is not installed");
-        return;
-    };
+    let Some(sources) = through_iasl("arm", &build(&config, PLACE, RSDP).unwrap()) else { return };
     let source = |name: &str| &sources.iter().find(|(found, _)| found == name).unwrap().1;
     for (name, expected) in [
         ("dsdt", "Notify (\\_SB.PWRB, 0x80)"),
