@@ -175,6 +175,23 @@ impl Items {
         }
     }
 
+    /// Takes what `other` holds: it has its numbered items and its files; of those that it has had, it keeps what `other` has no
+    /// file of the name of, and what the guest writes. They have to be completed again.
+    pub(super) fn replace(&mut self, other: Self) {
+        self.numbered = other.numbered;
+        for file in other.files {
+            match self.files.binary_search_by(|known| known.name.cmp(&file.name)) {
+                Ok(at) => {
+                    if let Some(known) = self.files.get_mut(at).filter(|known| known.writable().is_none()) {
+                        *known = file;
+                    }
+                }
+                Err(at) => self.files.insert(at, file),
+            }
+        }
+        self.files.truncate(MOST_FILES);
+    }
+
     /// Each file's name and size in bytes.
     pub(super) fn files(&self) -> impl Iterator<Item = (&str, usize)> {
         self.files.iter().map(|file| (file.name.as_str(), file.content.size()))

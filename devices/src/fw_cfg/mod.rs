@@ -104,6 +104,14 @@ impl FwCfg {
         Self { registers, memory, items, selected: 0, offset: 0, dma_high: 0, requests: 0, refused: 0 }
     }
 
+    /// Holds `items` from now on, in place of what it has held by the same numbers and names. Other files stay, and so do those that
+    /// the guest writes. For a machine that restarts: a guest that is reading would find the parts of two items.
+    pub fn replace(&mut self, items: Items) {
+        self.items.replace(items);
+        self.items.complete();
+        self.select(0);
+    }
+
     fn select(&mut self, item: u16) {
         self.selected = item;
         self.offset = 0;

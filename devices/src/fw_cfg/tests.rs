@@ -144,3 +144,34 @@ fn a_guest_writes_what_is_there_for_it_and_only_as_a_whole_request() {
     let mut other = self::device(Registers::Ports);
     assert!(other.restore(&state).unwrap_err().to_string().contains("opt/b"));
 }
+
+#[test]
+fn items_are_replaced_and_what_has_another_name_or_is_the_guests_stays() {
+    let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x4_0000)]).unwrap());
+    let mut items = Items::default();
+    items.set(number::KERNEL_SIZE, number::KERNEL_DATA, b"old".to_vec()).unwrap();
+    items.set(number::INITRAMFS_SIZE, number::INITRAMFS_DATA, b"gone".to_vec()).unwrap();
+    items.add("etc/b", b"old table".to_vec()).unwrap();
+    items.add("opt/user", b"user's".to_vec()).unwrap();
+    let guests = items.add_writable("etc/note", vec![0; 4]).unwrap();
+    let mut device = FwCfg::new(Registers::Ports, memory, items);
+    device.memory.write_slice(b"told", GuestAddress(BUFFER)).unwrap();
+    assert_eq!(request(&mut device, 0x21 << 16 | SELECT | WRITE, 4, BUFFER), 0);
+
+    let mut items = Items::default();
+    items.set(number::KERNEL_SIZE, number::KERNEL_DATA, b"newer".to_vec()).unwrap();
+    items.add("etc/b", b"new table".to_vec()).unwrap();
+    items.add("etc/a", b"more".to_vec()).unwrap();
+    items.add_writable("etc/note", vec![0; 4]).unwrap();
+    device.replace(items);
+    assert_eq!(read(&mut device, number::KERNEL_SIZE, 4), [5, 0, 0, 0]);
+    assert_eq!(read(&mut device, number::KERNEL_DATA, 6), b"newer\0");
+    assert_eq!(read(&mut device, number::INITRAMFS_DATA, 1), [0]);
+    assert_eq!(read(&mut device, 0x19, 4), [0, 0, 0, 4]);
+    for (number, content) in (0x20..).zip([&b"more"[..], b"new table", b"told", b"user's"]) {
+        assert_eq!(read(&mut device, number, content.len()), content);
+    }
+    assert_eq!(guests.content(), b"told");
+    device.reset();
+    assert_eq!(guests.content(), [0; 4], "it is still the device's");
+}

@@ -5,18 +5,28 @@
 use super::boot_files::BootFiles;
 use super::life::Phase;
 use super::workers::Purpose;
-use super::{Ended, Machine, platform};
+use super::{Ended, Machine, fw_cfg, platform};
 use crate::api::{ApiError, Reply, Respond};
 use crate::message::{Message, Work};
 use anyhow::{Context, Result};
 use arch::native::boot::EntryPoint;
+use devices::fw_cfg::Items;
 use std::sync::Arc;
 
 /// What was loaded for a machine that restarts.
 pub struct Loaded {
     files: BootFiles,
-    result: Result<(Vec<&'static str>, EntryPoint)>,
+    result: Result<Renewed>,
     _work: Work,
+}
+
+/// What a guest starts from.
+struct Renewed {
+    /// The options whose files were changed.
+    changed: Vec<&'static str>,
+    entry: EntryPoint,
+    /// What the firmware configuration device, if there is one, holds now.
+    items: Option<Items>,
 }
 
 impl Machine {
@@ -84,7 +94,8 @@ impl Machine {
         let load = move || {
             let result = files.changed().and_then(|changed| {
                 let entry = platform::load(&mut files, &config, &ram, &zones, &layout, &model, &flash)?;
-                Ok((changed, entry))
+                let items = fw_cfg::renewed(&config, &files, &zones, &layout, &model)?;
+                Ok(Renewed { changed, entry, items })
             });
             // A machine that ended meanwhile has its memory back before anybody is told.
             drop(ram);
@@ -106,12 +117,15 @@ impl Machine {
         }
         // What a debugger has put there meanwhile.
         self.debugger.memory_is_lost();
-        let restarted = result.and_then(|(changed, entry)| {
+        let restarted = result.and_then(|Renewed { changed, entry, items }| {
             for option in changed {
                 tracing::warn!(
                     "{option}: the file was changed since the machine was made; the guest restarts from what it is now"
                 );
                 self.events.emit_for_guest("vm", "boot-file-changed", [("option", option.into())]);
+            }
+            if let Some(items) = items {
+                self.platform.replace_fw_cfg(items);
             }
             self.cpus.reset(entry)
         });

@@ -70,6 +70,7 @@ pub struct Platform {
     /// What tells the guest of changes.
     pub notifier: Notifier,
     gpio: Arc<Mutex<Pl061>>,
+    fw_cfg: Option<Arc<Mutex<FwCfg>>>,
     devices: Vec<Placed>,
 }
 
@@ -121,7 +122,7 @@ impl Platform {
             debug_mode(&config.debug_console).is_none(),
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
         );
-        Ok(Self { pins, notifier, gpio, devices: board.devices })
+        Ok(Self { pins, notifier, gpio, fw_cfg: None, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -136,9 +137,17 @@ impl Platform {
         _: &BusHandle,
     ) -> Result<()> {
         let device = FwCfg::new(Registers::Memory, Arc::clone(memory), items);
-        put(&mut self.devices, "firmware configuration", mmio, layout::FW_CFG, device)
+        let device = put(&mut self.devices, "firmware configuration", mmio, layout::FW_CFG, device)
             .context("--fw-cfg-config")?;
+        self.fw_cfg = Some(device);
         Ok(())
+    }
+
+    /// Has the firmware configuration device hold these, see [`FwCfg::replace`]. No CPU runs.
+    pub fn replace_fw_cfg(&self, items: Items) {
+        if let Some(device) = &self.fw_cfg {
+            lock(device).replace(items);
+        }
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt: nothing, the hypervisor sees to it.

@@ -74,6 +74,7 @@ pub struct Platform {
     /// What tells the guest of changes.
     pub notifier: Notifier,
     rtc: Arc<Mutex<Rtc>>,
+    fw_cfg: Option<Arc<Mutex<FwCfg>>>,
     devices: Vec<Placed>,
 }
 
@@ -133,7 +134,7 @@ impl Platform {
                 pumps.push("--debug-console", pump);
             }
         }
-        Ok(Self { pins, notifier, rtc, devices: board.devices })
+        Ok(Self { pins, notifier, rtc, fw_cfg: None, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -148,9 +149,17 @@ impl Platform {
         port: &BusHandle,
     ) -> Result<()> {
         let device = FwCfg::new(Registers::Ports, Arc::clone(memory), items);
-        put(&mut self.devices, "firmware configuration", port, FwCfg::PORTS, device)
+        let device = put(&mut self.devices, "firmware configuration", port, FwCfg::PORTS, device)
             .context("--fw-cfg-config")?;
+        self.fw_cfg = Some(device);
         Ok(())
+    }
+
+    /// Has the firmware configuration device hold these, see [`FwCfg::replace`]. No CPU runs.
+    pub fn replace_fw_cfg(&self, items: Items) {
+        if let Some(device) = &self.fw_cfg {
+            lock(device).replace(items);
+        }
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt.
