@@ -60,10 +60,15 @@ def of_junit(path):
 
 
 def of_libtest(text):
-    """The results in the output of `cargo test`."""
+    """The results in the output of `cargo test`; reasons of skips are in it where tests show their output."""
     results = Results()
     for passed, failed, ignored in re.findall(r"test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored", text):
         results.passed += int(passed)
         results.failed += int(failed)
         results.skipped += [("a test", "marked `ignore`")] * int(ignored)
+    for name, output in re.findall(r"^---- (\S+) stdout ----\n(.*?)(?=^----|^successes:|\Z)", text, re.MULTILINE | re.DOTALL):
+        reason = re.search(rf"^{SKIP_MARK}(.*)$", output, re.MULTILINE)
+        if reason:
+            results.passed -= 1
+            results.skipped.append((name, reason[1].strip()))
     return results

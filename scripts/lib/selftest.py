@@ -163,6 +163,10 @@ class Reports(unittest.TestCase):
         text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n"
         text += "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n"
         self.assertEqual(results.of_libtest(text).summary(), "4 passed, 2 failed, 1 skipped")
+        shown = "\nsuccesses:\n\n---- a::first stdout ----\nread 3 files\n\n---- a::second stdout ----\n@@SKIP dtc is not installed\n\n"
+        found = results.of_libtest(shown + "\nsuccesses:\n    a::first\n    a::second\n" + text)
+        self.assertEqual(found.summary(), "3 passed, 2 failed, 2 skipped")
+        self.assertIn(("a::second", "dtc is not installed"), found.skipped)
 
 
 class TimeStampCounter(unittest.TestCase):

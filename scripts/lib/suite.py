@@ -243,12 +243,17 @@ def aarch64(run):
     _, version, _ = _captured([environment.get("RUSTC", "rustc"), "--version"])
     say(f"                  aarch64: {version.strip()}")
     target = ["--target", processor.target]
-    # Fuzzing runs on x86_64: its targets are of that.
-    everything = [*target, "--workspace", "--exclude", "fuzz-targets"]
+    # The same packages for all tests, so that each is built once.
+    tested = [*target, *(word for name in (*EMULATED, "vivarium-tests", "fuzz-targets") for word in ("--package", name))]
     if not run.filter:
-        run.command("aarch64 lints", [cargo, "clippy", *everything, "--all-targets", "--", "-D", "warnings"], environment)
-        chosen = [word for name in EMULATED for word in ("--package", name)]
-        run.libtest("aarch64 unit tests, in user-mode emulation", ["test", *target, *chosen, "--lib"], environment, cargo)
+        lints = [cargo, "clippy", *target, "--workspace", "--all-targets", "--", "-D", "warnings"]
+        run.command("aarch64 lints", lints, environment)
+        # By cargo's own runner, which starts a program once for all its tests: in emulation that is most of what a short one takes.
+        unit = ["test", *tested, "--lib", "--test", "sim_*", "--", "--show-output"]
+        unit += [word for name in NOT_TOLD_IN_EMULATION for word in ("--skip", name)]
+        run.libtest("aarch64 unit tests, in user-mode emulation", unit, environment, cargo)
+        corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
+        run.libtest("aarch64 fuzz corpora, in user-mode emulation", corpora, environment, cargo)
         for name, reason in NOT_EMULATED.items():
             run.skip(f"aarch64 unit tests of {name}", reason)
     binary = CROSS_TARGET / processor.target / "release" / "vivarium"
@@ -270,10 +275,7 @@ def aarch64(run):
         "VIVARIUM_BARE_GUEST": str(guest),
     }
     chosen = " | ".join(_binaries(prefix, run.filter) for prefix in (NESTED, *BARE_ON_ARM))
-    packages_with_them = ["--package", "vivarium-tests", "--package", "hypervisor"]
-    run.nextest(
-        "whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=[*target, *packages_with_them]
-    )
+    run.nextest("whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=tested)
     if not run.filter or run.filter in "vhe":
         folder = guests.folder(processor)
         guest = [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--cpus", "boot=2"]
@@ -301,13 +303,17 @@ CROSS_ENVIRONMENT = {
 
 # Crates whose unit tests need of the kernel only what user-mode emulation has, and why others' are not run there. What those are
 # about is seen in the whole machines.
-EMULATED = ["machine", "pci", "virtio", "hypervisor", "arch"]
+EMULATED = ["machine", "pci", "virtio", "hypervisor", "arch", "vmm"]
 NOT_EMULATED = {
     "block": "user-mode emulation has no io_uring",
     "net": "it has no taps",
-    "devices, vmm": "they take long, and what they test is the same on each architecture",
-    "whole machines on the simulated hypervisor": "they are written for a PC's ports",
+    "devices": "they take long, and what they test is the same on each architecture",
+    "vmm's resident pages": "user-mode emulation does not tell which pages are there",
+    "fuzz targets but those about the architecture": "the other corpora are replayed on x86_64",
 }
+NOT_TOLD_IN_EMULATION = ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"]
+# Fuzz targets of what is not the same on each architecture.
+ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
 
 # Takes the device that the machine has for it from its driver and opens it as its user would: through its group.
 BIND_TO_VFIO = """
@@ -344,7 +350,7 @@ class Run:
         rust.ensure()
         rust.ensure_tool("cargo-nextest")
         packages.ensure(
-            ["acpica-tools", "binutils", "device-tree-compiler", "e2fsprogs", "fish", "gdb", "iproute2", "zsh"]
+            ["acpica-tools", "binutils", "device-tree-compiler", "dmidecode", "e2fsprogs", "fish", "gdb", "iproute2", "xz-utils", "zsh", "zstd"]
         )
 
     def set_up(self, name, action, *arguments):
