@@ -119,7 +119,7 @@ fn an_event_that_can_take_no_more_does_not_keep_the_guest() {
     send(&bench.server, PEER, Some(event.as_raw_fd()));
     bench.link.run();
     bench.ring(PEER, 0);
-    assert_eq!(bench.device.inspect()["peers"]["rung"], 1);
+    assert_eq!(bench.device.inspect()["peers"]["full"], 1);
 }
 
 #[test]
