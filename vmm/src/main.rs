@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[inline(never)]
 fn run_in_jail(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     match jail::parse(arguments) {
         Ok(Asked::Print(text)) => {

@@ -67,6 +67,8 @@ pub struct Run {
 ///
 /// # Errors
 /// When it cannot be understood; the text names the option and the value and says what to do.
+// What it needs of the stack would be kept as long as the machine runs, if it were a part of its caller.
+#[inline(never)]
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // A path that is not could be opened, but not be told in JSON.
