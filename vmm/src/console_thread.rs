@@ -5,7 +5,7 @@
 //! whoever writes to it waiting. It is there as long as the process; the consoles come and go with machines.
 
 use crate::log;
-use crate::message::{Event, Inbox};
+use crate::message::{Event, Inbox, Work};
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use devices::host_console::ConsolePump;
@@ -93,15 +93,16 @@ impl ConsoleThread {
     /// When the host is out of resources.
     pub fn start(inbox: Inbox, confine: impl FnOnce() + Send + 'static) -> Result<Self> {
         let signals = signal_descriptor().context("listening for signals")?;
-        Self::start_with(inbox, "console", Some(signals), log::room(), confine)
+        Self::start_with(inbox, "console", Some(signals), log::room(), None, confine)
     }
 
-    /// Starts a thread that hears `signals`, if given, and carries on the log, if given.
+    /// Starts a thread that hears `signals`, if given, and carries on the log, if given. It is `work` for a machine.
     fn start_with(
         inbox: Inbox,
         name: &str,
         signals: Option<OwnedFd>,
         log: Option<RawFd>,
+        work: Option<Work>,
         confine: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let bell = Doorbell::new().context("making an event for the console thread")?;
@@ -128,23 +129,38 @@ impl ConsoleThread {
             .spawn(move || {
                 confine();
                 serving.run();
+                // Its consoles' files are closed.
+                drop(work);
             })
             .context("starting the console thread")?;
         Ok(Self { inbox, orders, bell, thread: Some(thread) })
     }
 
     /// Has the thread carry the bytes of a machine's consoles, and another one those of consoles that may have it wait. It also
-    /// waits for `escape`, by which a console that is not among `pumps` tells that the user wants out.
+    /// waits for `escape`, by which a console that is not among `pumps` tells that the user wants out. Files are `work` until they
+    /// are closed.
     ///
     /// # Errors
     /// When the host is out of resources.
-    pub fn serve(self: &Arc<Self>, pumps: Vec<ConsolePump>, escape: Doorbell) -> Result<Consoles> {
+    pub fn serve(
+        self: &Arc<Self>,
+        pumps: Vec<ConsolePump>,
+        escape: Doorbell,
+        work: &Work,
+    ) -> Result<Consoles> {
         let (files, pumps): (Vec<_>, _) = pumps.into_iter().partition(|pump| pump.console().may_wait());
         self.order(Order::Serve { pumps, escape: Some(escape) });
         let mut consoles = Consoles { thread: Arc::clone(self), files: None };
         if !files.is_empty() {
             let confine = || seccomp::confine(ThreadKind::Console);
-            let thread = Self::start_with(self.inbox.clone(), "console-files", None, None, confine)?;
+            let thread = Self::start_with(
+                self.inbox.clone(),
+                "console-files",
+                None,
+                None,
+                Some(work.clone()),
+                confine,
+            )?;
             thread.order(Order::Serve { pumps: files, escape: None });
             consoles.files = Some(thread);
         }

@@ -70,7 +70,10 @@ struct State {
     generation: u64,
     parked: bool,
     ended: bool,
-    task: Option<Task>,
+    /// What it is to do next, with a number of its own.
+    task: Option<(u64, Task)>,
+    /// Tasks so far.
+    tasks: u64,
 }
 
 /// What the machine thread directs a CPU with.
@@ -111,7 +114,7 @@ impl Control {
     fn attend(&self, vcpu: &mut dyn Vcpu, parked: impl Fn()) -> bool {
         let mut state = self.lock();
         loop {
-            if let Some(task) = state.task.take() {
+            if let Some((_, task)) = state.task.take() {
                 drop(state);
                 task(vcpu);
                 state = self.lock();
@@ -257,13 +260,17 @@ impl CpuThread {
         let (sender, receiver) = std::sync::mpsc::channel();
         anyhow::ensure!(self.control.wait(|state| state.task.is_none() || state.ended), KEPT);
         anyhow::ensure!(!self.control.lock().ended, "the CPU has ended");
+        let mut number = 0;
         self.control.direct(|state| {
-            state.task = Some(Box::new(move |vcpu| {
+            state.tasks = state.tasks.wrapping_add(1);
+            number = state.tasks;
+            let task = Box::new(move |vcpu: &mut dyn Vcpu| {
                 // The receiver may have lost interest.
                 let _ = sender.send(task(vcpu));
-            }));
+            });
+            state.task = Some((number, task));
         });
-        Ok(Pending(receiver))
+        Ok(Pending { result: receiver, control: Arc::clone(&self.control), number })
     }
 
     /// The exit counters.
@@ -304,18 +311,38 @@ impl Drop for CpuThread {
 }
 
 /// A task's result that is still to come.
-pub struct Pending<T>(std::sync::mpsc::Receiver<T>);
+pub struct Pending<T> {
+    result: std::sync::mpsc::Receiver<T>,
+    control: Arc<Control>,
+    /// The task's.
+    number: u64,
+}
 
 impl<T> Pending<T> {
-    /// Waits for it.
+    /// Waits for it. What the CPU has not begun by then it does not do later.
     ///
     /// # Errors
     /// As [`CpuThread::call`].
     pub fn wait(self) -> Result<T> {
-        self.0.recv_timeout(PATIENCE).map_err(|error| match error {
+        let answer = self.result.recv_timeout(PATIENCE).or_else(|error| match error {
+            // It may have been done just now.
+            RecvTimeoutError::Timeout if !self.withdraw() => self.result.recv_timeout(PATIENCE),
+            error => Err(error),
+        });
+        answer.map_err(|error| match error {
             RecvTimeoutError::Timeout => anyhow::anyhow!(KEPT),
             RecvTimeoutError::Disconnected => anyhow::anyhow!("the CPU has ended"),
         })
+    }
+
+    /// Takes the task back. `false`: the CPU has begun it.
+    fn withdraw(&self) -> bool {
+        let mut state = self.control.lock();
+        let mine = state.task.take_if(|(number, _)| *number == self.number).is_some();
+        if mine {
+            self.control.changed.notify_all();
+        }
+        mine
     }
 }
 

@@ -135,6 +135,15 @@ pub fn flush() {
     }
 }
 
+/// Tells the user why the process ends, on standard error, after what the log has. Whoever holds that open, full and unread is not
+/// told.
+pub fn last_words(text: &str) {
+    flush();
+    if sink::wait_for_room(libc::STDERR_FILENO) {
+        eprintln!("vivarium: {text}");
+    }
+}
+
 struct Log {
     sink: Arc<Sink>,
     format: Format,

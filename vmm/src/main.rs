@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use vmm::cli::{self, Command};
 use vmm::ctl;
 use vmm::jail::{self, Asked};
+use vmm::log;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(run)) => match vmm::run(*run) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("vivarium: {}", cli::failure(&error));
+                log::last_words(&cli::failure(&error));
                 ExitCode::from(1)
             }
         },

@@ -58,6 +58,8 @@ pub enum Message {
         result: anyhow::Result<Box<Opened>>,
         /// The descriptors that came with the call.
         files: Vec<OwnedFd>,
+        /// It was opened for this.
+        work: Work,
     },
     /// The kernel was loaded for a machine that restarts, or cannot be.
     Loaded(Box<Loaded>),

@@ -11,8 +11,8 @@ use crate::host::{self, DirectAlignment};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A raw image, opened.
 pub struct RawImage {
@@ -21,6 +21,8 @@ pub struct RawImage {
     backing: Backing,
     read_only: bool,
     size: AtomicU64,
+    /// Held while the size is changed.
+    resizing: Mutex<()>,
     topology: Topology,
     alignment: Option<DirectAlignment>,
     engines: Engines,
@@ -42,7 +44,8 @@ impl RawImage {
     ) -> Self {
         let (file, size) = (Arc::new(file), AtomicU64::new(size));
         let page_cache = alignment.is_none().then(Arc::default);
-        Self { path, file, backing, read_only, size, topology, alignment, engines, page_cache }
+        let resizing = Mutex::default();
+        Self { path, file, backing, read_only, size, resizing, topology, alignment, engines, page_cache }
     }
 }
 
@@ -80,6 +83,8 @@ impl Image for RawImage {
     }
 
     fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        // One that began before must not cut off what this one adds.
+        let _one_at_a_time = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let from = self.size();
         if self.read_only {
             return Err(ResizeError::ReadOnly);

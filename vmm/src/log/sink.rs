@@ -227,11 +227,11 @@ fn reopen(file: &File) -> io::Result<File> {
     File::options().append(true).custom_flags(flags).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Waits until `fd` takes something, as long as [`PATIENCE`] says.
-fn wait_for_room(fd: RawFd) {
+/// Waits until `fd` takes something, as long as [`PATIENCE`] says. `false`: it does not.
+pub fn wait_for_room(fd: RawFd) -> bool {
     let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one entry, which outlives the call. What it says is found out by writing.
-    let _ = unsafe { libc::poll(&mut entry, 1, PATIENCE.as_millis() as libc::c_int) };
+    // SAFETY: one entry, which outlives the call.
+    unsafe { libc::poll(&mut entry, 1, PATIENCE.as_millis() as libc::c_int) != 0 }
 }
 
 #[cfg(test)]

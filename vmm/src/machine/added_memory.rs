@@ -308,16 +308,21 @@ impl Machine {
         self.config.memory.hotplugged_size = Some(ByteSize(wanted));
     }
 
+    /// Whether the guest has `wanted` bytes in modules with one at `place`.
+    pub(super) fn fills(&self, place: Place, wanted: Option<u64>) -> bool {
+        wanted == self.modules.size().checked_add(place.range.size)
+    }
+
     /// Has a thread give pages back to the host, which takes its time.
     fn release(&mut self, range: Range) {
         let Some(pages) = self.modules.pages.clone() else { return };
-        let mailbox = self.mailbox.clone();
+        let (mailbox, work) = (self.mailbox.clone(), self.work.clone());
         let give = move || {
             if let Err(error) = pages.release(range) {
                 // The guest no longer has it; the host will when the machine ends.
                 tracing::warn!("memory that the guest let go of is not given back yet: {error}");
             }
-            drop(pages);
+            drop((pages, work));
             mailbox.post(Message::MemoryReleased);
         };
         match memory_thread(give) {

@@ -116,11 +116,16 @@ impl Machine {
     ) -> Result<(), ApiError> {
         let counted = self.count_thread()?;
         let (site, mailbox, addition) = (Arc::clone(&self.site), self.mailbox.clone(), self.additions.next);
+        let work = self.work.clone();
         let open = move || {
             let result = registry::open(&site, &device).map(Box::new);
-            drop(counted);
-            if !given_up.load(Ordering::SeqCst) {
-                mailbox.post(Message::Opened { addition, result, files });
+            if given_up.load(Ordering::SeqCst) {
+                // In this order: another machine may be built from then on.
+                drop((result, files));
+                drop((counted, work));
+            } else {
+                drop(counted);
+                mailbox.post(Message::Opened { addition, result, files, work });
             }
         };
         let thread = std::thread::Builder::new().name("open".into()).stack_size(512 << 10);

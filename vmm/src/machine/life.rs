@@ -136,8 +136,9 @@ impl Machine {
             }
             Message::CpuParked => return self.when_parked(),
             Message::WatchdogExpired => return self.watchdog_expired(),
-            Message::Opened { addition, result, files } => {
+            Message::Opened { addition, result, files, work } => {
                 self.opened(addition, result, files);
+                drop(work);
                 self.seat_opened_if_idle();
             }
             Message::Dumped(result) => {
@@ -148,7 +149,8 @@ impl Machine {
             }
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
             Message::CpuFailed { generation, failure } => {
-                if self.is_current(generation) {
+                // A machine that restarts has its CPUs anew.
+                if self.is_current(generation) && !self.resetting() {
                     return self.crashed(Some(failure));
                 }
             }
@@ -384,7 +386,11 @@ impl Machine {
             if self.crash.is_some() && !parked {
                 // There is nothing of a CPU to be dumped that the host keeps.
                 tracing::error!("--on-crash: no core dump is written: a CPU does not leave the guest");
-                respond(Ok(Reply::Done));
+                self.pci.pause();
+                respond(Err(ApiError::new(
+                    ErrorKind::Timeout,
+                    "the guest crashed, and the host keeps a CPU that did not leave it; devices rest",
+                )));
                 return self.after_crash();
             }
             if self.crash.is_some() {

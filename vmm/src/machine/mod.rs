@@ -238,6 +238,7 @@ impl Machine {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
         cpus.configure(entry)?;
+        let served = consoles.serve(pumps.list, escape, &work)?;
         let mut machine = Self {
             cpus,
             pci,
@@ -269,7 +270,7 @@ impl Machine {
             restarts: Vec::new(),
             watchdog,
             memory_devices,
-            _consoles: consoles.serve(pumps.list, escape)?,
+            _consoles: served,
             clock,
             modules: Modules::new(&memory)?,
             growth: None,

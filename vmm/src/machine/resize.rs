@@ -169,6 +169,12 @@ impl Machine {
         // The guest may have let go of something meanwhile.
         let added = self.check_sizes(resize)?;
         if let Some(place) = place {
+            if !self.fills(place, added) {
+                return Err(ApiError::new(
+                    ErrorKind::Conflict,
+                    "the guest let go of memory while more was made ready; try again",
+                ));
+            }
             self.add_module(place).map_err(|error| failed(&error))?;
         }
         let (cpus, method) = (resize.desired_vcpus, self.config.memory.hotplug_method);

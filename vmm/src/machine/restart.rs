@@ -71,6 +71,7 @@ impl Machine {
         self.resets = self.resets.wrapping_add(1);
         self.all_stopped();
         self.panics = 0;
+        self.crash = None;
         // A guest that starts anew has let go of everything.
         self.complete_removals()?;
         self.settle_cpus()?;

@@ -42,6 +42,10 @@ impl Limits {
     /// Of a call, from when its turn comes.
     fn of(&self, request: &Request) -> Duration {
         let own = match request {
+            // Those have limits of their own, one after the other.
+            Request::Shutdown | Request::Delete | Request::VmmShutdown => {
+                return self.end.saturating_add(self.leave).saturating_add(self.call);
+            }
             Request::Boot | Request::Coredump(_) | Request::Resize(_) => return self.long_call,
             Request::Add(add) => add.opening.timeout_ms,
             Request::RemoveDevice(remove) => remove.timeout_ms,

@@ -202,7 +202,6 @@ impl Monitor {
 /// any of them is.
 fn abandon() -> ! {
     restore_terminal();
-    log::flush();
-    eprintln!("vivarium: told to end again: not waiting for requests that disks have not completed");
+    log::last_words("told to end again: not waiting for requests that disks have not completed");
     std::process::exit(1)
 }
