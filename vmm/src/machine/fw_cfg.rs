@@ -151,6 +151,6 @@ mod tests {
         file.set_len(1 << 40).unwrap();
         let refusal = whole(&file, 512 << 20).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();
-        assert!(refusal.contains("has more bytes than the machine has memory (512 MiB)"), "{refusal}");
+        assert!(refusal.contains("has more bytes than the machine has memory (512M)"), "{refusal}");
     }
 }
