@@ -61,3 +61,56 @@ fn a_disk_comes_and_goes_while_another_is_written_to() {
     let output = monitor.succeed();
     assert!(output.contains("writer-ended") && !output.contains("error: "), "{output}");
 }
+
+/// Bytes of each write.
+const BLOCK: usize = 4096;
+
+/// Numbered writes to a disk, each made stable before the next, until the first that fails.
+const NUMBERED: &str = r#"set -e
+modprobe virtio_blk
+echo "@@READY"
+for round in 1 2; do
+    until [ -b /dev/vda ]; do sleep 0.1; done
+    exec 3>/dev/vda
+    last=0
+    while printf '%4096d' $((last + 1)) | dd bs=4096 count=1 iflag=fullblock conv=fsync >&3 2>/dev/null; do
+        last=$((last + 1))
+        [ $last != 20 ] || echo "@@GOING $round"
+    done
+    exec 3>&-
+    echo "@@LAST $round $last."
+    while [ -e /sys/block/vda ]; do sleep 0.1; done
+    echo "@@GONE $round"
+done
+"#;
+
+/// The guest lets go of the disk in the first round; in the second it is torn out.
+#[test]
+fn what_was_stable_is_on_a_disk_that_goes_while_it_is_written_to() {
+    let folder = Folder::on_disk();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
+        .args(["--platform", "acpi=on"])
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(NUMBERED)
+        .start();
+    monitor.wait_for("@@READY");
+    for (round, remove) in [(1, &["remove-device", "disk"][..]), (2, &["remove-device", "disk", "--force"])] {
+        let image = folder.sparse(&format!("image{round}"), 256 << 20);
+        done(&socket, &["add-disk", &format!("path={},id=disk", image.display())]);
+        monitor.wait_for(&format!("@@GOING {round}"));
+        done(&socket, remove);
+        // From here on the monitor does not have it.
+        let written = std::fs::read(&image).unwrap();
+        let line = monitor.wait_for(&format!("@@LAST {round} "));
+        let last: usize = line.trim().trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(last >= 20, "{line}");
+        for (number, block) in (1..=last).zip(written.chunks(BLOCK)) {
+            let text = std::str::from_utf8(block).unwrap().trim();
+            assert_eq!(text, number.to_string(), "round {round}: write {number} of {last} was stable");
+        }
+        monitor.wait_for(&format!("@@GONE {round}"));
+    }
+    monitor.succeed();
+}

@@ -125,7 +125,7 @@ impl RateLimiter {
         Self { buckets: Arc::default(), clock }
     }
 
-    /// Limits anew, with full buckets. What waits for the old limits waits until the time it was told.
+    /// Limits anew, with full buckets. What waits for the old limits waits until the time it was told, or until it is rung for.
     pub fn set(&self, bytes: Option<Limit>, operations: Option<Limit>) {
         let bucket = |limit: Option<Limit>| limit.and_then(TokenBucket::new).map(Arc::new);
         let (bytes, operations) = (bucket(bytes), bucket(operations));

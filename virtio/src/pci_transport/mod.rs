@@ -295,6 +295,11 @@ impl VirtioPci {
         task.queues.iter().filter_map(|queue| self.doorbells.get(usize::from(*queue)).cloned()).collect()
     }
 
+    /// Has every queue looked at, as if the driver had rung: something that a handler waits for may have changed.
+    pub fn ring_all(&self) {
+        self.doorbells.iter().for_each(Doorbell::ring);
+    }
+
     /// Where region `id` of shared memory lies: its offset in [`layout::SHARED_MEMORY_BAR`] and its size.
     pub fn shared_memory(&self, id: u8) -> Option<(u64, u64)> {
         self.regions.iter().find(|region| region.id == id).map(|region| (region.offset, region.size))

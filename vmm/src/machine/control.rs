@@ -83,6 +83,8 @@ impl Machine {
             }
             None => return Err(no_such("disk or network interface", &id)),
         }
+        // What waits for the old limits asks for leave by the new ones.
+        self.pci.ring(&id);
         for disk in self.config.disks.iter_mut().filter(|disk| disk.id.as_ref() == Some(&id)) {
             disk.rate_limiter_config = rate_limiter_config;
         }

@@ -436,6 +436,13 @@ impl PciBus {
         }
     }
 
+    /// Has every queue of a device looked at: something that it waits for may have changed.
+    pub fn ring(&self, id: &str) {
+        if let Some(function) = self.address_of(id).and_then(|address| self.virtio.get(&address)) {
+            lock(&function.transport).ring_all();
+        }
+    }
+
     /// What controls the device named `id`.
     pub fn control(&self, id: &str) -> Option<&Control> {
         self.virtio.values().find(|function| function.id == id)?.control.as_ref()
