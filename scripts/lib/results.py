@@ -21,6 +21,7 @@ class Results:
     failed: int = 0
     skipped: list = field(default_factory=list)  # (what, why)
     retried: list = field(default_factory=list)  # what failed before it passed
+    slow: list = field(default_factory=list)  # (what, seconds), longer than a test should take
 
     def add(self, other):
         """Takes another's counts in."""
@@ -28,6 +29,7 @@ class Results:
         self.failed += other.failed
         self.skipped += other.skipped
         self.retried += other.retried
+        self.slow += other.slow
 
     def too_many_retried(self):
         """What to say when more tests needed a further attempt than chance explains, else None."""
@@ -40,11 +42,14 @@ class Results:
         return f"{self.passed} passed, {self.failed} failed, {len(self.skipped)} skipped"
 
 
-def of_junit(path):
-    """The results in nextest's JUnit report."""
+def of_junit(path, limit=None):
+    """The results in nextest's JUnit report. Tests that took more than `limit` seconds are noted."""
     results = Results()
     for case in xml.parse(path).getroot().iter("testcase"):
         name = f"{case.get('classname')} {case.get('name')}"
+        seconds = float(case.get("time") or 0)
+        if limit is not None and seconds > limit:
+            results.slow.append((name, seconds))
         if case.find("failure") is not None or case.find("error") is not None:
             results.failed += 1
             continue

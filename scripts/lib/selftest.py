@@ -140,7 +140,7 @@ class Reports(unittest.TestCase):
     """Counting tests."""
 
     JUNIT = """<testsuites><testsuite name="t">
-      <testcase name="good" classname="t"><system-out>ok</system-out></testcase>
+      <testcase name="good" classname="t" time="16.25"><system-out>ok</system-out></testcase>
       <testcase name="bad" classname="t"><failure type="test failure"/><system-out>@@SKIP no</system-out></testcase>
       <testcase name="absent" classname="t"><system-out>running
 @@SKIP no hugepages
@@ -150,7 +150,9 @@ class Reports(unittest.TestCase):
         with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
             file.write(self.JUNIT)
             file.flush()
-            found = results.of_junit(file.name)
+            found = results.of_junit(file.name, 15)
+            self.assertEqual(results.of_junit(file.name, 20).slow, [])
+        self.assertEqual(found.slow, [("t good", 16.25)])
         self.assertEqual(found.summary(), "1 passed, 1 failed, 1 skipped")
         self.assertEqual(found.skipped, [("t absent", "no hugepages")])
 

@@ -42,6 +42,10 @@ NATIVE = "native_"
 NESTED = "linux_"
 
 FUZZ_SECONDS = 10
+
+# A test that takes more seconds is named in the report: several machines in it may be tests of their own. Arm is emulated.
+SLOW = 15
+SLOW_ON_ARM = 20
 FUZZ_RATE = 5000  # executions a second that a target of a device should have on one quiet core
 
 
@@ -64,6 +68,8 @@ def main():
         say(f"skipped: {what}: {why}")
     for what in run.results.retried:
         say(f"passed at a further attempt only: {what}")
+    for what, seconds in sorted(run.results.slow, key=lambda slow: -slow[1]):
+        say(f"took {seconds:.0f} s: {what}")
     if options.filter and run.results == Results():
         say(f"no {options.part} test has `{options.filter}` in its name")
         run.results.failed += 1
@@ -275,7 +281,8 @@ def aarch64(run):
         "VIVARIUM_BARE_GUEST": str(guest),
     }
     chosen = " | ".join(_binaries(prefix, run.filter) for prefix in (NESTED, *BARE_ON_ARM))
-    run.nextest("whole machines, in the nested Arm host", chosen, environment, retries=1, cargo=cargo, options=tested)
+    name = "whole machines, in the nested Arm host"
+    run.nextest(name, chosen, environment, retries=1, cargo=cargo, options=tested, limit=SLOW_ON_ARM)
     if not run.filter or run.filter in "vhe":
         folder = guests.folder(processor)
         guest = [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--cpus", "boot=2"]
@@ -387,15 +394,16 @@ class Run:
         status, output, spent = _captured(command, environment, folder)
         return self.finished(name, status, f"$ {shlex.join(map(str, command))}\n{output}", spent, count)
 
-    def nextest(self, name, chosen, environment=None, retries=0, cargo="cargo", options=()):
-        """Runs the tests that `chosen`, a nextest filter expression, selects; those that fail, up to `retries` times more."""
+    def nextest(self, name, chosen, environment=None, retries=0, cargo="cargo", options=(), limit=SLOW):
+        """Runs the tests that `chosen`, a nextest filter expression, selects; those that fail, up to `retries` times more. What
+        takes more than `limit` seconds is noted."""
         environment = {**TEST_ENVIRONMENT, **(environment or {})}
         REPORT.unlink(missing_ok=True)
         command = [cargo, "nextest", "run", *(options or ["--workspace"]), "--profile", "ci", "--no-tests", "pass" if self.filter else "fail", "-E", chosen]
         command += ["--retries", str(retries)]
         _begin(name)
         status, output, spent = _captured(command, environment)
-        found = results.of_junit(REPORT) if REPORT.exists() else Results()
+        found = results.of_junit(REPORT, limit) if REPORT.exists() else Results()
         if status != 0 and not found.failed:
             found.failed = 1
         self._tests(name, found, status, output, spent)
