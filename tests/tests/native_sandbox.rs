@@ -75,7 +75,13 @@ fn a_jailed_machine_has_its_files_and_nothing_else_of_the_host() {
     wait_for_greeting(&mut machine.0);
     let [process] = children(machine.0.id())[..] else { panic!("the jail has one process") };
 
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    // The guest may have said hello before the first thread has its filter.
+    let status = std::iter::repeat_with(|| {
+        std::thread::yield_now();
+        std::fs::read_to_string(format!("/proc/{process}/status")).unwrap()
+    })
+    .find(|status| status.lines().any(|line| line.starts_with("Seccomp:") && line.ends_with('2')))
+    .unwrap();
     let field = |name: &str| {
         let line =
             status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
