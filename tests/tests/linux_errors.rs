@@ -1,7 +1,9 @@
 //! What is wrong with a machine of this architecture, told before any guest runs.
 
-use vivarium_tests::host::{Folder, shell};
-use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native, required};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use vivarium_tests::host::Folder;
+use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native};
 
 /// What the monitor says of a machine that cannot be.
 fn refusal(builder: MonitorBuilder) -> String {
@@ -81,10 +83,18 @@ fn an_arm_machine_refuses_an_nmi_and_lives() {
         .script("echo @@ready; read line; echo @@lives")
         .start();
     monitor.wait_for("@@ready");
-    let ctl = format!("{} ctl --api-socket {}", required("VIVARIUM_BIN").display(), socket.display());
-    let said = shell(&format!("! {ctl} nmi 2>&1"));
-    assert!(said.contains("no non-maskable interrupt"), "{said}");
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    write!(stream, "PUT /api/v1/vm.nmi HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("HTTP/1.1 501 "), "{said}");
+    assert!(said.contains("no non-maskable interrupt") && said.contains("vm.coredump"), "{said}");
     monitor.type_in("\n");
     monitor.wait_for("@@lives");
     assert_eq!(monitor.wait().status, Some(0));
+    let said = refusal(
+        MonitorBuilder::linux(Kernel::V6_12, Form::BzImage).args(["--watchdog", "action=inject-nmi"]),
+    );
+    assert!(said.contains("--watchdog action=inject-nmi") && said.contains("action=reset"), "{said}");
 }

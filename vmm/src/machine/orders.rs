@@ -13,9 +13,14 @@ impl Machine {
     /// Raises a non-maskable interrupt on every CPU.
     ///
     /// # Errors
-    /// When the host refuses.
+    /// When CPUs have no such interrupt, or the host refuses.
     pub fn nmi(&self) -> Answer {
-        self.on_each_cpu((&self.cpus).into_iter(), "raising an NMI", platform::raise_nmi)?;
+        let Some(raise) = platform::RAISE_NMI else {
+            let reason = "vm.nmi: CPUs of this architecture have no non-maskable interrupt that the host can raise; to see where \
+                          they are, use vm.coredump or --gdb";
+            return Err(ApiError::new(ErrorKind::NotSupported, reason));
+        };
+        self.on_each_cpu((&self.cpus).into_iter(), "raising an NMI", raise)?;
         self.events.emit("vm", "nmi");
         Ok(Reply::Done)
     }

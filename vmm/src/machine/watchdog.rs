@@ -1,10 +1,10 @@
 //! The guest's watchdogs: when they are looked at, and what is done when the guest was silent for too long.
 
 use super::pci_bus::PciBus;
-use super::{Ended, Machine, registry};
+use super::{Ended, Machine, platform, registry};
 use crate::config::{VmConfig, WatchdogAction, WatchdogModel};
 use crate::message::{Mailbox, Message};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use devices::virtio::watchdog::Watchdog as VirtioWatchdog;
 use devices::watchdog::Watchdog;
 use machine::clock::Clock;
@@ -27,7 +27,7 @@ impl GuestWatchdog {
     /// Adds the watchdogs that `config` asks for, if it does.
     ///
     /// # Errors
-    /// When there is no room for them.
+    /// When there is no room for them, or their action is one that CPUs do not have.
     pub fn add(
         config: &VmConfig,
         clock: &Arc<dyn Clock>,
@@ -37,6 +37,11 @@ impl GuestWatchdog {
         if !config.watchdog {
             return Ok(None);
         }
+        ensure!(
+            config.watchdog_action != WatchdogAction::InjectNmi || platform::RAISE_NMI.is_some(),
+            "--watchdog action=inject-nmi: CPUs of this architecture have no non-maskable interrupt that the host can raise; use \
+             action=reset, poweroff, pause or none"
+        );
         let mut device = None;
         if config.watchdog_model != WatchdogModel::Virtio {
             let intel = Watchdog::new(Arc::clone(clock)).context("--watchdog")?;

@@ -12,7 +12,7 @@
 //! | `configure_vcpu`, `reset_vcpu` | the state a CPU starts in |
 //! | `create_vcpu` | makes a further CPU |
 //! | `withdraw_vcpu` | has a CPU that is not there refuse to be started |
-//! | `raise_nmi` | interrupts a CPU whatever it masks |
+//! | `RAISE_NMI` | what interrupts a CPU whatever it masks, where something can |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `has_acpi` | whether ACPI tables describe it, so that CPUs, memory and devices may come and go |
 //! | `calls` | the numbers of system calls that not every architecture has, and of the architecture itself |
@@ -33,8 +33,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    PCI_WIRING, Platform, calls, configure_vcpu, core_notes, create_vcpu, debug, describe, firmware_places,
-    found, has_acpi, is_linux, load, raise_nmi, reset_vcpu, setup_part, withdraw_vcpu,
+    PCI_WIRING, Platform, RAISE_NMI, calls, configure_vcpu, core_notes, create_vcpu, debug, describe,
+    firmware_places, found, has_acpi, is_linux, load, reset_vcpu, setup_part, withdraw_vcpu,
 };
 
 pub use notifier::{MEMORY_SLOTS, Notifier};
@@ -67,6 +67,9 @@ pub struct Foundation {
     /// Where everything is.
     pub layout: MemoryLayout,
 }
+
+/// Interrupts a CPU whatever it masks.
+pub type RaiseNmi = fn(&mut dyn Vcpu) -> Result<()>;
 
 fn cpu_topology(config: &VmConfig) -> Result<Topology> {
     let limit = config.cpus.limit();

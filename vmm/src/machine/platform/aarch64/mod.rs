@@ -8,11 +8,11 @@ mod tables;
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
-    put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
+    inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::{CpusConfig, VmConfig};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use arch::aarch64::boot::EntryPoint;
 use arch::aarch64::cpu::{self, CpuModel};
 use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
@@ -275,9 +275,4 @@ pub fn withdraw_vcpu(vcpu: &mut dyn Vcpu) -> Result<()> {
 }
 
 /// There is no non-maskable interrupt that the hypervisor could raise.
-///
-/// # Errors
-/// Always.
-pub fn raise_nmi(_: &mut dyn Vcpu) -> Result<()> {
-    bail!("Arm CPUs have no non-maskable interrupt that the host can raise")
-}
+pub const RAISE_NMI: Option<RaiseNmi> = None;

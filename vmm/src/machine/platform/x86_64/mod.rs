@@ -8,8 +8,8 @@ mod firmware;
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Notifier, Placed, Places, Pumps, cpu_topology, debug_mode, inspect_devices, lock,
-    put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
+    inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -286,10 +286,5 @@ pub fn withdraw_vcpu(_: &mut dyn Vcpu) -> Result<()> {
     Ok(())
 }
 
-/// Raises a non-maskable interrupt on a CPU.
-///
-/// # Errors
-/// When the hypervisor refuses.
-pub fn raise_nmi(vcpu: &mut dyn Vcpu) -> Result<()> {
-    Ok(vcpu.x86_64().nmi()?)
-}
+/// Raises a non-maskable interrupt on a CPU. Fails when the hypervisor refuses.
+pub const RAISE_NMI: Option<RaiseNmi> = Some(|vcpu| Ok(vcpu.x86_64().nmi()?));
