@@ -84,8 +84,11 @@ fn an_arm_machine_refuses_an_nmi_and_lives() {
         .start();
     monitor.wait_for("@@ready");
     let mut stream = UnixStream::connect(&socket).unwrap();
-    write!(stream, "PUT /api/v1/vm.nmi HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        .unwrap();
+    write!(
+        stream,
+        "PUT /api/v1/vm.nmi HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    .unwrap();
     let mut said = String::new();
     stream.read_to_string(&mut said).unwrap();
     assert!(said.starts_with("HTTP/1.1 501 "), "{said}");

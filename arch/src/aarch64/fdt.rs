@@ -45,6 +45,8 @@ pub struct FdtConfig {
     pub interrupt_pins: InterruptPins,
     /// The PL011's shared interrupt, if there is one.
     pub serial: Option<u32>,
+    /// The PL031's shared interrupt.
+    pub rtc: u32,
     /// The PL061's shared interrupt.
     pub gpio: u32,
     /// The pin of the PL061 that is the power button.

@@ -111,6 +111,7 @@ fn machine(input: &mut Input<'_>) -> FdtConfig {
         segments: layout.segments().to_vec(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
         serial: input.flag().then_some(1),
+        rtc: 2,
         gpio: 7,
         power_button: 3,
         pvpanic: input.flag(),

@@ -7,8 +7,9 @@ use devices::primecell::WINDOW_SIZE;
 use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
-use machine::clock::ManualClock;
+use machine::clock::{Clock, ManualClock};
 use machine::doorbell::Doorbell;
+use machine::effect::Effect;
 use machine::interrupt::InterruptLine;
 use machine::interrupt::recording::Pins;
 use std::hint::black_box;
@@ -43,7 +44,7 @@ fn run<D: PlatformDevice>(
             2..=4 => {
                 let value = input.u32().to_le_bytes();
                 let size = (1 << input.below(3)).min(WINDOW_SIZE - offset);
-                assert_eq!(device.write(offset, &value[..size as usize]), None);
+                write_bytes(device, offset, &value[..size as usize]);
             }
             5 => outside(device, input),
             6 => {
@@ -65,8 +66,14 @@ fn read(device: &mut impl PlatformDevice, offset: u64) -> u32 {
     u32::from_le_bytes(data)
 }
 
+/// Writes a register. What may come of it is that the machine looks at the clock sooner.
+fn write_bytes(device: &mut impl PlatformDevice, offset: u64, value: &[u8]) {
+    let effect = device.write(offset, value);
+    assert!(matches!(effect, None | Some(Effect::Deadline)), "{effect:?}");
+}
+
 fn write(device: &mut impl PlatformDevice, offset: u64, value: u32) {
-    assert_eq!(device.write(offset, &value.to_le_bytes()), None);
+    write_bytes(device, offset, &value.to_le_bytes());
 }
 
 /// No input may be left with a host that was not told of room for it, and a driver that starts anew gets all.
@@ -114,13 +121,18 @@ pub fn pl011(data: &[u8]) {
     assert!(!pins.level(SPI));
 }
 
-/// Whatever was set before, the clock can be set, goes on with the host's, and its alarm comes.
+/// Whatever was set before, the clock can be set, goes on with the host's, and its alarm comes and interrupts.
 pub fn pl031(data: &[u8]) {
     const REGISTERS: [u64; 8] = [0x00, 0x04, 0x08, 0x0c, 0x10, 0x14, 0x18, 0x1c];
     let clock = Arc::new(ManualClock::default());
-    let mut rtc = Pl031::new(clock.clone());
-    run(&mut rtc, data, &REGISTERS, |_, input| {
+    let pins = Arc::new(Pins::default());
+    let mut rtc = Pl031::new(clock.clone(), InterruptLine::new(pins.clone(), SPI));
+    run(&mut rtc, data, &REGISTERS, |rtc, input| {
         clock.advance(Duration::from_secs(u64::from(input.u16()) << input.below(8)));
+        if rtc.deadline().is_some_and(|due| due <= clock.monotonic_ns()) {
+            rtc.look();
+            assert!(pins.level(SPI), "an alarm that is due interrupts");
+        }
     });
     write(&mut rtc, 0x08, 1000);
     write(&mut rtc, 0x04, 1005);
@@ -128,6 +140,8 @@ pub fn pl031(data: &[u8]) {
     assert_eq!((read(&mut rtc, 0x00), read(&mut rtc, 0x14)), (1000, 0));
     clock.advance(Duration::from_secs(7));
     assert_eq!((read(&mut rtc, 0x00), read(&mut rtc, 0x14)), (1007, 1));
+    write(&mut rtc, 0x10, 1);
+    assert!(pins.level(SPI));
 }
 
 /// Whatever was set before, a driver that starts anew is interrupted by a press and by its end.

@@ -31,7 +31,7 @@ pub(super) fn nodes(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
         tree.0.property_u32("clocks", PHANDLE_CLOCK)?;
         Ok(tree.0.property_string("clock-names", "apb_pclk")?)
     };
-    primecell(tree, "rtc", "arm,pl031", layout::RTC, None, clock)?;
+    primecell(tree, "rtc", "arm,pl031", layout::RTC, Some(config.rtc), clock)?;
     primecell(tree, "gpio", "arm,pl061", layout::GPIO, Some(config.gpio), |tree| {
         clock(tree)?;
         tree.0.property_null("gpio-controller")?;

@@ -18,6 +18,7 @@ fn config(cpus: u32, segments: u16) -> FdtConfig {
         segments: layout.segments().to_vec(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
         serial: Some(1),
+        rtc: 2,
         gpio: 7,
         power_button: 3,
         pvpanic: true,

@@ -3,7 +3,7 @@
 use super::super::generation;
 use super::super::numa::{distances, node_of};
 use super::tables::tables;
-use super::{GPIO_GSI, PCI_WIRING, SERIAL_GSI, has_acpi};
+use super::{GPIO_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI, has_acpi};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, MISSING, name_option};
 use crate::machine::platform::serial_mode;
@@ -84,6 +84,7 @@ fn fdt_config(
         segments: layout.segments().to_vec(),
         interrupt_pins: PCI_WIRING,
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
+        rtc: RTC_GSI,
         gpio: GPIO_GSI,
         power_button: Pl061::POWER_BUTTON,
         pvpanic: config.hears_panics(),

@@ -38,6 +38,8 @@ use std::sync::{Arc, Mutex};
 
 /// Shared interrupt of the serial port.
 pub const SERIAL_GSI: u32 = 1;
+/// Shared interrupt of the clock.
+pub const RTC_GSI: u32 = 2;
 /// The shared interrupts that PCI pins are wired to.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 3, count: 4 };
 /// Shared interrupt of the device that the power button is on.
@@ -69,6 +71,7 @@ pub struct Platform {
     pub pins: Arc<dyn Gic>,
     /// What tells the guest of changes.
     pub notifier: Notifier,
+    rtc: Arc<Mutex<Pl031>>,
     gpio: Arc<Mutex<Pl061>>,
     fw_cfg: Option<Arc<Mutex<FwCfg>>>,
     devices: Vec<Placed>,
@@ -93,8 +96,8 @@ impl Platform {
         let line = |gsi| InterruptLine::new(Arc::clone(&pins) as _, gsi);
         let mut board = Mainboard::default();
 
-        let rtc = Pl031::new(Arc::clone(clock));
-        board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
+        let rtc = Pl031::new(Arc::clone(clock), line(RTC_GSI));
+        let rtc = board.put("clock", mmio, Pl031::window(layout::RTC), rtc)?;
         let gpio =
             board.put("power button", mmio, Pl061::window(layout::GPIO), Pl061::new(line(GPIO_GSI)))?;
         let places = Places {
@@ -122,7 +125,7 @@ impl Platform {
             debug_mode(&config.debug_console).is_none(),
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
         );
-        Ok(Self { pins, notifier, gpio, fw_cfg: None, devices: board.devices })
+        Ok(Self { pins, notifier, rtc, gpio, fw_cfg: None, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -163,13 +166,15 @@ impl Platform {
         self.pins.hold_interrupts(cpus)
     }
 
-    /// The clock has no alarm that the guest is told of.
+    /// When the clock wants to be looked at, in monotonic nanoseconds of the machine's clock.
     pub fn clock_deadline(&self) -> Option<u64> {
-        None
+        lock(&self.rtc).deadline()
     }
 
-    /// See [`Platform::clock_deadline`].
-    pub fn look_at_clock(&self) {}
+    /// Raises the clock's interrupt if it is due.
+    pub fn look_at_clock(&self) {
+        lock(&self.rtc).look();
+    }
 
     /// Presses the power button, which is there in the two ways in which a guest may be told of the machine.
     pub fn press_power_button(&self) {
