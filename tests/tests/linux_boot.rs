@@ -178,6 +178,28 @@ fn two_numa_nodes_have_their_cpus_memory_and_distances() {
 }
 
 #[test]
+fn pci_segments_are_in_their_numa_nodes() {
+    let platforms = match native() {
+        Architecture::X86_64 => &["num_pci_segments=2"][..],
+        Architecture::Aarch64 => &["num_pci_segments=2", "num_pci_segments=2,acpi=on"],
+    };
+    for platform in platforms {
+        let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+            .args(["--cpus", "boot=2", "--memory", "size=0", "--platform", platform])
+            .args(["--memory-zone", "id=near,size=128M", "id=far,size=128M"])
+            .args(["--numa", "guest_numa_id=0,cpus=[0],memory_zones=near,pci_segments=[1]"])
+            .args(["--numa", "guest_numa_id=1,cpus=[1],memory_zones=far,pci_segments=[0]"])
+            .script("cd /sys/bus/pci/devices; for function in *; do echo $function $(cat $function/numa_node); done")
+            .start()
+            .succeed();
+        assert!(
+            output.contains("0000:00:00.0 1") && output.contains("0001:00:00.0 0"),
+            "{platform}: {output}"
+        );
+    }
+}
+
+#[test]
 fn the_machine_restarts_in_place_again_and_again() {
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
         .args(["--memory", "size=128M"])

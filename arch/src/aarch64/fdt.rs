@@ -41,6 +41,8 @@ pub struct FdtConfig {
     pub gic: GicConfig,
     /// The PCI segments, by number.
     pub segments: Vec<SegmentWindows>,
+    /// The NUMA node of each of them that belongs to one.
+    pub segment_nodes: Vec<Option<u32>>,
     /// Where the PCI interrupt pins are wired.
     pub interrupt_pins: InterruptPins,
     /// The PL011's shared interrupt, if there is one.

@@ -1,5 +1,6 @@
 //! PCI Express root bridges in ACPI, and the MCFG (PCI Firmware 3.3, 4).
 
+use super::hotplug::Encoded;
 use super::table::TableWriter;
 use crate::layout::SegmentWindows;
 use crate::wiring::InterruptPins;
@@ -89,6 +90,12 @@ impl Aml for OperatingSystemCapabilities {
         )
         .to_aml_bytes(sink);
     }
+}
+
+/// `_PXM`: the NUMA node that a segment belongs to, if it does (ACPI 6.5, 6.2.15).
+pub(crate) fn proximity(nodes: &[Option<u32>], segment: u16) -> Encoded {
+    let node = nodes.get(usize::from(segment)).copied().flatten();
+    node.map_or_else(Encoded::default, |node| Encoded::of(&[&Name::new("_PXM".into(), &node)]))
 }
 
 /// A window of memory in 64-bit form.

@@ -51,6 +51,7 @@ pub fn arm_tables(data: &[u8]) {
         pmu: config.pmu,
         gic: config.gic,
         segments: config.segments.clone(),
+        segment_nodes: config.segment_nodes.clone(),
         interrupt_pins: config.interrupt_pins,
         memory: config
             .memory
@@ -109,6 +110,7 @@ fn machine(input: &mut Input<'_>) -> FdtConfig {
         distances: if nodes > 1 { vec![vec![10; nodes as usize]; nodes as usize] } else { Vec::new() },
         gic: layout.gic(cpus),
         segments: layout.segments().to_vec(),
+        segment_nodes: (0..segments).map(|number| Some(u32::from(number) % nodes)).collect(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
         serial: input.flag().then_some(1),
         rtc: 2,

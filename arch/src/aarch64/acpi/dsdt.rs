@@ -5,7 +5,7 @@ use crate::aarch64::layout;
 use crate::acpi::events::{self, Sources};
 use crate::acpi::hotplug::{self, Processor, Registers};
 use crate::acpi::pci::{
-    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, root_name,
+    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, proximity, root_name,
 };
 use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
@@ -41,7 +41,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         pin_routes(InterruptPins { first_gsi: gsi(pins.first_gsi), ..pins }, &mut devices);
     }
     for (segment, number) in config.segments.iter().zip(0u16..) {
-        root(segment, number, &mut devices);
+        root(config, segment, number, &mut devices);
     }
     let numa = !config.memory.is_empty();
     hotplug::pci_controller(Registers::Memory(layout::PCI_HOTPLUG.start), config.segments.len() as u16)
@@ -118,7 +118,7 @@ fn device(name: &str, id: &dyn Aml, resources: &ResourceTemplate<'_>, out: &mut 
 }
 
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
-fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
+fn root(config: &AcpiConfig, segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
         vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
     if let Some((first, last)) = ends(segment.bars_32).and_then(narrow) {
@@ -129,6 +129,7 @@ fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
         resources.push(Box::new(memory_window(segment.bars_64)));
     }
     let resources = ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect());
+    let proximity = proximity(&config.segment_nodes, number);
     Device::new(
         Path::new(&root_name(number)),
         vec![
@@ -142,6 +143,7 @@ fn root(segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
             &Name::new("_CRS".into(), &resources),
             &Method::new("_PRT".into(), 0, false, vec![&Return::new(&Path::new("\\_SB_.PRTS"))]),
             &OperatingSystemCapabilities,
+            &proximity,
             &hotplug::pci_slots(number),
         ],
     )

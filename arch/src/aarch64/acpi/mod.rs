@@ -35,6 +35,8 @@ pub struct AcpiConfig {
     pub gic: GicConfig,
     /// The PCI segments, by number.
     pub segments: Vec<SegmentWindows>,
+    /// The NUMA node of each of them that belongs to one.
+    pub segment_nodes: Vec<Option<u32>>,
     /// Where the PCI interrupt pins are wired: shared interrupts, from 0.
     pub interrupt_pins: InterruptPins,
     /// Which memory belongs to which NUMA node. Without any there is no SRAT.

@@ -32,6 +32,9 @@ pub(super) fn node(tree: &mut Tree, config: &FdtConfig, segment: &SegmentWindows
             .collect();
         tree.0.property_array_u32("ranges", &ranges)?;
         tree.0.property_null("dma-coherent")?;
+        if let Some(node) = config.segment_nodes.get(number as usize).copied().flatten() {
+            tree.numa(config, node)?;
+        }
         tree.0.property_array_u32("msi-map", &[0, PHANDLE_ITS + number, 0, buses << 8])?;
         interrupt_map(tree, config.interrupt_pins)
     })

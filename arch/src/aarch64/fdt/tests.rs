@@ -16,6 +16,7 @@ fn config(cpus: u32, segments: u16) -> FdtConfig {
         distances: Vec::new(),
         gic: layout.gic(cpus),
         segments: layout.segments().to_vec(),
+        segment_nodes: Vec::new(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
         serial: Some(1),
         rtc: 2,
@@ -65,6 +66,7 @@ fn config_of_numa() -> FdtConfig {
         topology: Topology::new(2, 2, 1, 2, 8).unwrap(),
         cpu_nodes: vec![0, 0, 0, 0, 1, 1, 1, 1],
         distances: vec![vec![10, 20], vec![20, 10]],
+        segment_nodes: vec![Some(1), None, Some(0)],
         ..config(8, 3)
     }
 }
@@ -169,4 +171,15 @@ fn the_tree_says_what_the_machine_has() {
 fn a_machine_with_most_cpus_has_a_tree() {
     let size = build(&config(layout::MAX_CPUS, layout::MAX_SEGMENTS)).unwrap().len() as u64;
     assert!(size < FDT_SIZE, "{size}");
+}
+
+#[test]
+fn a_segment_is_in_its_node() {
+    let Some((text, _)) = decompiled(&build(&config_of_numa()).unwrap()) else { return };
+    let segments = text.split("\tpcie@").skip(1).map(|rest| rest.split("};").next().unwrap());
+    let nodes = ["<0x01>", "", "<0x00>"].map(|node| Some(node).filter(|node| !node.is_empty()));
+    let found: Vec<_> = segments
+        .map(|node| node.split("numa-node-id = ").nth(1).map(|rest| rest.split(';').next().unwrap()))
+        .collect();
+    assert_eq!(found, nodes);
 }

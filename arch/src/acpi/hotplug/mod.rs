@@ -35,7 +35,7 @@ pub(crate) struct Encoded(Vec<u8>);
 
 impl Encoded {
     /// Terms, one after the other.
-    fn of(terms: &[&dyn Aml]) -> Self {
+    pub(crate) fn of(terms: &[&dyn Aml]) -> Self {
         let mut out = Self::default();
         for term in terms {
             out.push(*term);

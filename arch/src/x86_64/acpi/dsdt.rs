@@ -5,7 +5,7 @@ use super::{AcpiConfig, Cpu, EventDevice, IsaDevice, SLEEP_TYPE_S5};
 use crate::acpi::events::{self, Sources};
 use crate::acpi::hotplug::{self, Encoded, Processor, Registers};
 use crate::acpi::pci::{
-    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, root_name,
+    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, proximity, root_name,
 };
 use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
@@ -30,7 +30,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         pin_routes(config.interrupt_pins, &mut devices);
     }
     for (segment, number) in config.segments.iter().zip(0u16..) {
-        root(segment, number, config.pci_hotplug.is_some(), &mut devices);
+        root(config, segment, number, &mut devices);
     }
     if let Some(port) = config.pci_hotplug {
         hotplug::pci_controller(Registers::Ports(port), config.segments.len() as u16)
@@ -121,7 +121,7 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
 }
 
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
-fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>) {
+fn root(config: &AcpiConfig, segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
         vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
     if number == 0 {
@@ -139,7 +139,8 @@ fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>)
         resources.push(Box::new(memory_window(segment.bars_64)));
     }
     let resources = ResourceTemplate::new(resources.iter().map(|resource| &**resource).collect());
-    let slots = if hotplug { hotplug::pci_slots(number) } else { Encoded::default() };
+    let slots = if config.pci_hotplug.is_some() { hotplug::pci_slots(number) } else { Encoded::default() };
+    let proximity = proximity(&config.segment_nodes, number);
     Device::new(
         Path::new(&root_name(number)),
         vec![
@@ -151,6 +152,7 @@ fn root(segment: &SegmentWindows, number: u16, hotplug: bool, out: &mut Vec<u8>)
             &Name::new("_CRS".into(), &resources),
             &Method::new("_PRT".into(), 0, false, vec![&Return::new(&Path::new("\\_SB_.PRTS"))]),
             &OperatingSystemCapabilities,
+            &proximity,
             &slots,
         ],
     )

@@ -30,6 +30,7 @@ pub(super) fn config() -> AcpiConfig {
         local_apic: 0xfee0_0000,
         io_apic: IoApic { id: 0, address: 0xfec0_0000, first_gsi: 0 },
         segments: (0..2).map(segment).collect(),
+        segment_nodes: vec![None, Some(1)],
         interrupt_pins: InterruptPins { first_gsi: 16, count: 8 },
         memory: vec![
             NodeMemory { node: 0, range: Range { start: 0, size: 1 << 30 }, hotplug: false },

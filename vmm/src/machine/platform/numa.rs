@@ -11,6 +11,12 @@ pub fn node_of(numa: &[NumaConfig], has: impl Fn(&NumaConfig) -> bool) -> u32 {
     numa.iter().find(|node| has(node)).map_or(0, |node| node.guest_numa_id)
 }
 
+/// The node of each PCI segment that belongs to one.
+pub fn segment_nodes(config: &VmConfig) -> Vec<Option<u32>> {
+    let of = |segment| config.numa.iter().find(|node| node.pci_segments.contains(&segment));
+    (0..config.platform.num_pci_segments).map(|number| of(number).map(|node| node.guest_numa_id)).collect()
+}
+
 /// The matrix of distances: what is not given is 20, or what the other way is.
 pub fn distances(numa: &[NumaConfig]) -> Vec<Vec<u8>> {
     let count = numa.iter().map(|node| node.guest_numa_id.saturating_add(1)).max().unwrap_or(0);

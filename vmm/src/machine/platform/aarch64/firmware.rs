@@ -1,7 +1,7 @@
 //! What firmware would have left for the guest: its kernel, and the device tree or ACPI tables.
 
 use super::super::generation;
-use super::super::numa::{distances, node_of};
+use super::super::numa::{distances, node_of, segment_nodes};
 use super::tables::tables;
 use super::{GPIO_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI, has_acpi};
 use crate::config::{FwCfgConfig, VmConfig};
@@ -82,6 +82,7 @@ fn fdt_config(
         distances: distances(&config.numa),
         gic: layout.gic(config.cpus.limit()),
         segments: layout.segments().to_vec(),
+        segment_nodes: segment_nodes(config),
         interrupt_pins: PCI_WIRING,
         serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
         rtc: RTC_GSI,

@@ -1,6 +1,6 @@
 //! What the ACPI tables say of a machine.
 
-use super::super::numa::{distances, node_memory, node_of};
+use super::super::numa::{distances, node_memory, node_of, segment_nodes};
 use super::{EVENT_GSI, PCI_WIRING, SERIAL_GSI};
 use crate::config::VmConfig;
 use crate::machine::platform::{MEMORY_SLOTS, serial_mode};
@@ -41,6 +41,7 @@ fn acpi_config(
         pmu: model.has_pmu(),
         gic: layout.gic(config.cpus.limit()),
         segments: layout.segments().to_vec(),
+        segment_nodes: segment_nodes(config),
         interrupt_pins: PCI_WIRING,
         memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),

@@ -1,7 +1,7 @@
 //! What firmware would have left for the guest: its kernel, and the ACPI and SMBIOS tables.
 
 use super::super::generation;
-use super::super::numa::{distances, node_memory, node_of};
+use super::super::numa::{distances, node_memory, node_of, segment_nodes};
 use super::banner::has_linux_banner;
 use super::{EVENT_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI};
 use crate::config::{FwCfgConfig, VmConfig};
@@ -135,6 +135,7 @@ fn acpi_config(
         local_apic: layout::LOCAL_APIC.start as u32,
         io_apic: IoApic { id: 0, address: layout::IOAPIC.start as u32, first_gsi: 0 },
         segments: layout.segments().to_vec(),
+        segment_nodes: segment_nodes(config),
         interrupt_pins: PCI_WIRING,
         memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),
