@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use vivarium_tests::host::Folder;
 use vivarium_tests::terminal::Terminal;
-use vivarium_tests::{Form, Kernel, MonitorBuilder, native};
+use vivarium_tests::{Architecture, Form, Kernel, MonitorBuilder, native};
 
 /// The shell's prompt.
 const PROMPT: &str = "vivarium:/root# ";
@@ -159,4 +159,61 @@ fn output_goes_to_a_file() {
     assert!(std::fs::read_to_string(&serial).unwrap().contains("one"));
     let text = std::fs::read_to_string(&console).unwrap();
     assert!(text.contains("two") && text.contains("@@RC 0"), "{text}");
+}
+
+/// Serial ports, with what else of the machine decides how the guest learns of them, and what the kernel calls them.
+fn ports() -> &'static [(&'static str, &'static str, &'static str)] {
+    match native() {
+        Architecture::X86_64 => &[("", "acpi=on", "ttyS0")],
+        Architecture::Aarch64 => &[
+            ("", "acpi=off", "ttyAMA0"),
+            ("", "acpi=on", "ttyAMA0"),
+            (",model=16550", "acpi=off", "ttyS0"),
+            (",model=16550", "acpi=on", "ttyS0"),
+        ],
+    }
+}
+
+#[test]
+fn a_serial_port_of_each_kind_carries_both_ways() {
+    for &(model, platform, name) in ports() {
+        let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+            .on_serial()
+            .replace("--serial", format!("tty{model}"))
+            .args(["--platform", platform])
+            .console(name)
+            .script(&format!(
+                "grep {name} /proc/consoles || exit 1; echo @@listens; read line; echo @@heard $line
+                 grep {name} /proc/interrupts || grep -i uart /proc/interrupts || exit 2"
+            ))
+            .start();
+        monitor.wait_for("@@listens");
+        monitor.type_in("a line\n");
+        monitor.wait_for("@@heard a line");
+        monitor.succeed();
+    }
+}
+
+/// What the kernel says before it has drivers comes out of the port by which the kernel is told of it.
+#[test]
+fn an_early_console_needs_no_driver() {
+    let folder = Folder::new();
+    for (number, &(model, platform, name)) in ports().iter().enumerate() {
+        let serial = folder.join(&format!("serial-{number}"));
+        let early = match native() {
+            Architecture::X86_64 => "earlycon=uart8250,io,0x3f8",
+            Architecture::Aarch64 => "earlycon",
+        };
+        MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+            .replace("--serial", format!("file={}{model}", serial.display()))
+            .args(["--platform", platform])
+            .cmdline(&format!("{early} ignore_loglevel"))
+            .script("true")
+            .start()
+            .succeed();
+        let text = std::fs::read_to_string(&serial).unwrap();
+        // A driver's console on the same port, which SPCR asks for, repeats what was said before it.
+        let drivers = usize::from(text.contains(&format!("console [{name}] enabled")));
+        assert_eq!(text.matches("Linux version").count(), 1 + drivers, "{model}, {platform}:\n{text}");
+    }
 }

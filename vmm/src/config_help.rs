@@ -7,7 +7,7 @@ use crate::config::{
     BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
     FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
     NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig,
-    RtcConfig, VsockConfig, WatchdogConfig,
+    RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
@@ -48,7 +48,7 @@ const ENTRIES: &[Entry] = &[
     entry::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
     entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     entry::<ChannelConfig>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
-    entry::<ConsoleConfig>("serial", "--serial file=/var/log/guest.log"),
+    entry::<SerialConfig>("serial", "--serial file=/var/log/guest.log"),
     entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
     entry::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),
     entry::<PciSegmentConfig>("pci-segment", "--pci-segment pci_segment=1,mmio64_aperture_weight=8"),

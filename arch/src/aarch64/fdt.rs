@@ -13,6 +13,7 @@ mod tests;
 pub use chosen::{Chosen, build_for_efi};
 
 use super::layout::{self, FDT_SIZE};
+use super::serial::SerialPort;
 use crate::caches::Cache;
 use crate::layout::SegmentWindows;
 use crate::topology::Topology;
@@ -45,8 +46,8 @@ pub struct FdtConfig {
     pub segment_nodes: Vec<Option<u32>>,
     /// Where the PCI interrupt pins are wired.
     pub interrupt_pins: InterruptPins,
-    /// The PL011's shared interrupt, if there is one.
-    pub serial: Option<u32>,
+    /// The serial port, if there is one.
+    pub serial: Option<SerialPort>,
     /// The PL031's shared interrupt.
     pub rtc: u32,
     /// The PL061's shared interrupt.

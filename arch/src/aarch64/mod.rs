@@ -7,3 +7,4 @@ pub mod fdt;
 pub mod instructions;
 pub mod layout;
 pub mod paging;
+pub mod serial;

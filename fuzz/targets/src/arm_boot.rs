@@ -6,6 +6,7 @@ use arch::aarch64::acpi::{self, AcpiConfig, NodeMemory};
 use arch::aarch64::boot::load_kernel;
 use arch::aarch64::fdt::{self, Chosen, FdtConfig};
 use arch::aarch64::layout::{FDT_SIZE, FLASH, LayoutRequest, MemoryLayout, RAM_START};
+use arch::aarch64::serial::{SerialModel, SerialPort};
 use arch::caches::{Cache, CacheKind, CacheScope, CacheShape};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -112,7 +113,10 @@ fn machine(input: &mut Input<'_>) -> FdtConfig {
         segments: layout.segments().to_vec(),
         segment_nodes: (0..segments).map(|number| Some(u32::from(number) % nodes)).collect(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
-        serial: input.flag().then_some(1),
+        serial: input.flag().then(|| SerialPort {
+            model: input.choose(&[SerialModel::Pl011, SerialModel::Uart16550]),
+            interrupt: 1,
+        }),
         rtc: 2,
         gpio: 7,
         power_button: 3,

@@ -122,6 +122,10 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--console tty: --serial has the terminal already; give one of them off, null or pty",
         ),
         (
+            "--kernel k --serial tty,model=8250",
+            "--serial tty,model=8250: model: \"8250\" is not one of pl011, 16550",
+        ),
+        (
             "--kernel k --serial loud",
             "--serial loud: mode: \"loud\" is not one of off, null, tty, pty, file, socket",
         ),

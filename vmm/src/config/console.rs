@@ -51,6 +51,43 @@ options! {
 }
 
 options! {
+    /// The serial port: off, null, tty, pty, file=PATH or socket=PATH.
+    pub struct SerialConfig {
+        /// Where it ends on the host.
+        ["mode" bare] mode: ConsoleMode = ConsoleMode::Off,
+        /// Write the output to this file.
+        ["file"] file: Option<PathBuf> = None,
+        /// Listen on this UNIX socket.
+        ["socket"] socket: Option<PathBuf> = None,
+        /// What kind of port the guest sees. Default: a PL011 on Arm, and a 16550 on a PC, which has no other.
+        ["model"] model: Option<SerialModel> = None,
+    }
+}
+
+/// A kind of serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum SerialModel {
+    /// Arm's PL011.
+    #[serde(rename = "pl011")]
+    Pl011,
+    /// National Semiconductor's 16550A.
+    #[serde(rename = "16550")]
+    Uart16550,
+}
+
+impl Setting for SerialModel {
+    const HINT: &'static str = "pl011|16550";
+    fn show(&self) -> String {
+        match self {
+            Self::Pl011 => "pl011",
+            Self::Uart16550 => "16550",
+        }
+        .into()
+    }
+}
+
+options! {
     /// The debug console (output only): off, null, tty, pty or file=PATH.
     pub struct DebugConsoleConfig {
         /// Where it ends on the host.
@@ -99,7 +136,7 @@ pub fn parse<T: Options + Console>(text: &str) -> Result<T, super::key_value::Er
     Ok(console)
 }
 
-/// What the two kinds of consoles have in common.
+/// What all kinds of consoles have in common.
 pub trait Console {
     /// Whether a file and a socket are given.
     fn paths(&self) -> (bool, bool);
@@ -108,6 +145,15 @@ pub trait Console {
 }
 
 impl Console for ConsoleConfig {
+    fn paths(&self) -> (bool, bool) {
+        (self.file.is_some(), self.socket.is_some())
+    }
+    fn set_mode(&mut self, mode: ConsoleMode) {
+        self.mode = mode;
+    }
+}
+
+impl Console for SerialConfig {
     fn paths(&self) -> (bool, bool) {
         (self.file.is_some(), self.socket.is_some())
     }

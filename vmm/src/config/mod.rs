@@ -36,7 +36,7 @@ pub mod watchdog;
 
 pub use balloon::BalloonConfig;
 pub use channel::ChannelConfig;
-pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
+pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig, SerialModel};
 pub use cpus::{CoreScheduling, CpuAffinity, CpuFeature, CpuTopology, CpusConfig};
 pub use crash::{CrashAction, CrashConfig};
 pub use device::{Device, DeviceConfig};
@@ -101,7 +101,7 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// The serial port.
     #[serde(deserialize_with = "null_is_default")]
-    pub serial: ConsoleConfig,
+    pub serial: SerialConfig,
     /// The virtio console.
     #[serde(deserialize_with = "null_is_default")]
     pub console: ConsoleConfig,

@@ -141,7 +141,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConsoleConfig, DiskConfig, MemoryZoneConfig};
+    use crate::config::{DiskConfig, MemoryZoneConfig, SerialConfig};
 
     #[test]
     fn every_file_of_a_configuration_is_found() {
@@ -150,7 +150,7 @@ mod tests {
         config.payload.firmware = Some("/f".into());
         config.payload.firmware_vars = Some("/v".into());
         config.disks.push(DiskConfig { path: Some("/d".into()), readonly: true, ..DiskConfig::default() });
-        config.serial = ConsoleConfig { socket: Some("/s".into()), ..ConsoleConfig::default() };
+        config.serial = SerialConfig { socket: Some("/s".into()), ..SerialConfig::default() };
         let zone = MemoryZoneConfig { file: Some("/m".into()), ..MemoryZoneConfig::default() };
         config.memory.zones = Some(vec![zone]);
         let found: Vec<_> = config.named_files();

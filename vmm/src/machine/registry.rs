@@ -5,7 +5,7 @@
 
 use super::control::Control;
 use super::pci_bus::PciBus;
-use super::platform::serial_mode;
+use super::platform::console_mode;
 use super::shared_memory::SharedMemory;
 use super::workers::{self, Sharing};
 use crate::config::disk::{DiskEngine, QueueAffinity};
@@ -101,7 +101,7 @@ pub(super) fn worker_options() -> workers::Options {
 }
 
 fn add_console(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    let mode = match serial_mode(&config.console) {
+    let mode = match console_mode(&config.console) {
         Some(mode) => mode,
         // The first port of a device is a console in any case.
         None if !config.channels.is_empty() => Mode::Null,

@@ -2,6 +2,7 @@
 
 use super::{AcpiConfig, gsi};
 use crate::aarch64::layout;
+use crate::aarch64::serial::SerialModel;
 use crate::acpi::events::{self, Sources};
 use crate::acpi::hotplug::{self, Processor, Registers};
 use crate::acpi::pci::{
@@ -15,6 +16,7 @@ use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, Interrupt, Memory32Fixed, Method, Name, ONE, Path,
     ResourceTemplate, Return, Scope, ZERO,
 };
+use machine::bus::Range;
 
 /// `_STA`: present, enabled, shown, working.
 const STATUS_WORKING: u8 = 0xf;
@@ -22,8 +24,6 @@ const STATUS_WORKING: u8 = 0xf;
 const STATUS_DISABLED: u8 = 0xd;
 /// Offset of the event device's register in [`layout::ACPI_REGISTERS`].
 const EVENT_REGISTER: u64 = 4;
-/// Bytes of a PrimeCell's registers.
-const PRIMECELL_SIZE: u32 = 0x1000;
 
 // The methods use as many registers as there are.
 const _: () = assert!(
@@ -65,11 +65,15 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     if let Some(address) = config.generation_id {
         events::generation_id(address, &mut devices);
     }
-    if let Some(interrupt) = config.serial {
-        let registers = Memory32Fixed::new(true, layout::SERIAL as u32, PRIMECELL_SIZE);
-        let interrupt = level(interrupt);
+    if let Some(port) = config.serial {
+        let Range { start, size } = port.model.registers();
+        let registers = Memory32Fixed::new(true, start as u32, size as u32);
+        let interrupt = level(port.interrupt);
         let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
-        device("COM0", &"ARMH0011", &resources, &mut devices);
+        match port.model {
+            SerialModel::Pl011 => device("COM0", &"ARMH0011", &resources, &mut devices),
+            SerialModel::Uart16550 => device("COM0", &EISAName::new("PNP0501"), &resources, &mut devices),
+        }
     }
     if config.pvpanic {
         let port = Memory32Fixed::new(true, layout::PVPANIC.start as u32, layout::PVPANIC.size as u32);

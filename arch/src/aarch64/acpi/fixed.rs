@@ -5,7 +5,7 @@ use super::{AcpiConfig, gsi};
 use crate::aarch64::cpu::{
     PMU_INTERRUPT, TIMER_HYPERVISOR, TIMER_PHYSICAL, TIMER_SECURE, TIMER_VIRTUAL, affinity,
 };
-use crate::aarch64::layout;
+use crate::aarch64::serial::{SerialModel, SerialPort};
 use crate::acpi::numa::ENABLED;
 use crate::acpi::pci::last_bus;
 use crate::acpi::table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, TableWriter};
@@ -131,22 +131,32 @@ pub(super) fn iort(config: &AcpiConfig) -> Vec<u8> {
     iort.finish()
 }
 
-/// Registers of the PL011, as a generic address.
-fn serial_address(table: &mut TableWriter) {
-    // System memory, 32 bits wide, accessed so.
-    table.bytes(&[0, 32, 0, 3]);
-    table.u64(layout::SERIAL);
+/// What the tables call a serial port (DBG2, table 3).
+fn subtype(model: SerialModel) -> u8 {
+    match model {
+        SerialModel::Uart16550 => 0,
+        SerialModel::Pl011 => 3,
+    }
+}
+
+/// Registers of a serial port, as a generic address.
+fn serial_address(table: &mut TableWriter, model: SerialModel) {
+    // System memory; width in bits, and how it is accessed.
+    table.bytes(match model {
+        SerialModel::Uart16550 => &[0, 8, 0, 1],
+        SerialModel::Pl011 => &[0, 32, 0, 3],
+    });
+    table.u64(model.registers().start);
 }
 
 /// Makes the SPCR: the console.
-pub(super) fn spcr(interrupt: u32) -> Vec<u8> {
+pub(super) fn spcr(port: SerialPort) -> Vec<u8> {
     let mut spcr = TableWriter::new(*b"SPCR", 2);
-    // A PL011.
-    spcr.bytes(&[3, 0, 0, 0]);
-    serial_address(&mut spcr);
+    spcr.bytes(&[subtype(port.model), 0, 0, 0]);
+    serial_address(&mut spcr, port.model);
     // An interrupt of the GIC.
     spcr.bytes(&[8, 0]);
-    spcr.u32(gsi(interrupt));
+    spcr.u32(gsi(port.interrupt));
     // Speed as it is, no parity, one stop bit, no flow control; a terminal like VT-UTF8.
     spcr.bytes(&[0, 0, 1, 0, 2, 0]);
     // No PCI device.
@@ -160,7 +170,7 @@ pub(super) fn spcr(interrupt: u32) -> Vec<u8> {
 }
 
 /// Makes the DBG2: the same port, for debuggers.
-pub(super) fn dbg2() -> Vec<u8> {
+pub(super) fn dbg2(model: SerialModel) -> Vec<u8> {
     const NAME: &[u8] = b"\\_SB.COM0\0";
     const DEVICE: u16 = 22;
     const ADDRESS: u16 = DEVICE;
@@ -176,14 +186,14 @@ pub(super) fn dbg2() -> Vec<u8> {
     dbg2.u16(NAME_AT);
     // No data of the vendor's.
     dbg2.u32(0);
-    // A serial port, a PL011.
+    // A serial port.
     dbg2.u16(0x8000);
-    dbg2.u16(3);
+    dbg2.u16(subtype(model).into());
     dbg2.u16(0);
     dbg2.u16(ADDRESS);
     dbg2.u16(SIZE);
-    serial_address(&mut dbg2);
-    dbg2.u32(0x1000);
+    serial_address(&mut dbg2, model);
+    dbg2.u32(model.registers().size as u32);
     dbg2.bytes(NAME);
     dbg2.finish()
 }

@@ -7,6 +7,7 @@
 mod dsdt;
 mod fixed;
 
+use super::serial::SerialPort;
 use crate::acpi::{numa, pci, pptt};
 use crate::caches::Cache;
 use crate::layout::SegmentWindows;
@@ -43,8 +44,8 @@ pub struct AcpiConfig {
     pub memory: Vec<NodeMemory>,
     /// Row by row, how far one NUMA node's memory is from another's. Without any there is no SLIT.
     pub distances: Vec<Vec<u8>>,
-    /// The PL011's shared interrupt, if there is one.
-    pub serial: Option<u32>,
+    /// The serial port, if there is one.
+    pub serial: Option<SerialPort>,
     /// The shared interrupt of what reports hardware events, such as the power button.
     pub events: u32,
     /// The slots for memory that may come and go, at most 4096. Without any there is no memory hotplug controller.
@@ -70,9 +71,9 @@ pub fn build(config: &AcpiConfig, place: Range, rsdp: GuestAddress) -> Result<Ta
     tables.list(pptt::pptt(config.topology, config.cpu_nodes.len() as u32, &config.caches));
     tables.list(pci::mcfg(&config.segments));
     tables.list(fixed::iort(config));
-    if let Some(interrupt) = config.serial {
-        tables.list(fixed::spcr(interrupt));
-        tables.list(fixed::dbg2());
+    if let Some(port) = config.serial {
+        tables.list(fixed::spcr(port));
+        tables.list(fixed::dbg2(port.model));
     }
     if !config.memory.is_empty() {
         tables.list(fixed::srat(config));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::aarch64::layout::{self, LayoutRequest, MemoryLayout};
+use crate::aarch64::serial::SerialModel;
 use crate::acpi::testing::through_iasl;
 use crate::caches::{CacheKind, CacheScope, CacheShape};
 
@@ -29,7 +30,7 @@ pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
         memory: layout.ram().iter().map(|&range| NodeMemory { node: 0, range, hotplug: false }).collect(),
         distances: vec![vec![10, 20], vec![20, 10]],
-        serial: Some(1),
+        serial: Some(SerialPort { model: SerialModel::Pl011, interrupt: 1 }),
         present: topology.cpus().div_ceil(2),
         events: 8,
         memory_slots: 32,
@@ -71,6 +72,24 @@ fn iasl_takes_every_table() {
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let found = source(name).lines().any(|line| words(line).contains(&words(expected)));
         assert!(found, "{expected:?} is not in {name}:\n{}", source(name));
+    }
+}
+
+#[test]
+fn iasl_takes_a_16550() {
+    let port = SerialPort { model: SerialModel::Uart16550, interrupt: 1 };
+    let config = AcpiConfig { serial: Some(port), ..config(Topology::flat(1), 1) };
+    let Some(sources) = through_iasl("arm-16550", &build(&config, PLACE, RSDP).unwrap()) else { return };
+    for (name, expected) in [
+        ("dsdt", "EisaId (\"PNP0501\")"),
+        ("spcr", "Interface Type : 00"),
+        ("spcr", "Interrupt : 00000021"),
+        ("dbg2", "Port Subtype : 0000"),
+        ("dbg2", "Address Size : 00000008"),
+    ] {
+        let source = &sources.iter().find(|(found, _)| found == name).unwrap().1;
+        let words = source.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(expected), "{expected:?} is not in {name}:\n{source}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{FdtConfig, LEVEL_HIGH, Result, SHARED, Tree};
 use crate::aarch64::layout;
+use crate::aarch64::serial::{SerialModel, SerialPort};
 use machine::bus::Range;
 
 // Nodes that others refer to.
@@ -12,6 +13,8 @@ const PHANDLE_GPIO: u32 = 3;
 const KEY_POWER: u32 = 116;
 /// The frequency of the clock that PrimeCell devices are told of. Nothing depends on it.
 const PRIMECELL_CLOCK_HZ: u32 = 24_000_000;
+/// The usual crystal of a 16550. Nothing depends on it.
+const UART_CLOCK_HZ: u32 = 1_843_200;
 
 /// Adds the devices.
 pub(super) fn nodes(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
@@ -21,11 +24,8 @@ pub(super) fn nodes(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
         tree.0.property_u32("clock-frequency", PRIMECELL_CLOCK_HZ)?;
         Ok(tree.0.property_phandle(PHANDLE_CLOCK)?)
     })?;
-    if let Some(interrupt) = config.serial {
-        primecell(tree, "serial", "arm,pl011", layout::SERIAL, Some(interrupt), |tree| {
-            tree.0.property_array_u32("clocks", &[PHANDLE_CLOCK, PHANDLE_CLOCK])?;
-            tree.strings("clock-names", &["uartclk", "apb_pclk"])
-        })?;
+    if let Some(port) = config.serial {
+        serial(tree, port)?;
     }
     let clock = |tree: &mut Tree| -> Result<()> {
         tree.0.property_u32("clocks", PHANDLE_CLOCK)?;
@@ -69,6 +69,27 @@ pub(super) fn nodes(tree: &mut Tree, config: &FdtConfig) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The serial port (`pl011.yaml`, `8250.yaml`).
+fn serial(tree: &mut Tree, port: SerialPort) -> Result<()> {
+    let registers = port.model.registers();
+    match port.model {
+        SerialModel::Pl011 => {
+            primecell(tree, "serial", "arm,pl011", registers.start, Some(port.interrupt), |tree| {
+                tree.0.property_array_u32("clocks", &[PHANDLE_CLOCK, PHANDLE_CLOCK])?;
+                tree.strings("clock-names", &["uartclk", "apb_pclk"])
+            })
+        }
+        SerialModel::Uart16550 => tree.node(&format!("serial@{:x}", registers.start), |tree| {
+            tree.0.property_string("compatible", "ns16550a")?;
+            tree.registers(&[registers])?;
+            tree.0.property_u32("reg-shift", 0)?;
+            tree.0.property_u32("reg-io-width", 1)?;
+            tree.0.property_u32("clock-frequency", UART_CLOCK_HZ)?;
+            Ok(tree.0.property_array_u32("interrupts", &[SHARED, port.interrupt, LEVEL_HIGH])?)
+        }),
+    }
 }
 
 fn primecell(

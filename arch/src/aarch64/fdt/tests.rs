@@ -1,5 +1,6 @@
 use super::*;
 use crate::aarch64::layout::{LayoutRequest, MemoryLayout};
+use crate::aarch64::serial::SerialModel;
 use crate::caches::{CacheKind, CacheScope, CacheShape};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -18,7 +19,7 @@ fn config(cpus: u32, segments: u16) -> FdtConfig {
         segments: layout.segments().to_vec(),
         segment_nodes: Vec::new(),
         interrupt_pins: InterruptPins { first_gsi: 3, count: 4 },
-        serial: Some(1),
+        serial: Some(SerialPort { model: SerialModel::Pl011, interrupt: 1 }),
         rtc: 2,
         gpio: 7,
         power_button: 3,
@@ -67,6 +68,7 @@ fn config_of_numa() -> FdtConfig {
         cpu_nodes: vec![0, 0, 0, 0, 1, 1, 1, 1],
         distances: vec![vec![10, 20], vec![20, 10]],
         segment_nodes: vec![Some(1), None, Some(0)],
+        serial: Some(SerialPort { model: SerialModel::Uart16550, interrupt: 1 }),
         ..config(8, 3)
     }
 }
@@ -182,4 +184,20 @@ fn a_segment_is_in_its_node() {
         .map(|node| node.split("numa-node-id = ").nth(1).map(|rest| rest.split(';').next().unwrap()))
         .collect();
     assert_eq!(found, nodes);
+}
+
+#[test]
+fn a_serial_port_of_either_kind_is_the_console() {
+    for (config, compatible, size) in
+        [(config(1, 1), "arm,pl011\\0arm,primecell", "0x1000"), (config_of_numa(), "ns16550a", "0x08")]
+    {
+        let Some((text, _)) = decompiled(&build(&config).unwrap()) else { return };
+        let node = text.split("serial@9000000 {").nth(1).unwrap().split("};").next().unwrap();
+        for expected in
+            [compatible, &format!("reg = <0x00 0x9000000 0x00 {size}>"), "interrupts = <0x00 0x01 0x04>"]
+        {
+            assert!(node.contains(expected), "{expected} in\n{node}");
+        }
+        assert!(text.contains("stdout-path = \"/serial@9000000\""));
+    }
 }

@@ -39,7 +39,7 @@ pub use native::{
 
 pub use notifier::{MEMORY_SLOTS, Notifier};
 
-use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, VmConfig};
+use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
 use crate::{memory, pmem};
 use anyhow::{Context, Result};
 use arch::layout::SegmentWeights;
@@ -188,7 +188,12 @@ impl Pumps {
 }
 
 /// Where a console's configuration says it ends; `None` if there is no device.
-pub fn serial_mode(config: &ConsoleConfig) -> Option<Mode> {
+pub fn console_mode(config: &ConsoleConfig) -> Option<Mode> {
+    mode(config.mode, config.file.as_ref(), config.socket.as_ref())
+}
+
+/// As [`console_mode`], of the serial port.
+fn serial_mode(config: &SerialConfig) -> Option<Mode> {
     mode(config.mode, config.file.as_ref(), config.socket.as_ref())
 }
 

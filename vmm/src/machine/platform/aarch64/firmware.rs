@@ -3,10 +3,9 @@
 use super::super::generation;
 use super::super::numa::{distances, node_of, segment_nodes};
 use super::tables::tables;
-use super::{GPIO_GSI, PCI_WIRING, RTC_GSI, SERIAL_GSI, has_acpi};
+use super::{GPIO_GSI, PCI_WIRING, RTC_GSI, has_acpi, serial_port};
 use crate::config::{FwCfgConfig, VmConfig};
 use crate::machine::boot_files::{BootFiles, MISSING, name_option};
-use crate::machine::platform::serial_mode;
 use crate::memory::ZoneExtent;
 use anyhow::{Context, Result};
 use arch::aarch64::acpi::loader;
@@ -84,7 +83,7 @@ fn fdt_config(
         segments: layout.segments().to_vec(),
         segment_nodes: segment_nodes(config),
         interrupt_pins: PCI_WIRING,
-        serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
+        serial: serial_port(config),
         rtc: RTC_GSI,
         gpio: GPIO_GSI,
         power_button: Pl061::POWER_BUTTON,

@@ -11,19 +11,21 @@ use super::{
     Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
     inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
-use crate::config::{CpusConfig, VmConfig};
+use crate::config::{self, CpusConfig, VmConfig};
 use anyhow::{Context, Result, ensure};
 use arch::aarch64::boot::EntryPoint;
 use arch::aarch64::cpu::{self, CpuModel};
 use arch::aarch64::layout::{self, LayoutRequest, MemoryLayout};
+use arch::aarch64::serial::{SerialModel, SerialPort};
 use arch::caches::Cache;
 use arch::wiring::InterruptPins;
 use devices::fw_cfg::{FwCfg, Items, Registers};
-use devices::host_console;
+use devices::host_console::{self, ConsoleInput};
 use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
 use devices::pvpanic::Pvpanic;
+use devices::serial::Serial;
 use hypervisor::aarch64::{Gic, HostFeatures, MpState};
 use hypervisor::{Hypervisor, Vcpu, Vm};
 use machine::bus::BusHandle;
@@ -110,17 +112,7 @@ impl Platform {
         if config.hears_panics() {
             board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
         }
-        if let Some(mode) = serial_mode(&config.serial) {
-            let (output, pump) = host_console::connect(&mode).context("--serial")?;
-            let room = Doorbell::new().context("--serial: making an event")?;
-            let serial = Pl011::new(line(SERIAL_GSI), output, room.clone());
-            let serial = if has_acpi(config) { serial.set_up() } else { serial };
-            let serial = board.put("serial port", mmio, Pl011::window(layout::SERIAL), serial)?;
-            if let Some(mut pump) = pump {
-                pump.set_input(serial, room).context("--serial: watching it")?;
-                pumps.push("--serial", pump);
-            }
-        }
+        add_serial(config, &mut board, mmio, line(SERIAL_GSI), pumps)?;
         ensure!(
             debug_mode(&config.debug_console).is_none(),
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
@@ -194,6 +186,45 @@ impl Platform {
     pub fn inspect(&self) -> Value {
         inspect_devices(&self.devices)
     }
+}
+
+/// The serial port that there is to be, as the guest is told of it.
+fn serial_port(config: &VmConfig) -> Option<SerialPort> {
+    let model = match config.serial.model {
+        None | Some(config::SerialModel::Pl011) => SerialModel::Pl011,
+        Some(config::SerialModel::Uart16550) => SerialModel::Uart16550,
+    };
+    serial_mode(&config.serial).map(|_| SerialPort { model, interrupt: SERIAL_GSI })
+}
+
+/// Adds the serial port, if there is to be one.
+fn add_serial(
+    config: &VmConfig,
+    board: &mut Mainboard,
+    mmio: &BusHandle,
+    line: InterruptLine,
+    pumps: &mut Pumps,
+) -> Result<()> {
+    const NAME: &str = "serial port";
+    let (Some(mode), Some(port)) = (serial_mode(&config.serial), serial_port(config)) else { return Ok(()) };
+    let (output, pump) = host_console::connect(&mode).context("--serial")?;
+    let room = Doorbell::new().context("--serial: making an event")?;
+    let registers = port.model.registers();
+    let serial: Arc<Mutex<dyn ConsoleInput>> = match port.model {
+        SerialModel::Pl011 => {
+            let serial = Pl011::new(line, output, room.clone());
+            let serial = if has_acpi(config) { serial.set_up() } else { serial };
+            board.put(NAME, mmio, registers, serial)?
+        }
+        SerialModel::Uart16550 => {
+            board.put(NAME, mmio, registers, Serial::new(line, output, room.clone()))?
+        }
+    };
+    if let Some(mut pump) = pump {
+        pump.set_input(serial, room).context("--serial: watching it")?;
+        pumps.push("--serial", pump);
+    }
+    Ok(())
 }
 
 /// Makes the hypervisor's machine and its CPUs, and lays out its memory.

@@ -1,9 +1,9 @@
 //! What the ACPI tables say of a machine.
 
 use super::super::numa::{distances, node_memory, node_of, segment_nodes};
-use super::{EVENT_GSI, PCI_WIRING, SERIAL_GSI};
+use super::{EVENT_GSI, PCI_WIRING, serial_port};
 use crate::config::VmConfig;
-use crate::machine::platform::{MEMORY_SLOTS, serial_mode};
+use crate::machine::platform::MEMORY_SLOTS;
 use crate::memory::ZoneExtent;
 use anyhow::Result;
 use arch::aarch64::acpi::{self, AcpiConfig, Tables};
@@ -45,7 +45,7 @@ fn acpi_config(
         interrupt_pins: PCI_WIRING,
         memory: node_memory(config, zones, layout),
         distances: distances(&config.numa),
-        serial: serial_mode(&config.serial).map(|_| SERIAL_GSI),
+        serial: serial_port(config),
         events: EVENT_GSI,
         memory_slots: if config.memory.modules_size() > 0 { MEMORY_SLOTS } else { 0 },
         // Firmware does not know of its place in memory, and would give that away.

@@ -11,7 +11,7 @@ use super::{
     Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
     inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
-use crate::config::VmConfig;
+use crate::config::{SerialModel, VmConfig};
 use anyhow::{Context, Result, anyhow, ensure};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -114,6 +114,10 @@ impl Platform {
         if config.hears_panics() {
             board.put("pvpanic", port, Pvpanic::PORTS, Pvpanic::default())?;
         }
+        ensure!(
+            config.serial.model != Some(SerialModel::Pl011),
+            "--serial model=pl011: a PC's serial port is a 16550; leave model out"
+        );
         if let Some(mode) = serial_mode(&config.serial) {
             let (output, pump) = host_console::connect(&mode).context("--serial")?;
             let room = Doorbell::new().context("--serial: making an event")?;
