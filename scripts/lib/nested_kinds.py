@@ -111,7 +111,14 @@ ARM_IOMMU = replace(
 # With the kernel in the hypervisor's own exception level, as most Arm hosts have it.
 ARM_VHE = replace(ARM, name="aarch64-vhe", words="", restorable=False)
 
-KINDS = {kind.name: kind for kind in (PC, ARM, ARM_IOMMU, ARM_VHE)}
+# With what the usual one leaves out. Of the algorithms for pointer authentication, the one that is quick to emulate.
+ARM_SVE = replace(
+    ARM_VHE,
+    name="aarch64-sve",
+    options=["-cpu", "max,pauth-impdef=on,sve-max-vq=2,sme=off", *ARM.options[2:]],
+)
+
+KINDS = {kind.name: kind for kind in (PC, ARM, ARM_IOMMU, ARM_VHE, ARM_SVE)}
 
 
 def native():

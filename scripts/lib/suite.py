@@ -10,6 +10,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import api_schema
+import arm_hosts
 import device_tree
 import disks
 import ground
@@ -283,15 +284,9 @@ def aarch64(run):
     chosen = " | ".join(_binaries(prefix, run.filter) for prefix in (NESTED, *BARE_ON_ARM))
     name = "whole machines, in the nested Arm host"
     run.nextest(name, chosen, environment, retries=1, cargo=cargo, options=tested, limit=SLOW_ON_ARM)
-    if not run.filter or run.filter in "vhe":
-        folder = guests.folder(processor)
-        guest = [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--cpus", "boot=2"]
-        guest += ["--serial", "off", "--console", "tty", "--cmdline", "console=hvc0 quiet panic=-1 viv.run=dHJ1ZQ=="]
-        command = [PROJECT / "scripts" / "nested", "--kind", nested_kinds.ARM_VHE.name, "run", "--timeout", "120", *guest]
-        run.command("a guest where the host's kernel is the hypervisor (VHE)", command)
-    if not run.filter or run.filter in "iommu":
-        command = [PROJECT / "scripts" / "nested", "--kind", nested_kinds.ARM_IOMMU.name, "run", "sh", "-ec", BIND_TO_VFIO]
-        run.command("a device behind the nested Arm host's IOMMU, taken by VFIO", command)
+    for word, (name, command) in arm_hosts.STEPS.items():
+        if not run.filter or run.filter in word:
+            run.command(name, command(binary, processor))
 
 
 PARTS = {"check": check, "unit": unit, "native": native, "nested": nested, "aarch64": aarch64, "fuzz": fuzz}
@@ -321,21 +316,6 @@ NOT_EMULATED = {
 NOT_TOLD_IN_EMULATION = ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"]
 # Fuzz targets of what is not the same on each architecture.
 ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
-
-# Takes the device that the machine has for it from its driver and opens it as its user would: through its group.
-BIND_TO_VFIO = """
-function=0000:00:1e.0
-device=/sys/bus/pci/devices/$function
-[ "$(cat /sys/class/iommu/*/uevent 2>/dev/null; ls /sys/class/iommu)" ]
-modprobe vfio-pci
-[ ! -e $device/driver ] || echo $function >$device/driver/unbind
-echo vfio-pci >$device/driver_override
-echo $function >/sys/bus/pci/drivers_probe
-[ "$(basename "$(readlink $device/driver)")" = vfio-pci ]
-group=$(basename "$(readlink $device/iommu_group)")
-ls $device/iommu_group/devices
-exec 3<>/dev/vfio/$group
-"""
 
 BUILD = ["cargo", "build", "--release", "--bin", "vivarium"]
 

@@ -1,0 +1,85 @@
+"""Single tests on nested Arm hosts of other kinds than the one that all tests run on, which is made to be fast."""
+
+import base64
+
+import guests
+import nested_kinds
+from places import PROJECT
+
+NESTED = PROJECT / "scripts" / "nested"
+
+# Takes the device that the machine has for it from its driver and opens it as its user would: through its group.
+BIND_TO_VFIO = """
+function=0000:00:1e.0
+device=/sys/bus/pci/devices/$function
+[ "$(cat /sys/class/iommu/*/uevent 2>/dev/null; ls /sys/class/iommu)" ]
+modprobe vfio-pci
+[ ! -e $device/driver ] || echo $function >$device/driver/unbind
+echo vfio-pci >$device/driver_override
+echo $function >/sys/bus/pci/drivers_probe
+[ "$(basename "$(readlink $device/driver)")" = vfio-pci ]
+group=$(basename "$(readlink $device/iommu_group)")
+ls $device/iommu_group/devices
+exec 3<>/dev/vfio/$group
+"""
+
+# The vectors' lengths are settled when a CPU is made, and again when the machine restarts; a core dump has the registers, which
+# the host then tells as parts of longer ones.
+SVE = """
+vivarium=$1 output=$TMPDIR/output
+shift
+"$vivarium" "$@" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS"
+"$vivarium" "$@" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
+pid=$!
+until [ $(grep -c '@@RC' $output) -ge 2 ]; do
+    kill -0 $pid
+    sleep 0.2
+done
+[ $(grep -c '@@RC 0' $output) -ge 2 ] || { cat $output; exit 1; }
+"$vivarium" ctl --api-socket $TMPDIR/socket pause
+"$vivarium" ctl --api-socket $TMPDIR/socket coredump file://$TMPDIR/core
+[ "$(head -c 4 $TMPDIR/core | tail -c 3)" = ELF ]
+kill $pid
+wait $pid || :
+"""
+
+
+def _guest(binary, processor):
+    folder = guests.folder(processor)
+    return [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--serial", "off", "--console", "tty"]
+
+
+def _script(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+def _run(kind, *command):
+    return [NESTED, "--kind", kind.name, "run", "--timeout", "180", *command]
+
+
+def vhe(binary, processor):
+    """Boots a guest."""
+    options = ["--cpus", "boot=2", "--cmdline", f"console=hvc0 quiet panic=-1 viv.run={_script('true')}"]
+    return _run(nested_kinds.ARM_VHE, *_guest(binary, processor), *options)
+
+
+def sve(binary, processor):
+    """Shows features of the CPU to a guest, before and after a restart, and hides them from another."""
+    names = "grep -qw {} /proc/cpuinfo"
+    has = " && ".join(names.format(feature) for feature in ("sve", "paca", "pacg"))
+    lacks = " && ".join("! " + names.format(feature) for feature in ("sve", "paca", "pacg"))
+    settings = ["GUEST=console=hvc0 quiet panic=-1", f"HAS={_script(has)}", f"LACKS={_script(f'grep -qw asimd /proc/cpuinfo && {lacks}')}"]
+    return _run(nested_kinds.ARM_SVE, "env", *settings, "sh", "-ec", SVE, "sve", *_guest(binary, processor))
+
+
+def iommu(_binary, _processor):
+    """Gives a device to VFIO."""
+    return _run(nested_kinds.ARM_IOMMU, "sh", "-ec", BIND_TO_VFIO)
+
+
+# By the words that select them: what each shows, and the command that does.
+STEPS = {
+    "vhe": ("a guest where the host's kernel is the hypervisor (VHE)", vhe),
+    "sve": ("scalable vectors and pointer authentication, which the usual nested Arm host lacks", sve),
+    "iommu": ("a device behind the nested Arm host's IOMMU, taken by VFIO", iommu),
+}
