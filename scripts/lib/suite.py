@@ -319,6 +319,10 @@ ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
 
 BUILD = ["cargo", "build", "--release", "--bin", "vivarium"]
 
+# What the tests of one step that cargo runs itself may take, builds included, and what timeout(1) ends with after that.
+LIBTEST_SECONDS = 1800
+TIMED_OUT = 124
+
 # Where nextest writes its report: below the workspace, wherever cargo's output goes.
 REPORT = PROJECT / "target" / "nextest" / "ci" / "junit.xml"
 
@@ -389,9 +393,13 @@ class Run:
         self._tests(name, found, status, output, spent)
 
     def libtest(self, name, arguments, environment=None, cargo="cargo"):
-        """Runs tests by cargo's own runner."""
+        """Runs tests by cargo's own runner, which has no limit for a test that hangs, all of them together."""
         _begin(name)
-        status, output, spent = _captured([cargo, *arguments], {**TEST_ENVIRONMENT, **(environment or {})})
+        action, *rest = arguments
+        command = ["timeout", "--kill-after=10", str(LIBTEST_SECONDS), cargo, action, "--no-fail-fast", *rest]
+        status, output, spent = _captured(command, {**TEST_ENVIRONMENT, **(environment or {})})
+        if status == TIMED_OUT:
+            output += f"\nnot done within {LIBTEST_SECONDS} s: the test that was begun last hangs, or this machine is too slow"
         found = results.of_libtest(output)
         if status != 0 and not found.failed:
             found.failed = 1

@@ -210,7 +210,8 @@ pub struct HostConsole {
     /// Who joins late is shown what was written before.
     shows_past: bool,
     input_wanted: bool,
-    interest: Interest,
+    /// What the peer's descriptor is watched for; `None` for one that has just come.
+    interest: Option<Interest>,
     size: Option<WindowSize>,
     bytes_read: u64,
     bytes_written: u64,
@@ -239,7 +240,7 @@ impl HostConsole {
             escape: None,
             shows_past: true,
             input_wanted: true,
-            interest: Interest::default(),
+            interest: None,
             bytes_read: 0,
             bytes_written: 0,
             errors: 0,
@@ -273,8 +274,7 @@ impl HostConsole {
             } else {
                 self.replay.give_up();
             }
-            // The new peer's descriptor is not watched yet.
-            self.interest = Interest::default();
+            self.interest = None;
         }
         if let Some(doorbell) = self.escape.as_ref().filter(|_| events.escape) {
             doorbell.ring();
@@ -379,8 +379,8 @@ impl HostConsole {
 
     fn update_interest(&mut self) {
         let interest = Interest { readable: self.input_wanted, writable: self.backlog() > 0 };
-        if interest != self.interest {
-            self.interest = interest;
+        if self.interest != Some(interest) {
+            self.interest = Some(interest);
             self.peer.watch(&self.watch, interest);
         }
     }

@@ -98,9 +98,9 @@ impl Thread {
                 return;
             }
             if more {
-                // Busy tasks must not keep the others' events from being seen.
+                // Busy tasks must not keep the others' events from being seen, nor for long their own.
                 turns = turns.wrapping_add(1);
-                if turns & TURNS.wrapping_sub(1) == 0 {
+                if self.tasks.len() > 1 || turns & TURNS.wrapping_sub(1) == 0 {
                     self.wait(0);
                 }
                 continue;
@@ -304,7 +304,8 @@ impl Thread {
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        self.tasks.iter().filter_map(|task| task.deadline).min()
+        let going = self.tasks.iter().filter(|task| task.stopping.is_none());
+        going.filter_map(|task| task.deadline).min()
     }
 
     fn sleep(&mut self) {

@@ -91,6 +91,9 @@ fn remedy(answer: &std::io::Error) -> Option<&'static str> {
         ErrorKind::StorageFull => "free some space, or give another path",
         // Only a socket's path can be that.
         ErrorKind::InvalidInput if answer.raw_os_error().is_none() => "give a path of at most 107 bytes",
+        _ if answer.raw_os_error() == Some(libc::ENOSYS) => {
+            "use a host with a newer kernel, or do without what the option asks for"
+        }
         _ if answer.raw_os_error() == Some(libc::EBADF) => {
             "start this process with that descriptor open, or give another one"
         }

@@ -20,13 +20,13 @@ pub fn join_network(path: &Path) -> io::Result<()> {
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
 }
 
-/// Leaves the host's message, name and control group namespaces, and the network's if `network`; the next process that is started leaves the
+/// Leaves the host's message and name namespaces, and the network's if `network`; the next process that is started leaves the
 /// process namespace too.
 ///
 /// # Errors
 /// The host's.
 pub fn leave(network: bool) -> io::Result<()> {
-    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if network {
         flags |= libc::CLONE_NEWNET;
     }

@@ -123,9 +123,11 @@ fn add_attributes(target: &Path, attributes: u64) -> io::Result<()> {
 /// The host's, naming what was being put into the jail.
 pub fn enter(root: &Path, needed: &[Needed], uid: u32, gid: u32) -> Result<()> {
     let none = Path::new("none");
-    // SAFETY: a plain flag; the process has one thread.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
-        return Err(io::Error::last_os_error()).context("making a mount namespace");
+    // The control group becomes the root of its namespace here, and not before: who cleans up after the jail stays in the host's, and
+    // can leave the group.
+    // SAFETY: plain flags; the process has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP) } < 0 {
+        return Err(io::Error::last_os_error()).context("making namespaces of mounts and control groups");
     }
     // Nothing that is mounted from here on is seen by the host.
     mount(none, Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")

@@ -6,6 +6,7 @@
 
 use super::Machine;
 use super::platform::debug::{BREAKPOINT, is_breakpoint};
+use crate::cpu::CpuThread;
 use anyhow::{Context, Result};
 use arch::native::{instructions, paging};
 use hypervisor::native::VcpuState;
@@ -139,9 +140,9 @@ impl Machine {
         }
         self.debugger.hardware.clear();
         let told = stopped.and_then(|()| {
-            (&self.cpus)
-                .into_iter()
-                .try_for_each(|cpu| Ok(cpu.call(|vcpu| vcpu.native().set_guest_debug(None))??))
+            // Each is told, whatever another answers.
+            let told: Vec<Result<()>> = (&self.cpus).into_iter().map(forget_debugger).collect();
+            told.into_iter().collect()
         });
         self.release_cpus();
         told
@@ -230,6 +231,8 @@ impl Machine {
             DebugCause::Step => StopCause::Step,
         };
         if self.debugger.link.is_none() {
+            // It was kept by the host when the debugger went.
+            forget_debugger(cpu)?;
             cpu.release();
             return Ok(());
         }
@@ -445,4 +448,9 @@ impl Machine {
 /// Of data that is at linear address `start`, the byte at `address`.
 fn byte_at(data: &mut [u8], start: u64, address: u64) -> Option<&mut u8> {
     address.checked_sub(start).and_then(|at| usize::try_from(at).ok()).and_then(|at| data.get_mut(at))
+}
+
+/// Has a CPU stop at nothing any more.
+fn forget_debugger(cpu: &CpuThread) -> Result<()> {
+    Ok(cpu.call(|vcpu| vcpu.native().set_guest_debug(None))??)
 }

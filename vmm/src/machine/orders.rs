@@ -45,8 +45,10 @@ impl Machine {
         }
         for DeviceQueueAffinity { id, queue_index, host_cpus } in &request.queues {
             self.pci.set_queue_affinity(id, *queue_index, host_cpus);
-            let disk = self.config.disks.iter_mut().find(|disk| disk.id.as_deref() == Some(id));
-            if let Some(settings) = disk.map(|disk| &mut disk.queue_affinity) {
+            let disks = self.config.disks.iter_mut().map(|disk| (&disk.id, &mut disk.queue_affinity));
+            let nets = self.config.net.iter_mut().map(|net| (&net.id, &mut net.queue_affinity));
+            let mut settings = disks.chain(nets).filter(|(own, _)| own.as_deref() == Some(id));
+            if let Some((_, settings)) = settings.next() {
                 settings.retain(|present| present.queue_index != *queue_index);
                 settings.push(QueueAffinity { queue_index: *queue_index, host_cpus: host_cpus.clone() });
             }

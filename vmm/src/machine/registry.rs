@@ -291,17 +291,13 @@ fn add_disks(site: &Site, config: &VmConfig, pci: &mut PciBus) -> Result<()> {
 }
 
 fn open_disk(site: &Site, disk: &DiskConfig) -> Result<Opened> {
-    for queue in &disk.queue_affinity {
-        host_cpus::check(&queue.host_cpus)
-            .map_err(|reason| anyhow::anyhow!("queue_affinity={}: {reason}", queue.show()))?;
-    }
     let seat = Seat::of(disk);
     let device = open_image(site, disk, &seat.id)?;
     let seat = Seat {
         transport: pci_transport::Options { packed: disk.packed, ..seat.transport },
         workers: workers::Options {
             poll: Duration::from_micros(disk.poll_us.into()),
-            affinity: affinity(&disk.queue_affinity),
+            affinity: affinity(&disk.queue_affinity)?,
             sharing: disk.workers.map(|workers| Sharing { workers, together: 1 }),
             ..seat.workers
         },
@@ -311,8 +307,13 @@ fn open_disk(site: &Site, disk: &DiskConfig) -> Result<Opened> {
     Ok(seat.with(Backend::Device(Box::new(device))))
 }
 
-fn affinity(queues: &[QueueAffinity]) -> Vec<(u16, Vec<usize>)> {
-    queues.iter().map(|queue| (queue.queue_index, queue.host_cpus.clone())).collect()
+fn affinity(queues: &[QueueAffinity]) -> Result<Vec<(u16, Vec<usize>)>> {
+    let checked = |queue: &QueueAffinity| {
+        host_cpus::check(&queue.host_cpus)
+            .map_err(|reason| anyhow::anyhow!("queue_affinity={}: {reason}", queue.show()))?;
+        Ok((queue.queue_index, queue.host_cpus.clone()))
+    };
+    queues.iter().map(checked).collect()
 }
 
 fn open_image(site: &Site, disk: &DiskConfig, id: &str) -> Result<Block> {
@@ -368,7 +369,7 @@ fn open_net(site: &Site, net: &NetConfig) -> Result<Opened> {
         transport: pci_transport::Options { packed: net.packed, ..seat.transport },
         workers: workers::Options {
             poll: Duration::from_micros(net.poll_us.into()),
-            affinity: affinity(&net.queue_affinity),
+            affinity: affinity(&net.queue_affinity)?,
             sharing: net.workers.map(|workers| Sharing { workers, together: 2 }),
             ..seat.workers
         },

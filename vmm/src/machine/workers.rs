@@ -176,16 +176,15 @@ impl FunctionWorkers {
         Some((stopping.purpose, stopping.tasks))
     }
 
-    /// Moves the worker of `queue` to other host CPUs, with all other queues that it runs; those that run the queue after it
-    /// may run there too.
+    /// Moves the worker of `queue` to other host CPUs, with all other queues that it runs; so do those that run them after it.
     pub fn set_affinity(&mut self, queue: u16, host_cpus: &[usize]) {
-        self.options.affinity.retain(|(present, _)| *present != queue);
-        self.options.affinity.push((queue, host_cpus.to_vec()));
-        for (worker, queues) in self.running.iter().zip(&self.queues) {
-            if queues.contains(&queue) {
-                worker.set_affinity(host_cpus.to_vec());
-            }
+        let share = self.running.iter().zip(&self.queues).find(|(_, queues)| queues.contains(&queue));
+        if let Some((worker, _)) = share {
+            worker.set_affinity(host_cpus.to_vec());
         }
+        let moved = share.map_or_else(|| vec![queue], |(_, queues)| queues.clone());
+        self.options.affinity.retain(|(present, _)| !moved.contains(present));
+        self.options.affinity.extend(moved.into_iter().map(|queue| (queue, host_cpus.to_vec())));
     }
 
     /// The workers.

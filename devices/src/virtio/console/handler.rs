@@ -87,12 +87,22 @@ impl Handler {
             }
             // A console always has somebody to print to; a channel tells of its peer.
             let open = port.port.console || port.port.host.has_peer();
-            if open != port.state.host_open {
+            // One peer went and the next came: who talks to them must not take them for one.
+            let another = events.peer_changed && open && port.state.host_open && !port.port.console;
+            if another {
+                port.give_up_begun();
+            }
+            if another || open != port.state.host_open {
                 port.state.host_open = open;
                 let same =
                     |message: &Message| message.port as usize == number && message.event == event::PORT_OPEN;
                 self.messages.retain(|message| !same(message));
-                self.messages.push_back(Message::new(number, event::PORT_OPEN, open.into()));
+                let closed = another.then(|| Message::new(number, event::PORT_OPEN, 0));
+                self.messages.extend(closed.into_iter().chain([Message::new(
+                    number,
+                    event::PORT_OPEN,
+                    open.into(),
+                )]));
             }
         }
     }

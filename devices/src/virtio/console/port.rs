@@ -104,6 +104,11 @@ impl RunningPort {
             }
             self.transmit_piece(false);
         }
+        self.give_up_begun();
+    }
+
+    /// Drops the rest of a chain that was begun.
+    pub(super) fn give_up_begun(&mut self) {
         if self.transmitting.take().is_some()
             && let Some((_, queue)) = &mut self.queues.transmit
         {

@@ -171,6 +171,28 @@ fn ports_are_announced_set_up_and_opened() {
 }
 
 #[test]
+fn a_channel_tells_of_each_peer_when_the_next_waits_already() {
+    let paths = [socket_path("next", 0), socket_path("next", 1)];
+    let mut driver = start(vec![port("", &paths[0]), port("data", &paths[1])]);
+    say(&mut driver, 0, event::DEVICE_READY, 1);
+    say(&mut driver, 1, event::PORT_READY, 1);
+    let first = connect(&paths[1]);
+    settle(&mut driver);
+    hear(&mut driver);
+    // More than is taken at once: a chain is begun, and its peer is slow.
+    driver.request(5, &[&vec![b'a'; 1 << 20]], &[]).unwrap();
+    settle(&mut driver);
+    assert!(driver.completion(5).is_none());
+    let mut next = connect(&paths[1]);
+    drop(first);
+    settle(&mut driver);
+    let told = hear(&mut driver);
+    assert_eq!(told, [(1, event::PORT_OPEN, 0, vec![]), (1, event::PORT_OPEN, 1, vec![])]);
+    assert!(driver.completion(5).is_some());
+    assert_eq!(received(&mut next), b"", "what was said to others is not said to the next");
+}
+
+#[test]
 fn a_channel_waits_for_its_slow_peer_and_loses_nothing() {
     let paths = [socket_path("slow", 0), socket_path("slow", 1)];
     let mut driver = start(vec![port("", &paths[0]), port("data", &paths[1])]);
