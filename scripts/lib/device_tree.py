@@ -6,7 +6,7 @@ import shutil
 
 import packages
 import python_programs
-from places import lock
+from places import fingerprint, lock
 from python_programs import Unavailable
 from report import Failure, run, step
 
@@ -15,14 +15,14 @@ SERIES = "6.12"
 SUITE = {"bookworm": "bookworm-backports"}
 
 # Where the bindings of what a machine has are.
-FOLDERS = ["arm", "clock", "cpu", "gpio", "input", "interrupt-controller", "pci", "perf", "rtc", "serial", "timer"]
+FOLDERS = ["arm", "clock", "cpu", "gpio", "input", "interrupt-controller", "memory-controllers", "pci", "perf", "rtc", "serial", "timer"]
 
 
 def validator():
     """The command line, in one text, that checks a device tree; its programs and schemas are made when missing."""
     program = python_programs.ensure("dtschema", VERSION, "dt-validate")
     folder = program.parent.parent
-    schemas = folder / f"linux-{SERIES}.json"
+    schemas = folder / f"linux-{SERIES}-{fingerprint(*FOLDERS)}.json"
     with lock("dtschema-schemas"):
         if not schemas.exists():
             _process(folder, schemas)

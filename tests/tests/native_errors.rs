@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vivarium_tests::host::{Folder, shell};
-use vivarium_tests::{MonitorBuilder, required};
+use vivarium_tests::{Architecture, MonitorBuilder, native, required};
 
 fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().expect("the monitor runs")
@@ -29,7 +29,7 @@ fn stock_kernel() -> Option<PathBuf> {
     if path.is_none() {
         println!("@@SKIP there is no stock kernel in VIVARIUM_GUESTS");
     }
-    path.filter(|_| cfg!(target_arch = "x86_64"))
+    path.filter(|_| native() == Architecture::X86_64)
 }
 
 #[test]

@@ -119,7 +119,13 @@ fn the_tree_is_as_the_bindings_have_it() {
         let output = Command::new(words[0]).args(&words[1..]).arg(&path).output().unwrap();
         std::fs::remove_file(&path).unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success() && text.is_empty(), "{text}");
+        // Linux's binding of NUMA (numa.txt) has it in host bridges; their own schema does not know.
+        const NOT_IN_SCHEMA: &str = "Unevaluated properties are not allowed ('numa-node-id' was unexpected)";
+        let mut lines = text.lines().filter(|line| !line.is_empty());
+        while let Some(line) = lines.next() {
+            assert!(line.contains("(pci-host-ecam-generic): ") && line.ends_with(NOT_IN_SCHEMA), "{text}");
+            assert!(lines.next().is_some_and(|line| line.trim().starts_with("from schema $id: ")), "{text}");
+        }
     }
 }
 
