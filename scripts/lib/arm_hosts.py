@@ -28,7 +28,8 @@ exec 3<>/dev/vfio/$group
 SVE = """
 vivarium=$1 output=$TMPDIR/output
 shift
-"$vivarium" "$@" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS"
+"$vivarium" "$@" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS" >$output
+grep -q '@@RC 0' $output || { cat $output; exit 1; }
 "$vivarium" "$@" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
 pid=$!
 until [ $(grep -c '@@RC' $output) -ge 2 ]; do
@@ -54,7 +55,7 @@ def _script(text):
 
 
 def _run(kind, *command):
-    return [NESTED, "--kind", kind.name, "run", "--timeout", "180", *command]
+    return [NESTED, "--kind", kind.name, "run", "--timeout", "400", *command]
 
 
 def vhe(binary, processor):

@@ -16,7 +16,7 @@ from report import Failure, run, step
 
 # What commands in a nested host of another processor find, and what their guests are given of it.
 ROOT_PACKAGES = [
-    "busybox-static", "dash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "iproute2", "kmod", "e2fsprogs", "util-linux",
+    "busybox-static", "dash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "iproute2", "kmod", "e2fsprogs", "util-linux", "mount",
     "pciutils", "ethtool", "iperf3", "acpica-tools", "linux-perf", "gdb-minimal", "binutils",
 ]  # fmt: skip
 

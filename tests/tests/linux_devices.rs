@@ -167,9 +167,8 @@ fn the_clock_wakes_who_waits_for_an_alarm() {
         cd /sys/class/rtc/rtc0 || exit 2
         rings() { awk '/INTERRUPT/ { for (i = 2; i < NF - 2; i++) sum += $i } END { print sum + 0 }' /proc/interrupts; }
         before=$(rings); echo +2 > wakealarm || exit 3
-        [ -n "$(cat wakealarm)" ] || exit 4
         until [ -z "$(cat wakealarm)" ]; do sleep 0.1; done
-        echo "rings: $before, then $(rings)"; [ "$(rings)" -gt "$before" ] || exit 5"#
+        echo "rings: $before, then $(rings)"; [ "$(rings)" -gt "$before" ] || exit 4"#
         .replace("INTERRUPT", native().clock_interrupt());
     for &kernel in Kernel::all() {
         MonitorBuilder::linux(kernel, Form::Elf).script(&script).start().succeed();

@@ -96,7 +96,10 @@ fn what_was_stable_is_on_a_disk_that_goes_while_it_is_written_to() {
         .script(NUMBERED)
         .start();
     monitor.wait_for("@@READY");
-    for (round, remove) in [(1, &["remove-device", "disk"][..]), (2, &["remove-device", "disk", "--force"])] {
+    for (round, remove) in [
+        (1, &["remove-device", "disk", "--timeout", "60000"][..]),
+        (2, &["remove-device", "disk", "--force"]),
+    ] {
         let image = folder.sparse(&format!("image{round}"), 256 << 20);
         done(&socket, &["add-disk", &format!("path={},id=disk", image.display())]);
         monitor.wait_for(&format!("@@GOING {round}"));

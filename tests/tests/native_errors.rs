@@ -26,10 +26,11 @@ fn failed(what: &str, output: &Output, parts: &[&str]) {
 fn stock_kernel() -> Option<PathBuf> {
     let guests = std::env::var_os("VIVARIUM_GUESTS").map(PathBuf::from);
     let path = guests.map(|guests| guests.join("vmlinuz-6.12")).filter(|path| path.exists());
+    let path = path.filter(|_| native() == Architecture::X86_64);
     if path.is_none() {
-        println!("@@SKIP there is no stock kernel in VIVARIUM_GUESTS");
+        println!("@@SKIP there is no stock kernel for x86_64 in VIVARIUM_GUESTS");
     }
-    path.filter(|_| native() == Architecture::X86_64)
+    path
 }
 
 #[test]

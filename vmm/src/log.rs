@@ -4,7 +4,7 @@
 //! `PERIOD` and then only counts, so that no guest fills its host's disk or hides in the noise what else is logged. Who
 //! asked for debugging gets everything.
 //!
-//! Nobody who logs waits for whoever reads the log: see [`sink`].
+//! Nobody who logs waits for whoever reads the log: see `log/sink.rs`.
 
 mod sink;
 
