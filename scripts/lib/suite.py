@@ -319,6 +319,11 @@ ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
 
 BUILD = ["cargo", "build", "--release", "--bin", "vivarium"]
 
+# The programs that tests ask, as judges of what the monitor does or as its clients.
+ASKED_BY_TESTS = [
+    "acpica-tools", "binutils", "curl", "device-tree-compiler", "dmidecode", "e2fsprogs", "fish", "gdb", "iproute2", "procps", "xz-utils", "zsh", "zstd",
+]  # fmt: skip
+
 # What the tests of one step that cargo runs itself may take, builds included, and what timeout(1) ends with after that.
 LIBTEST_SECONDS = 1800
 TIMED_OUT = 124
@@ -340,9 +345,7 @@ class Run:
         """What every part needs. A failure here ends the run: nothing could be learnt."""
         rust.ensure()
         rust.ensure_tool("cargo-nextest")
-        packages.ensure(
-            ["acpica-tools", "binutils", "device-tree-compiler", "dmidecode", "e2fsprogs", "fish", "gdb", "iproute2", "xz-utils", "zsh", "zstd"]
-        )
+        packages.ensure(ASKED_BY_TESTS)
 
     def set_up(self, name, action, *arguments):
         """Runs a preparation; when it fails, so has the check that needed it."""
