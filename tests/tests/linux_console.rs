@@ -207,7 +207,8 @@ fn an_early_console_needs_no_driver() {
         MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
             .replace("--serial", format!("file={}{model}", serial.display()))
             .args(["--platform", platform])
-            .cmdline(&format!("{early} ignore_loglevel"))
+            // In this order: what was said before is shown when the console begins.
+            .cmdline(&format!("ignore_loglevel {early}"))
             .script("true")
             .start()
             .succeed();
