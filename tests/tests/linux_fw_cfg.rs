@@ -19,8 +19,9 @@ const E820: &str = "
 fn a_guest_finds_items_by_name() {
     let folder = Folder::on_disk();
     let file = folder.join("data");
-    // Longer than a page and than what one string instruction moves, and not a multiple of either.
-    let data: Vec<u8> = (0..70_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    // Longer than a page and than what one string instruction moves, and not a multiple of either. Linux reads it page by page, each
+    // from the beginning, a byte at a time: much longer would only take long.
+    let data: Vec<u8> = (0..10_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     std::fs::write(&file, &data).unwrap();
     let items = format!(
         "items=[name=opt/org.example/role,string=worker:name=opt/org.example/data,file={}]",
@@ -41,7 +42,7 @@ fn a_guest_finds_items_by_name() {
     };
     assert_eq!(told("REV"), "3");
     assert_eq!(told("ROLE"), "worker");
-    assert_eq!(told("SUM"), format!("{}  - 70001", sha256(&file)));
+    assert_eq!(told("SUM"), format!("{}  - 10001", sha256(&file)));
     if on_a_pc {
         let memory = told("E820");
         let words: Vec<_> = memory.split(' ').collect();
