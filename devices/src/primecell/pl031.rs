@@ -89,7 +89,11 @@ impl Pl031 {
             return Some(self.clock.monotonic_ns());
         }
         let wall = self.clock.wall();
-        let whole = u64::from(self.alarm.wrapping_sub(self.now()));
+        // An alarm of this very second that was cleared comes again when the time has gone around.
+        let whole = match self.alarm.wrapping_sub(self.now()) {
+            0 => 1 << 32,
+            seconds => u64::from(seconds),
+        };
         let wait = whole.saturating_mul(NS_PER_SECOND).saturating_sub(u64::from(wall.subsec_nanos()));
         Some(self.clock.monotonic_ns().saturating_add(wait.min(LONGEST_WAIT_NS)))
     }
@@ -356,5 +360,15 @@ mod tests {
         other.restore(&older).unwrap();
         other.look();
         assert!(!restored.level(SPI));
+    }
+
+    #[test]
+    fn an_alarm_that_was_cleared_in_its_second_is_not_waited_for_again() {
+        let (mut rtc, clock, _) = wired();
+        for (register, value) in [(IMSC, ALARM), (MR, START), (ICR, ALARM)] {
+            rtc.write(register, &value.to_le_bytes());
+        }
+        let wait = rtc.deadline().unwrap() - clock.monotonic_ns();
+        assert!(wait > LONGEST_WAIT_NS / 2, "{wait} ns");
     }
 }
