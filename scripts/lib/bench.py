@@ -51,6 +51,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     monitors = bench_monitors.chosen(options.peer)
     _go_first()
+    for monitor in monitors:
+        bench_host.read_anew(monitor.path)
     session = Session(monitors)
     experiments = _experiments(options, folder, session)
     rounds = options.rounds or (2 if options.quick else 5)
