@@ -54,7 +54,7 @@ fn run_logged(run: cli::Run) -> Result<()> {
     outlive_file_limits();
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
-    log::start(run.log, || seccomp::confine(ThreadKind::Console))?;
+    log::start(run.log)?;
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let mut monitor = Monitor::new(Arc::new(kvm))?;
     // Dropped after the machine thread has told its last event.
@@ -90,6 +90,7 @@ fn run_logged(run: cli::Run) -> Result<()> {
     let ended = match monitor.await_boot(serves.then_some(HEAD_START))? {
         Some(ended) => ended,
         None => {
+            log::begin(|| seccomp::confine(ThreadKind::Console))?;
             let _api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
             seccomp::confine(kind);
             monitor.run()?

@@ -90,11 +90,20 @@ pub fn sample() -> Sample {
 /// Where this process's lines go.
 static SINK: OnceLock<Arc<Sink>> = OnceLock::new();
 
-/// Starts logging. `confine` is called on the thread that writes the log, if it has to have one.
+/// Starts the thread that writes the log, if it has to have one. `confine` is called on it. It is not needed while the machine is
+/// built, and would be in the way.
+///
+/// # Errors
+/// When the host is out of resources.
+pub fn begin(confine: impl FnOnce() + Send + 'static) -> Result<()> {
+    SINK.get().map_or(Ok(()), |sink| sink.begin(confine)).context("starting the thread that writes the log")
+}
+
+/// Starts logging.
 ///
 /// # Errors
 /// When the file cannot be made.
-pub fn start(options: LogOptions, confine: impl FnOnce() + Send + 'static) -> Result<()> {
+pub fn start(options: LogOptions) -> Result<()> {
     let LogOptions { file: path, verbosity, levels, format } = options;
     let level = match verbosity {
         0 => LevelFilter::WARN,
@@ -107,9 +116,9 @@ pub fn start(options: LogOptions, confine: impl FnOnce() + Send + 'static) -> Re
             let named = || format!("--log-file {}", path.display());
             // A FIFO without a reader is an error instead of a wait.
             let opened = File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path);
-            Sink::new(opened.with_context(named)?, confine).with_context(named)?
+            Sink::new(opened.with_context(named)?).with_context(named)?
         }
-        None => Sink::standard_error(confine).context("logging to standard error")?,
+        None => Sink::standard_error().context("logging to standard error")?,
     };
     let sink = Arc::clone(SINK.get_or_init(|| sink));
     let log = Log { sink, format, level, levels, began: Instant::now(), places: Mutex::default() };
@@ -299,7 +308,7 @@ mod tests {
 
     fn log(path: &std::path::Path, format: Format, levels: &str) -> Log {
         Log {
-            sink: Sink::new(File::options().create(true).append(true).open(path).unwrap(), || ()).unwrap(),
+            sink: Sink::new(File::options().create(true).append(true).open(path).unwrap()).unwrap(),
             format,
             level: LevelFilter::WARN,
             levels: levels.parse().unwrap(),

@@ -42,26 +42,28 @@ enum Target {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<u8>,
+    /// The thread is there, or begins. Until then whoever logs writes, as at the start of the process, when nobody has to be fast.
+    served: bool,
     /// The thread is writing.
     writing: bool,
 }
 
 impl Sink {
-    /// Standard error. `confine` is called on the thread, if there has to be one.
+    /// Standard error.
     ///
     /// # Errors
     /// When the host is out of resources.
-    pub fn standard_error(confine: impl FnOnce() + Send + 'static) -> io::Result<Arc<Self>> {
+    pub fn standard_error() -> io::Result<Arc<Self>> {
         // SAFETY: the runtime has seen to it that the descriptor is open, and nobody closes it.
         let descriptor = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
-        Self::new(descriptor.try_clone_to_owned()?.into(), confine)
+        Self::new(descriptor.try_clone_to_owned()?.into())
     }
 
     /// A file, which is open for writing.
     ///
     /// # Errors
     /// When the host is out of resources.
-    pub fn new(file: File, confine: impl FnOnce() + Send + 'static) -> io::Result<Arc<Self>> {
+    pub fn new(file: File) -> io::Result<Arc<Self>> {
         let kind = file.metadata()?.file_type();
         let target = if kind.is_socket() {
             Target::Socket(file.into())
@@ -72,15 +74,23 @@ impl Sink {
         } else {
             Target::Thread(file)
         };
-        let sink = Arc::new(Self { target, state: Mutex::default(), changed: Condvar::new() });
-        if matches!(sink.target, Target::Thread(_)) {
-            let own = Arc::clone(&sink);
+        Ok(Arc::new(Self { target, state: Mutex::default(), changed: Condvar::new() }))
+    }
+
+    /// Starts the thread, if there has to be one. `confine` is called on it.
+    ///
+    /// # Errors
+    /// When the host is out of resources.
+    pub fn begin(self: &Arc<Self>, confine: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        if matches!(self.target, Target::Thread(_)) {
+            let own = Arc::clone(self);
             std::thread::Builder::new().name("log".into()).stack_size(128 << 10).spawn(move || {
                 confine();
                 own.serve();
             })?;
+            self.state().served = true;
         }
-        Ok(sink)
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,9 +100,13 @@ impl Sink {
     /// Writes a line, or has it wait, or loses it.
     pub fn write(&self, line: &[u8]) {
         let mut state = self.state();
-        if let Target::Thread(_) = self.target {
-            state.push(line);
-            self.changed.notify_all();
+        if let Target::Thread(file) = &self.target {
+            if state.served {
+                state.push(line);
+                self.changed.notify_all();
+            } else if { file }.write_all(line).is_err() {
+                LOST.add_shared(1);
+            }
             return;
         }
         if !state.waiting.is_empty() {
@@ -276,7 +290,7 @@ mod tests {
             (OwnedFd::from(socket).into(), Box::new(socket_reader)),
         ];
         for (file, reader) in readers {
-            let sink = Sink::new(file, || ()).unwrap();
+            let sink = Sink::new(file).unwrap();
             assert!(sink.room().is_some(), "there is no need of a thread");
             let lost = LOST.get();
             let lines = late(&sink, reader);
@@ -292,7 +306,7 @@ mod tests {
     fn whoever_started_this_process_keeps_a_log_that_waits() {
         let (_reader, pipe) = io::pipe().unwrap();
         let given = OwnedFd::from(pipe);
-        let _sink = Sink::new(given.try_clone().unwrap().into(), || ()).unwrap();
+        let _sink = Sink::new(given.try_clone().unwrap().into()).unwrap();
         // SAFETY: reads the flags of an open descriptor.
         let flags = unsafe { libc::fcntl(given.as_raw_fd(), libc::F_GETFL) };
         assert_eq!(flags & libc::O_NONBLOCK, 0);
@@ -301,9 +315,14 @@ mod tests {
     #[test]
     fn a_file_has_everything_when_it_was_waited_for() {
         let path = std::env::temp_dir().join(format!("vivarium-sink-{}", std::process::id()));
-        let sink = Sink::new(File::create(&path).unwrap(), || ()).unwrap();
+        let sink = Sink::new(File::create(&path).unwrap()).unwrap();
         assert!(sink.room().is_none());
         for number in 0..500 {
+            // At first there is no thread.
+            if number == 100 {
+                assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 100);
+                sink.begin(|| ()).unwrap();
+            }
             sink.write(line(number).as_bytes());
         }
         sink.flush();
@@ -315,7 +334,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted_and_not_tried_for_ever() {
         let (reader, pipe) = io::pipe().unwrap();
-        let sink = Sink::new(OwnedFd::from(pipe).into(), || ()).unwrap();
+        let sink = Sink::new(OwnedFd::from(pipe).into()).unwrap();
         for number in 0..LINES {
             sink.write(line(number).as_bytes());
         }
