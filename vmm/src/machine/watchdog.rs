@@ -5,7 +5,7 @@ use super::{Ended, Machine, platform, registry};
 use crate::config::{VmConfig, WatchdogAction, WatchdogModel};
 use crate::message::{Mailbox, Message};
 use anyhow::{Context, Result, ensure};
-use devices::virtio::watchdog::Watchdog as VirtioWatchdog;
+use devices::virtio::watchdog::{Hold, Watchdog as VirtioWatchdog};
 use devices::watchdog::Watchdog;
 use machine::clock::Clock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,12 @@ use virtio::pci_transport;
 pub struct GuestWatchdog {
     /// Intel's, which is looked at. That of virtio tells by itself.
     device: Option<Arc<Mutex<Watchdog>>>,
+    /// Holds that of virtio.
+    hold: Option<Hold>,
     clock: Arc<dyn Clock>,
     action: WatchdogAction,
     mailbox: Mailbox,
-    /// What was told while the machine came to rest or was paused, and waits until it goes on.
+    /// What was told while the guest came to rest or stood still, and waits until it goes on.
     late: bool,
 }
 
@@ -49,15 +51,17 @@ impl GuestWatchdog {
             pci.add_function("__watchdog", 0, intel.clone()).context("--watchdog")?;
             device = Some(intel);
         }
+        let mut hold = None;
         if config.watchdog_model != WatchdogModel::I6300esb {
             let told = mailbox.clone();
             let device = VirtioWatchdog::new(move || told.post(Message::WatchdogExpired));
+            hold = Some(device.hold());
             let (transport, workers) = (pci_transport::Options::default(), registry::worker_options());
             pci.add_virtio("__watchdog_virtio", 0, Box::new(device), transport, workers)
                 .context("--watchdog")?;
         }
         let (action, mailbox) = (config.watchdog_action, mailbox.clone());
-        Ok(Some(Self { device, clock: Arc::clone(clock), action, mailbox, late: false }))
+        Ok(Some(Self { device, hold, clock: Arc::clone(clock), action, mailbox, late: false }))
     }
 
     fn device(&self) -> Option<MutexGuard<'_, Watchdog>> {
@@ -76,12 +80,18 @@ impl GuestWatchdog {
         if let Some(mut device) = self.device() {
             device.pause();
         }
+        if let Some(hold) = &self.hold {
+            hold.hold();
+        }
     }
 
     /// Time passes again.
     pub fn resume(&mut self) {
         if let Some(mut device) = self.device() {
             device.resume();
+        }
+        if let Some(hold) = &self.hold {
+            hold.release(self.clock.monotonic_ns());
         }
         if std::mem::take(&mut self.late) {
             self.mailbox.post(Message::WatchdogExpired);
@@ -130,13 +140,10 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine.
     pub(super) fn watchdog_expired(&mut self) -> Result<Option<Ended>> {
-        let (at_rest, resetting) = (!self.runs(), self.resetting());
-        if !at_rest && self.stopped_by_debugger() {
-            // The guest could not have reloaded it. It does when it goes on, which starts the time anew.
-            return Ok(None);
-        }
+        let still = !self.runs() || self.stopped_by_debugger();
+        let resetting = self.resetting();
         let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
-        if at_rest {
+        if still {
             watchdog.late = !resetting;
             return Ok(None);
         }

@@ -23,8 +23,29 @@ const LIMIT_NS: u64 = 20_000_000_000;
 struct Watch {
     /// The driver has begun.
     running: AtomicBool,
+    /// The guest cannot speak.
+    held: AtomicBool,
+    /// When a guest that was held has had all of its time again: monotonic.
+    released_until_ns: AtomicU64,
     pings: AtomicU64,
     expirations: AtomicU64,
+}
+
+/// Keeps a watchdog from expiring while the guest's CPUs stand still and its workers do not.
+#[derive(Clone)]
+pub struct Hold(Arc<Watch>);
+
+impl Hold {
+    /// The guest cannot speak: it is not taken for dead.
+    pub fn hold(&self) {
+        self.0.held.store(true, Ordering::Release);
+    }
+
+    /// The guest goes on, at `now_ns` of the machine's monotonic clock, and has all of its time again.
+    pub fn release(&self, now_ns: u64) {
+        self.0.released_until_ns.store(now_ns.saturating_add(LIMIT_NS), Ordering::Relaxed);
+        self.0.held.store(false, Ordering::Release);
+    }
 }
 
 /// The device.
@@ -38,6 +59,11 @@ impl Watchdog {
     /// guest speaks again.
     pub fn new(expired: impl Fn() + Send + Sync + 'static) -> Self {
         Self { watch: Arc::default(), expired: Arc::new(expired) }
+    }
+
+    /// What holds it.
+    pub fn hold(&self) -> Hold {
+        Hold(Arc::clone(&self.watch))
     }
 }
 
@@ -121,17 +147,24 @@ impl Service for Guard {
     }
 
     fn rest(&mut self) -> Progress {
-        match self.deadline_ns {
-            None => Progress::Idle,
-            Some(deadline) if self.clock.monotonic_ns() < deadline => Progress::Until(deadline),
-            Some(_) => {
-                self.deadline_ns = None;
-                self.watch.running.store(false, Ordering::Relaxed);
-                self.watch.expirations.fetch_add(1, Ordering::Relaxed);
-                (self.expired)();
-                Progress::Idle
-            }
+        let Some(deadline) = self.deadline_ns else { return Progress::Idle };
+        let now = self.clock.monotonic_ns();
+        // Whoever releases the guest says until when before it lets go.
+        let excused = if self.watch.held.load(Ordering::Acquire) {
+            now.saturating_add(LIMIT_NS)
+        } else {
+            self.watch.released_until_ns.load(Ordering::Relaxed)
+        };
+        let deadline = if now < deadline { deadline } else { deadline.max(excused) };
+        if now < deadline {
+            self.deadline_ns = Some(deadline);
+            return Progress::Until(deadline);
         }
+        self.deadline_ns = None;
+        self.watch.running.store(false, Ordering::Relaxed);
+        self.watch.expirations.fetch_add(1, Ordering::Relaxed);
+        (self.expired)();
+        Progress::Idle
     }
 }
 

@@ -6,12 +6,19 @@ virtio::conformance!(conformance, || Box::new(Watchdog::new(|| {})));
 
 /// A driven watchdog, and how often it expired.
 fn rig(layout: Layout) -> (Driver, Arc<AtomicU64>) {
+    let (driver, expired, _) = rig_with_hold(layout);
+    (driver, expired)
+}
+
+/// As [`rig`], and what holds the watchdog.
+fn rig_with_hold(layout: Layout) -> (Driver, Arc<AtomicU64>, Hold) {
     let expired = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&expired);
     let device = Watchdog::new(move || {
         counter.fetch_add(1, Ordering::Relaxed);
     });
-    (Driver::new(Box::new(device), layout), expired)
+    let hold = device.hold();
+    (Driver::new(Box::new(device), layout), expired, hold)
 }
 
 fn ping(driver: &mut Driver) {
@@ -57,6 +64,23 @@ fn a_pause_costs_the_guest_no_time_and_a_reset_ends_the_watch() {
     driver.initialize(Layout::SPLIT, u64::MAX);
     assert_eq!(pass(&mut driver, 1000), Progress::Idle);
     assert_eq!(expired.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_guest_that_cannot_speak_is_not_taken_for_dead_and_has_all_of_its_time_afterwards() {
+    let (mut driver, expired, hold) = rig_with_hold(Layout::SPLIT);
+    ping(&mut driver);
+    pass(&mut driver, 10);
+    hold.hold();
+    for _ in 0..10 {
+        assert!(matches!(pass(&mut driver, 100), Progress::Until(_)));
+    }
+    hold.release(driver.clock.monotonic_ns());
+    assert!(matches!(pass(&mut driver, 19), Progress::Until(_)));
+    assert_eq!(expired.load(Ordering::Relaxed), 0);
+    // It stays silent.
+    assert!(matches!(pass(&mut driver, 1), Progress::Idle));
+    assert_eq!(expired.load(Ordering::Relaxed), 1);
 }
 
 #[test]
