@@ -1,5 +1,7 @@
 //! Runs one queue: takes chains, has the image do what they ask for, answers them.
 
+mod settle;
+
 use super::config::SEGMENTS_MAX;
 use super::counters::Counters;
 use super::request::{self, HEADER, Parsed, Status};
@@ -10,7 +12,6 @@ use machine::doorbell::Doorbell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use virtio::chain::{Chain, Segment};
 use virtio::device::{Progress, QueueHandler};
 use virtio::queue::{Queue, QueueError};
@@ -55,11 +56,13 @@ struct Slot {
     doing: Doing,
     /// When it was taken, in monotonic nanoseconds.
     since: u64,
+    /// While its flush is in flight: what the cache said when that began.
+    flush: Option<u64>,
 }
 
 impl Slot {
     fn new() -> Self {
-        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0 }
+        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0, flush: None }
     }
 }
 
@@ -129,11 +132,6 @@ impl BlockHandler {
         self.free.len() == self.slots.len()
     }
 
-    /// Whether a write that is answered now must have become stable.
-    fn write_through(&self) -> bool {
-        !self.can_flush || !self.shared.write_back()
-    }
-
     /// Takes the next chain and starts what it asks for.
     fn start_next(&mut self) -> Started {
         let Some(tag) = self.free.last().copied() else { return Started::Nothing };
@@ -188,10 +186,7 @@ impl BlockHandler {
                 slot.chain.append_readable(HEADER, length, &mut self.segments);
                 Request::Write { offset, from: &self.segments, stable }
             }
-            Parsed::Flush => {
-                slot.doing = Doing::Flush;
-                Request::Flush
-            }
+            Parsed::Flush => return self.flush(tag, Doing::Flush),
             Parsed::GetId { .. } => {
                 let id = &self.shared.id;
                 let id = id.get(..id.len().min(usize::try_from(room).unwrap_or(usize::MAX))).unwrap_or(id);
@@ -246,22 +241,27 @@ impl BlockHandler {
 
     /// The image is done with a request, or with a part of it.
     fn completed(&mut self, Completed { tag, result }: Completed) {
-        let Some(slot) = self.slots.get(usize::from(tag)) else { return };
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
         let doing = slot.doing;
+        if let Some(begun) = slot.flush.take()
+            && result.is_ok()
+        {
+            self.shared.cache.flushed(begun);
+        }
         let took = self.now.saturating_sub(slot.since);
         if doing == Doing::Settle {
-            return self.settled(tag, result.err());
+            return self.settled(tag, result);
         }
         if let Err(error) = result {
             self.count_error(doing, &error);
             return self.answer(tag, Status::IoError, 0);
         }
         match doing {
-            Doing::Write { length, stable: false } if self.write_through() => {
-                self.flush_late(tag, Doing::Write { length, stable: true });
+            Doing::Write { length, stable } if self.must_flush(stable) => {
+                self.flush(tag, Doing::Write { length, stable: true });
             }
-            Doing::Ranges { zero: true, next, ranges, length, stable: false } if self.write_through() => {
-                self.flush_late(tag, Doing::Ranges { zero: true, next, ranges, length, stable: true });
+            Doing::Ranges { zero: true, next, ranges, length, stable } if self.must_flush(stable) => {
+                self.flush(tag, Doing::Ranges { zero: true, next, ranges, length, stable: true });
             }
             Doing::Read { length } => {
                 self.counters.reads.add(1);
@@ -283,45 +283,6 @@ impl BlockHandler {
             Doing::Ranges { .. } => self.next_range(tag),
             Doing::Nothing | Doing::Settle => {}
         }
-    }
-
-    /// Begins to make stable what is in the cache, if it was turned off.
-    fn settle(&mut self) {
-        if !self.shared.unsettled.load(Ordering::SeqCst) {
-            return;
-        }
-        self.settle.take();
-        // Without a free slot, this is called again when one becomes free.
-        let Some(tag) = self.free.last().copied() else { return };
-        if !self.shared.unsettled.swap(false, Ordering::SeqCst) {
-            return;
-        }
-        self.free.pop();
-        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
-            slot.doing = Doing::Settle;
-        }
-        // SAFETY: a flush has no segments.
-        unsafe { self.stream.submit(tag, Request::Flush) };
-    }
-
-    fn settled(&mut self, tag: u16, error: Option<io::Error>) {
-        if let Some(error) = error {
-            self.shared.write_back.store(true, Ordering::SeqCst);
-            tracing::warn!("{}: stays in write-back mode, since flushing failed: {error}", self.shared.name);
-        }
-        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
-            slot.doing = Doing::Nothing;
-        }
-        self.free.push(tag);
-    }
-
-    /// The driver turned the write-back cache off while a write was under way: makes it stable before going on with `then`.
-    fn flush_late(&mut self, tag: u16, then: Doing) {
-        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
-            slot.doing = then;
-        }
-        // SAFETY: a flush has no segments.
-        unsafe { self.stream.submit(tag, Request::Flush) };
     }
 
     fn count_error(&self, doing: Doing, error: &io::Error) {

@@ -3,12 +3,14 @@
 //! Each queue is run by a handler of its own with its own way to the image, so queues share nothing but the image, the
 //! cache mode and the rate limit.
 
+mod cache;
 pub mod config;
 mod counters;
 mod handler;
 mod request;
 
 use crate::image::{Image, ResizeError};
+use cache::Cache;
 use config::{FLUSH, Space};
 use counters::Counters;
 use handler::BlockHandler;
@@ -17,7 +19,6 @@ use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use virtio::device::{ActivateError, Activation, ConfigChange, QueueTask, VirtioDevice};
@@ -100,9 +101,7 @@ struct Shared {
     name: String,
     image: Arc<dyn Image>,
     id: [u8; ID_BYTES],
-    write_back: AtomicBool,
-    /// The write-back mode was turned off, and what was written in it is still to be made stable.
-    unsettled: AtomicBool,
+    cache: Cache,
     limiter: Option<RateLimiter>,
     on_error: Option<OnError>,
     config_changed: Mutex<Option<ConfigChange>>,
@@ -111,10 +110,6 @@ struct Shared {
 }
 
 impl Shared {
-    fn write_back(&self) -> bool {
-        self.write_back.load(Ordering::SeqCst)
-    }
-
     fn limit(&self, bytes: u64) -> Result<(), u64> {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.consume(bytes))
     }
@@ -160,8 +155,7 @@ impl Block {
             name,
             image,
             id,
-            write_back: AtomicBool::new(write_back),
-            unsettled: AtomicBool::default(),
+            cache: Cache::new(write_back),
             limiter,
             on_error,
             config_changed: Mutex::default(),
@@ -188,23 +182,20 @@ impl Block {
             topology: image.topology(),
             queues: self.queues,
             queue_size: self.queue_size,
-            write_back: self.shared.write_back(),
+            write_back: self.shared.cache.write_back(),
             read_only: image.read_only(),
         }
     }
 
     /// Switches between write-back and write-through. On the way to write-through, a handler makes stable what is in the
     /// host's cache, since the driver will not flush any more: not here, on the CPU that asked for it, which must not wait
-    /// for the storage. Writes that end from now on are stable each by itself. If flushing fails the mode is write-back again.
+    /// for the storage. Writes that end from now on are stable each by itself, and fail while that has not succeeded.
     fn set_write_back(&self, write_back: bool) {
-        let before = self.shared.write_back.swap(write_back, Ordering::SeqCst);
-        if before && !write_back {
-            // In this order: who wakes up before there is something to do is woken up again, until there is.
+        self.shared.cache.set(write_back, || {
             if let Some(settle) = self.shared.settle().as_ref() {
                 settle.ring();
             }
-            self.shared.unsettled.store(true, Ordering::SeqCst);
-        }
+        });
     }
 }
 
@@ -304,15 +295,14 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         *self.shared.config_changed() = None;
         *self.shared.settle() = None;
-        self.shared.unsettled.store(false, Ordering::SeqCst);
-        self.shared.write_back.store(self.write_back_default, Ordering::SeqCst);
+        self.set_write_back(self.write_back_default);
     }
 }
 
 machine::inspect!(Block, this => {
     image: *this.shared.image,
     serial: String::from_utf8_lossy(this.shared.id.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
-    write_back: this.shared.write_back(),
+    write_back: this.shared.cache.write_back(),
     queue_size,
     rate_limit: this.shared.limiter,
     queues: this.counters,
@@ -324,6 +314,8 @@ machine::inspect!(Block, this => {
 struct BlockState {
     /// The cache mode.
     write_back: bool,
+    /// Something written before the cache was turned off could not be made stable yet.
+    unsettled: bool,
     /// The disk's size, in bytes.
     size: u64,
 }
@@ -335,19 +327,20 @@ impl SavedFields for BlockState {
 
 impl Saved for Block {
     fn save(&self) -> Result<SavedState, StateError> {
-        let size = self.shared.image.size();
-        SavedState::of(&BlockState { write_back: self.shared.write_back(), size })
+        let Shared { image, cache, .. } = &*self.shared;
+        let (write_back, unsettled) = (cache.write_back(), cache.unsettled());
+        SavedState::of(&BlockState { write_back, unsettled, size: image.size() })
     }
 
     fn restore(&mut self, state: &SavedState) -> Result<(), StateError> {
         self.reset();
-        let BlockState { write_back, size } = state.read()?;
+        let BlockState { write_back, unsettled, size } = state.read()?;
         let present = self.shared.image.size();
         if present < size {
             let reason = format!("the disk had {size} bytes, and its image has only {present}");
             return Err(StateError::Value { kind: BlockState::KIND, reason });
         }
-        self.shared.write_back.store(write_back, Ordering::SeqCst);
+        self.shared.cache.restore(write_back, unsettled);
         Ok(())
     }
 }

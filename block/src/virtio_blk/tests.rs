@@ -1,5 +1,6 @@
 //! The device, driven as a guest would: through rings in guest memory.
 
+mod cache;
 mod rig;
 mod transport;
 
@@ -323,78 +324,6 @@ fn nothing_is_answered_before_the_host_is_done_and_quiescing_waits_for_it() {
 }
 
 #[test]
-fn writes_are_stable_unless_the_driver_may_flush_and_wants_a_cache() {
-    let write = || Wanted::new(OUT, 0).data(&[1; 512]);
-    let zeroes = || Wanted::new(WRITE_ZEROES_KIND, 0).data(&range(0, 1, 1));
-    for (accepted, write_back, stable) in [
-        (FLUSH | CONFIG_WCE, true, false),
-        (FLUSH | CONFIG_WCE, false, true),
-        (FLUSH, true, false),
-        (CONFIG_WCE, true, true),
-        (0, true, true),
-    ] {
-        let image = HeldImage::new(1 << 20);
-        let held = Arc::clone(&image.held);
-        let mut rig = Rig::accepting(Arc::new(image), options(), layouts()[0], accepted);
-        rig.device().config_write(32, &[u8::from(write_back)]);
-        rig.submit(&write());
-        rig.submit(&zeroes());
-        rig.run_once();
-        let expected = [format!("write 0 stable={stable}"), format!("zero 0+512 unmap=true stable={stable}")];
-        let waiting = held.waiting().into_iter().filter(|words| words != "flush").collect::<Vec<_>>();
-        assert_eq!(waiting, expected);
-    }
-}
-
-#[test]
-fn turning_the_cache_off_leaves_nothing_in_it() {
-    let image = HeldImage::new(1 << 20);
-    let held = Arc::clone(&image.held);
-    let mut rig = Rig::new(Arc::new(image), options(), layouts()[0]);
-    let mode = |rig: &mut Rig| {
-        let mut mode = [0];
-        rig.device().config_read(32, &mut mode);
-        mode[0]
-    };
-    assert_eq!(mode(&mut rig), 1);
-    rig.submit(&Wanted::new(OUT, 0).data(&[1; 512]));
-    rig.run_once();
-    rig.device().config_write(32, &[0]);
-    assert_eq!((mode(&mut rig), held.waiting().len()), (0, 1), "the CPU does not wait for the storage");
-    rig.run_once();
-    assert_eq!(held.waiting(), ["write 0 stable=false", "flush"]);
-
-    // The write under way was started without stability in mind, and is made stable before it is answered.
-    held.release(0);
-    rig.run_once();
-    assert!(rig.answers().is_empty());
-    assert_eq!(held.waiting(), ["flush"]);
-    held.release(0);
-    rig.run_once();
-    assert_eq!(rig.answers()[0].status, OK);
-
-    rig.device().config_write(32, &[1]);
-    rig.run_once();
-    assert_eq!((mode(&mut rig), held.waiting().len()), (1, 0));
-    rig.device().config_write(32, &[0]);
-    assert!(!rig.quiesce(), "a worker that stops does it first");
-    held.release(libc::EIO);
-    assert!(rig.quiesce());
-    assert_eq!(
-        mode(&mut rig),
-        1,
-        "what could not be made stable stays in the cache, and the driver can see it"
-    );
-
-    rig.device().config_write(32, &[0]);
-    rig.run_once();
-    held.release(0);
-    rig.run_once();
-    rig.reset();
-    assert_eq!(mode(&mut rig), 1, "a reset restores the default");
-}
-
-#[test]
 fn the_rate_limit_holds_and_is_shared() {
     let clock = Arc::new(ManualClock::default());
     let second = |size| Limit { size, refill_time: Duration::from_secs(1), one_time_burst: 0 };
@@ -467,7 +396,7 @@ fn saving_and_restoring_is_identity_and_a_smaller_image_is_refused() {
     let smaller = TempFile::new(4096);
     let mut block = Block::new(image(&smaller, EngineKind::Auto), options()).unwrap();
     assert!(matches!(block.restore(&saved), Err(StateError::Value { .. })));
-    assert!(block.shared.write_back(), "as after a reset");
+    assert!(block.shared.cache.write_back(), "as after a reset");
 }
 
 #[test]
