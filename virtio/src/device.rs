@@ -178,7 +178,8 @@ pub trait QueueHandler: Send + Inspect {
     fn run(&mut self) -> Progress;
 
     /// Asks the driver (and the backend) to notify again, before the worker sleeps. `true`: there is work
-    /// already, so run again instead of sleeping. What may not be done before the time that `run` returned does not count.
+    /// already, for which no event need come, so run again instead of sleeping. It must be true: what the next run cannot do,
+    /// such as what may not be done before the time that `run` returned, does not count.
     fn arm(&mut self) -> bool;
 
     /// A cheap look, without a system call, whether running would do anything now. The worker polls with it.

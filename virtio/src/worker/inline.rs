@@ -25,7 +25,7 @@ pub fn run_until_idle(tasks: &mut [QueueTask]) -> Rest {
                 Progress::More => more = true,
                 Progress::Idle => more |= task.handler.arm(),
                 Progress::Until(time) => {
-                    task.handler.arm();
+                    more |= task.handler.arm();
                     rest = match rest {
                         Rest::Until(earlier) => Rest::Until(earlier.min(time)),
                         Rest::Idle => Rest::Until(time),

@@ -98,8 +98,8 @@ struct Scripted {
     source: Option<EventFd>,
     /// How often it says that it is not yet at rest.
     restless: u32,
-    /// Arming always finds work.
-    insistent: bool,
+    /// How often arming finds work, which the next run does.
+    finds: usize,
     /// There is always more to do.
     endless: bool,
 }
@@ -122,7 +122,9 @@ impl QueueHandler for Scripted {
     }
 
     fn arm(&mut self) -> bool {
-        self.insistent
+        let found = self.finds > 0;
+        self.finds = self.finds.saturating_sub(1);
+        found
     }
 
     fn has_work(&self) -> bool {
@@ -202,37 +204,53 @@ fn a_busy_handler_leaves_the_others_their_turn() {
     }
 }
 
+/// Arming moved the notification to what it found, so that no kick comes for it.
 #[test]
-fn a_handler_that_waits_for_a_time_does_not_spin() {
-    // Its time never comes on this clock, and arming always claims that there is work.
-    let clock = Arc::new(ManualClock::default());
-    let worker = Worker::spawn(WorkerOptions::named("test"), clock, || {}).unwrap();
-    let (runs, ran) = mpsc::channel();
-    let waiting = Scripted {
-        runs: Some(runs),
-        progress: vec![Progress::Until(u64::MAX / 2); 100],
-        insistent: true,
-        ..Scripted::default()
-    };
-    worker.set_poll(Duration::ZERO);
-    let bell = Doorbell::new().unwrap();
-    worker.add(scripted("waiting", waiting), vec![bell.clone()]);
-    assert_eq!(ran.recv().unwrap(), 1);
-    assert_eq!(ran.recv().unwrap(), 2, "once more, in case");
-    // A worker that was woken for a message had been sleeping.
-    let mut wakeups = Vec::new();
-    while wakeups.len() < 3 {
-        let (sender, receiver) = mpsc::channel();
-        worker.inspect_tasks(move |value| sender.send(value).unwrap());
-        let value = receiver.recv().unwrap();
-        assert_eq!(value["tasks"][0]["runs"], 2);
-        if wakeups.last() != Some(&value["counters"]["wakeups"]) {
-            wakeups.push(value["counters"]["wakeups"].clone());
+fn what_arming_finds_is_done_as_often_as_it_does_also_while_waiting_for_a_time() {
+    for progress in [Progress::Idle, Progress::Until(u64::MAX / 2)] {
+        // That time never comes on this clock.
+        let clock = Arc::new(ManualClock::default());
+        let worker = Worker::spawn(WorkerOptions::named("test"), clock, || {}).unwrap();
+        worker.set_poll(Duration::ZERO);
+        let (runs, ran) = mpsc::channel();
+        let waiting =
+            Scripted { runs: Some(runs), progress: vec![progress; 100], finds: 5, ..Scripted::default() };
+        let bell = Doorbell::new().unwrap();
+        worker.add(scripted("waiting", waiting), vec![bell.clone()]);
+        for run in 1..=6 {
+            assert_eq!(ran.recv().unwrap(), run);
         }
+        // A worker that was woken for a message had been sleeping.
+        let mut wakeups = Vec::new();
+        while wakeups.len() < 3 {
+            let (sender, receiver) = mpsc::channel();
+            worker.inspect_tasks(move |value| sender.send(value).unwrap());
+            let value = receiver.recv().unwrap();
+            assert_eq!(value["tasks"][0]["runs"], 6, "and not more often");
+            if wakeups.last() != Some(&value["counters"]["wakeups"]) {
+                wakeups.push(value["counters"]["wakeups"].clone());
+            }
+        }
+        bell.ring();
+        assert_eq!(ran.recv().unwrap(), 7, "and then only when something happens");
+        assert_eq!(stop_all(&worker).len(), 1);
     }
-    bell.ring();
-    assert_eq!(ran.recv().unwrap(), 3, "and then only when something happens");
-    assert_eq!(stop_all(&worker).len(), 1);
+}
+
+#[test]
+fn a_handler_whose_arming_always_finds_work_leaves_the_others_their_turn() {
+    let worker = worker(Duration::ZERO);
+    let busy = Scripted { finds: usize::MAX, ..Scripted::default() };
+    let (runs, ran) = mpsc::channel();
+    let source = EventFd::new(EFD_NONBLOCK).unwrap();
+    let quiet =
+        Scripted { runs: Some(runs), source: Some(source.try_clone().unwrap()), ..Scripted::default() };
+    worker.add(scripted("busy", busy), Vec::new());
+    worker.add(scripted("quiet", quiet), Vec::new());
+    for run in 1..=10 {
+        assert_eq!(ran.recv_timeout(Duration::from_secs(10)).unwrap(), run);
+        source.write(1).unwrap();
+    }
 }
 
 #[test]

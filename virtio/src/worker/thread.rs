@@ -40,8 +40,6 @@ struct Task {
     runnable: bool,
     /// It waits for this time.
     deadline: Option<u64>,
-    /// While waiting for the time, it was run once more because arming found work.
-    insisted: bool,
     stopping: Option<Stopped>,
     runs: u64,
 }
@@ -111,6 +109,12 @@ impl Thread {
                 self.sleep();
                 self.polling.slept(self.clock.interval_ns().saturating_sub(idle_since));
                 self.shared.counters.poll_window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
+            } else if self.tasks.len() > 1 {
+                // What is found again and again must not hide the others' events either.
+                turns = turns.wrapping_add(1);
+                if turns & TURNS.wrapping_sub(1) == 0 {
+                    self.wait(0);
+                }
             }
             since = self.clock.interval_ns();
         }
@@ -165,7 +169,6 @@ impl Thread {
             sources,
             runnable: true,
             deadline: None,
-            insisted: false,
             stopping: None,
             runs: 0,
         });
@@ -292,10 +295,8 @@ impl Thread {
     fn arm(&mut self) -> bool {
         let mut work = false;
         for task in &mut self.tasks {
-            let found = task.task.handler.arm();
-            // A task that waits for a time is run once more, in case it found what it need not wait for.
-            if found && task.stopping.is_none() && (task.deadline.is_none() || !task.insisted) {
-                task.insisted = task.deadline.is_some();
+            // Whether the task waits for a time or not: no event need come for what was found.
+            if task.task.handler.arm() && task.stopping.is_none() {
                 task.runnable = true;
                 work = true;
             }
@@ -333,7 +334,6 @@ impl Thread {
             let data = event.data();
             if let Some(task) = self.tasks.iter_mut().find(|task| task.id.0 == data & !SOURCE) {
                 task.runnable = true;
-                task.insisted = false;
                 if data & SOURCE == 0 {
                     self.shared.counters.kicks.add(1);
                 }
