@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use vivarium_tests::host::{Folder, HangingFile};
-use vmm::api::request::{AddDevice, Opening, ResizeDisk};
+use vmm::api::request::{AddDevice, Opening, ResizeDisk, SetRateLimit};
 use vmm::api::{ErrorKind, Reply, Request};
 use vmm::config::{
-    BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig, RtcConfig,
+    BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig, RateLimiterConfig,
+    RtcConfig, TokenBucketConfig,
 };
 
 #[test]
@@ -88,6 +89,29 @@ fn a_disk_grows_while_the_guest_runs_and_never_shrinks() {
         assert_eq!(kind(control.call(resize(bad))), ErrorKind::BadRequest);
     }
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    control.end();
+}
+
+#[test]
+fn a_limit_that_would_let_nothing_pass_is_refused_and_changes_nothing() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, config(&folder));
+    control.done(disk(folder.sparse("disk", 1 << 20), "data"));
+    let before = control.info();
+    let bucket = |size, refill_time| Some(TokenBucketConfig { size, refill_time, ..Default::default() });
+    let set = |bandwidth| {
+        let limits = RateLimiterConfig { bandwidth, ops: None };
+        let request = SetRateLimit { id: "data".into(), rate_limiter_config: Some(limits) };
+        control.call(Request::SetRateLimit(Box::new(request)))
+    };
+    for bad in [bucket(1 << 20, 0), bucket(0, 100), bucket(0, 0)] {
+        assert_eq!(kind(set(bad)), ErrorKind::BadRequest);
+        assert_eq!(control.info(), before);
+    }
+    set(bucket(1 << 20, 100)).unwrap();
+    assert_ne!(control.info(), before);
+    control.done(disk(folder.sparse("other", 1 << 20), "other"));
     control.end();
 }
 

@@ -1,6 +1,7 @@
 //! Rate limits of disks and networks, and `--rate-limit-group`.
 
 use super::options::{ByteSize, Field, Setting, options};
+use super::validate::ConfigError;
 use serde::{Deserialize, Serialize};
 
 /// A token bucket: `size` tokens are put in every `refill_time` milliseconds.
@@ -25,6 +26,28 @@ pub struct RateLimiterConfig {
     pub bandwidth: Option<TokenBucketConfig>,
     /// Operations.
     pub ops: Option<TokenBucketConfig>,
+}
+
+impl RateLimiterConfig {
+    /// Checks the limits of what `option` names.
+    ///
+    /// # Errors
+    /// When one would let nothing pass.
+    pub fn check(&self, option: &str) -> Result<(), ConfigError> {
+        let error = |reason: String| Err(ConfigError { option: option.to_owned(), reason });
+        for (prefix, bucket) in [("bw", self.bandwidth), ("ops", self.ops)] {
+            let Some(bucket) = bucket else { continue };
+            if bucket.size == 0 {
+                return error(format!("{prefix}_size is 0 or missing, which would let nothing pass"));
+            }
+            if bucket.refill_time == 0 {
+                return error(format!(
+                    "{prefix}_refill_time is 0 or missing; give milliseconds, such as 1000"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 const fn key(key: &'static str, path: &'static str, doc: &'static str) -> Field {

@@ -244,7 +244,7 @@ impl VmConfig {
                     "limits nothing; give bw_size and bw_refill_time, or ops_size and ops_refill_time",
                 );
             }
-            check_rate_limit(&option, Some(limits))?;
+            limits.check(&option)?;
         }
         let mut ids = BTreeSet::new();
         for device in self.devices() {
@@ -301,7 +301,7 @@ impl VmConfig {
                     return error(option, "has both limits of its own and a group; give one");
                 }
             }
-            check_rate_limit(&option, disk.rate_limiter_config.as_ref())?;
+            disk.rate_limiter_config.iter().try_for_each(|limits| limits.check(&option))?;
         }
         for net in &self.net {
             let option = match (&net.tap, &net.mac) {
@@ -353,7 +353,7 @@ impl VmConfig {
                     return error(option, format!("{key}: {reason}"));
                 }
             }
-            check_rate_limit(&option, net.rate_limiter_config.as_ref())?;
+            net.rate_limiter_config.iter().try_for_each(|limits| limits.check(&option))?;
         }
         for pmem in &self.pmem {
             if pmem.file.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
@@ -499,23 +499,6 @@ fn check_queue_affinity(option: &str, affinity: &[QueueAffinity], queues: u16) -
 fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
     if !size.is_power_of_two() {
         return error(option, format!("queue_size={size} is not a power of two; write one like 128 or 256"));
-    }
-    Ok(())
-}
-
-fn check_rate_limit(option: &str, limits: Option<&super::RateLimiterConfig>) -> Result<(), ConfigError> {
-    let Some(limits) = limits else { return Ok(()) };
-    for (prefix, bucket) in [("bw", limits.bandwidth), ("ops", limits.ops)] {
-        let Some(bucket) = bucket else { continue };
-        if bucket.size == 0 {
-            return error(option, format!("{prefix}_size is 0 or missing, which would let nothing pass"));
-        }
-        if bucket.refill_time == 0 {
-            return error(
-                option,
-                format!("{prefix}_refill_time is 0 or missing; give milliseconds, such as 1000"),
-            );
-        }
     }
     Ok(())
 }

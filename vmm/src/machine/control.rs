@@ -62,9 +62,10 @@ impl Machine {
     /// Limits a disk or a network interface anew.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// When there is no such device, or a limit would let nothing pass.
     pub fn set_rate_limit(&mut self, request: SetRateLimit) -> Answer {
         let SetRateLimit { id, rate_limiter_config } = request;
+        rate_limiter_config.iter().try_for_each(|limits| limits.check(&format!("device {id}")))?;
         let (bytes, operations) = rate_limiter_config.as_ref().map_or((None, None), buckets);
         match self.pci.control(&id) {
             Some(Control::Disk(disk)) => {
