@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracing::Level;
 
 /// How many events a guest can cause in a row, and what it takes for one more. A guest fills no disk with them, and drives out none that
 /// others caused.
@@ -127,6 +128,7 @@ impl Told {
             let count = BTreeMap::from([("count", left_out.into())]);
             self.tell("vmm", "events-left-out", Some(count));
         }
+        log(source, event, properties.as_ref());
         // A clock before that has not been set.
         let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let event = Arc::new(Event {
@@ -158,6 +160,15 @@ impl Told {
         };
         *left = rest;
         true
+    }
+}
+
+/// Tells the log of an event. Guests cannot cause so many that they would have to be limited there.
+fn log(source: &str, event: &str, properties: Option<&BTreeMap<&'static str, Value>>) {
+    if tracing::event_enabled!(Level::INFO) {
+        let properties = properties.into_iter().flatten();
+        let properties: String = properties.map(|(name, value)| format!(" {name}={value}")).collect();
+        tracing::info!("{source}: {event}{properties}");
     }
 }
 

@@ -21,7 +21,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -29,6 +29,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
+/// The part that limits what it logs itself.
+const LIMITED: &str = "vmm::event";
 /// Lines that one place logs in [`PERIOD`].
 const MOST: u32 = 10;
 /// What [`MOST`] counts for.
@@ -188,7 +190,8 @@ impl Place {
 
 impl Log {
     fn admit(&self, metadata: &Metadata<'_>, now: Duration) -> Option<u64> {
-        if *metadata.level() >= Level::DEBUG || self.level_of(metadata) >= LevelFilter::DEBUG {
+        let debugs = *metadata.level() >= Level::DEBUG || self.level_of(metadata) >= LevelFilter::DEBUG;
+        if debugs || metadata.target() == LIMITED {
             return Some(0);
         }
         let period = now.as_secs() / PERIOD.as_secs();
@@ -263,9 +266,12 @@ fn line(now: Duration, metadata: &Metadata<'_>, left_out: u64, fields: Fields) -
 /// The same as an object on a line: `time` in seconds, `level`, `target`, `message`, `fields`, and `left_out` if lines like this
 /// were.
 fn object(now: Duration, metadata: &Metadata<'_>, left_out: u64, fields: Fields) -> String {
+    // A clock before that has not been set.
+    let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let others = fields.others.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value)));
     let mut object = json!({
         "time": now.as_secs_f64(),
+        "unix_time": unix_time.as_secs_f64(),
         "level": metadata.level().as_str(),
         "target": metadata.target(),
         "message": fields.message,

@@ -112,6 +112,7 @@ async fn perform(
         Serves::Call(_) => {
             let request = route.read(head.uri.query(), &body)?;
             drop(body);
+            let query = request.is_query();
             let Some(_place) = served.places.take(&request) else {
                 return Err(Refusal::new(
                     503,
@@ -122,6 +123,7 @@ async fn perform(
             let answer =
                 call(served, client, |respond, interest| Call { request, files, respond, interest }).await;
             client.set_busy(false);
+            log(route, &answer, query);
             match answer {
                 Some(Ok(reply)) => Ok(success(route, reply)),
                 Some(Err(error)) => Err(Refusal::from(error)),
@@ -155,6 +157,20 @@ async fn call(
         Poll::Pending => gone.as_mut().poll(context).map(|()| None),
     })
     .await
+}
+
+/// Tells the log of a call that was made. Those that only ask are of interest when something is looked for.
+fn log(route: &Route, answer: &Option<Answer>, query: bool) {
+    let came_of_it = match answer {
+        Some(Ok(_)) => "done",
+        Some(Err(error)) => error.message.as_str(),
+        None => "nobody waits for the answer",
+    };
+    if query {
+        tracing::debug!("{}: {came_of_it}", route.name);
+    } else {
+        tracing::info!("{}: {came_of_it}", route.name);
+    }
 }
 
 async fn receive(body: Incoming) -> Result<bytes::Bytes, Refusal> {

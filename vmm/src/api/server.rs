@@ -260,7 +260,7 @@ async fn attend(
     })
     .await;
     if let Err(error) = result {
-        tracing::debug!("a client of the API: {error}");
+        tracing::debug!("a client of the API left in the middle of it: {error}");
     }
 }
 

@@ -38,7 +38,6 @@ impl Machine {
         if self.resetting() {
             return Ok(None);
         }
-        tracing::info!("the machine restarts");
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.forget();
         }
