@@ -1,12 +1,12 @@
 //! The thread that carries console bytes and hears signals.
 //!
-//! Consoles have no threads of their own; this one waits for all of them, for the signals that ask the process to end, and
-//! for room in the log when somebody was slow to read it. Consoles that are files have a second thread, since a disk may keep
+//! Consoles have no threads of their own; this one waits for all of them, for the signals that ask the process to end, for
+//! faults of guest memory, and for room in the log when somebody was slow to read it. Consoles that are files have a second thread, since a disk may keep
 //! whoever writes to it waiting. It is there as long as the process; the consoles come and go with machines.
 
-use crate::log;
 use crate::message::{Event, Inbox, Work};
 use crate::seccomp::{self, ThreadKind};
+use crate::{guest_faults, log};
 use anyhow::{Context, Result};
 use devices::host_console::ConsolePump;
 use machine::doorbell::Doorbell;
@@ -87,38 +87,38 @@ fn signal_descriptor() -> io::Result<OwnedFd> {
 }
 
 impl ConsoleThread {
-    /// Starts the thread. `confine` is called on it first.
+    /// Starts the thread. `faults` is rung when guest memory faults. `confine` is called on it first.
     ///
     /// # Errors
     /// When the host is out of resources.
-    pub fn start(inbox: Inbox, confine: impl FnOnce() + Send + 'static) -> Result<Self> {
+    pub fn start(inbox: Inbox, faults: Doorbell, confine: impl FnOnce() + Send + 'static) -> Result<Self> {
         let signals = signal_descriptor().context("listening for signals")?;
-        Self::start_with(inbox, "console", Some(signals), log::room(), None, confine)
+        let process = Process { signals, faults, log: log::room() };
+        Self::start_with(inbox, "console", Some(process), None, confine)
     }
 
-    /// Starts a thread that hears `signals`, if given, and carries on the log, if given. It is `work` for a machine.
+    /// Starts a thread that also does what the process needs, if that is given. It is `work` for a machine.
     fn start_with(
         inbox: Inbox,
         name: &str,
-        signals: Option<OwnedFd>,
-        log: Option<RawFd>,
+        mut process: Option<Process>,
         work: Option<Work>,
         confine: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let bell = Doorbell::new().context("making an event for the console thread")?;
         let epoll = Epoll::new().context("making the console thread's epoll")?;
         watch(&epoll, bell.as_raw_fd()).context("watching for orders")?;
-        if let Some(signals) = &signals {
-            watch(&epoll, signals.as_raw_fd()).context("watching for signals")?;
+        if let Some(process) = &mut process {
+            watch(&epoll, process.signals.as_raw_fd()).context("watching for signals")?;
+            watch(&epoll, process.faults.as_raw_fd()).context("watching for faults of guest memory")?;
+            process.log = process.log.filter(|log| watch_room(&epoll, *log).is_ok());
         }
-        let log = log.filter(|log| watch_room(&epoll, *log).is_ok());
         let (orders, received) = channel();
         let serving = Serving {
             inbox: inbox.clone(),
             epoll,
             bell: bell.clone(),
-            signals,
-            log,
+            process,
             orders: received,
             pumps: Vec::new(),
             escape: None,
@@ -153,14 +153,8 @@ impl ConsoleThread {
         let mut consoles = Consoles { thread: Arc::clone(self), files: None };
         if !files.is_empty() {
             let confine = || seccomp::confine(ThreadKind::Console);
-            let thread = Self::start_with(
-                self.inbox.clone(),
-                "console-files",
-                None,
-                None,
-                Some(work.clone()),
-                confine,
-            )?;
+            let thread =
+                Self::start_with(self.inbox.clone(), "console-files", None, Some(work.clone()), confine)?;
             thread.order(Order::Serve { pumps: files, escape: None });
             consoles.files = Some(thread);
         }
@@ -206,14 +200,43 @@ impl Drop for Consoles {
     }
 }
 
+/// What there is one of in the process.
+struct Process {
+    signals: OwnedFd,
+    /// Rung when guest memory faults.
+    faults: Doorbell,
+    /// Tells that the log has room again.
+    log: Option<RawFd>,
+}
+
+impl Process {
+    /// Deals with `fd`, if it is one of these.
+    fn ready(&self, fd: u64, inbox: &Inbox) -> bool {
+        if fd == self.signals.as_raw_fd() as u64 {
+            inbox.tell(match take_signal(&self.signals) {
+                Some(libc::SIGUSR1) => Event::PowerButton,
+                _ => Event::Terminate,
+            });
+        } else if fd == self.faults.as_raw_fd() as u64 {
+            self.faults.take();
+            if let Some(address) = guest_faults::take_lost() {
+                inbox.tell(Event::MemoryLost { address });
+            }
+        } else if self.log.is_some_and(|log| log as u64 == fd) {
+            log::drain();
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
 /// What the thread works with.
 struct Serving {
     inbox: Inbox,
     epoll: Epoll,
     bell: Doorbell,
-    signals: Option<OwnedFd>,
-    /// Tells that the log has room again.
-    log: Option<RawFd>,
+    process: Option<Process>,
     orders: Receiver<Order>,
     pumps: Vec<ConsolePump>,
     escape: Option<Doorbell>,
@@ -238,15 +261,8 @@ impl Serving {
                 let fd = event.data();
                 if fd == self.bell.as_raw_fd() as u64 {
                     self.bell.take();
-                } else if self.log.is_some_and(|log| log as u64 == fd) {
-                    log::drain();
-                } else if let Some(signals) =
-                    self.signals.as_ref().filter(|signals| signals.as_raw_fd() as u64 == fd)
-                {
-                    self.inbox.tell(match take_signal(signals) {
-                        Some(libc::SIGUSR1) => Event::PowerButton,
-                        _ => Event::Terminate,
-                    });
+                } else if self.process.as_ref().is_some_and(|process| process.ready(fd, &self.inbox)) {
+                    continue;
                 } else if self
                     .escape
                     .as_ref()

@@ -17,7 +17,7 @@
 )]
 
 use crate::exits::{ExitCounters, ExitKind};
-use crate::message::{CpuFailure, Mailbox, Message};
+use crate::message::{Failure, Mailbox, Message};
 use anyhow::{Context, Result};
 use hypervisor::{DebugStop, Exit, Kick, SystemEvent, Vcpu};
 use machine::bus::{BusHandle, BusReader};
@@ -383,7 +383,7 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 mailbox.post(Message::CpuStopped { cpu: id, stop });
             }
             Step::Failed(reason) => {
-                let failure = CpuFailure { cpu: id, reason, registers: vcpu.describe() };
+                let failure = Failure::Cpu { cpu: id, reason, registers: vcpu.describe() };
                 let mut state = control.lock();
                 state.paused = true;
                 let generation = state.generation;

@@ -68,10 +68,7 @@ impl RamPages {
 impl Region {
     fn new(region: &GuestRegion) -> io::Result<Self> {
         let shared = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0).cloned();
-        let page = match region.file_offset() {
-            Some(file) => file_page_size(file.file())?,
-            None => anonymous_page_size(region.flags())?,
-        };
+        let page = page_size(region)?;
         let range = Range { start: region.start_addr().0, size: GuestMemoryRegion::len(region) };
         Ok(Self { range, host: region.as_ptr(), page, shared })
     }
@@ -132,6 +129,17 @@ impl HostPages for RamPages {
             }
         }
         Ok(())
+    }
+}
+
+/// The size of the host's pages behind a region of guest memory, in bytes.
+///
+/// # Errors
+/// When the host does not say what kind of pages it has there.
+pub fn page_size(region: &GuestRegion) -> io::Result<u64> {
+    match region.file_offset() {
+        Some(file) => file_page_size(file.file()),
+        None => anonymous_page_size(region.flags()),
     }
 }
 

@@ -11,6 +11,8 @@ pub mod ctl;
 pub mod event;
 pub mod exits;
 pub mod file_lock;
+pub mod file_space;
+pub mod guest_faults;
 pub mod host_cpus;
 pub mod host_pages;
 pub mod jail;
@@ -55,6 +57,7 @@ fn run_logged(run: cli::Run) -> Result<()> {
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     log::start(run.log)?;
+    tracing::info!(pid = std::process::id(), "vivarium {} starts", env!("CARGO_PKG_VERSION"));
     let kvm = Kvm::open(Path::new(DEFAULT_PATH))?;
     let mut monitor = Monitor::new(Arc::new(kvm))?;
     // Dropped after the machine thread has told its last event.
@@ -96,11 +99,17 @@ fn run_logged(run: cli::Run) -> Result<()> {
             monitor.run()?
         }
     };
+    tracing::info!(
+        "the process ends: {}",
+        match &ended {
+            Ended::PoweredOff => "the guest powered off".to_owned(),
+            Ended::Terminated => "it was asked to".to_owned(),
+            Ended::Failed(failure) => failure.to_string(),
+        }
+    );
     match ended {
         Ended::PoweredOff | Ended::Terminated => Ok(()),
-        Ended::Failed(failure) => {
-            bail!("CPU {} cannot go on: {}\n{}", failure.cpu, failure.reason, failure.registers)
-        }
+        Ended::Failed(failure) => bail!("{failure}"),
     }
 }
 

@@ -10,17 +10,31 @@ use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
+use thiserror::Error;
 use virtio::device::QueueTask;
 
-/// A CPU that cannot go on.
-#[derive(Clone, Debug)]
-pub struct CpuFailure {
-    /// Its number.
-    pub cpu: u32,
-    /// Why.
-    pub reason: String,
-    /// Its registers, for a person.
-    pub registers: String,
+/// Why a machine cannot go on.
+#[derive(Clone, Debug, Error)]
+pub enum Failure {
+    /// A CPU cannot.
+    #[error("CPU {cpu} cannot go on: {reason}\n{registers}")]
+    Cpu {
+        /// Its number.
+        cpu: u32,
+        /// Why.
+        reason: String,
+        /// Its registers, for a person.
+        registers: String,
+    },
+    /// The host had no memory for a device's access.
+    #[error(
+        "the host has no memory for guest address {address:#x}: the huge pages or the file system that it comes from are used up, \
+         its file was cut short, or it is broken"
+    )]
+    Memory {
+        /// The guest-physical address of the page.
+        address: u64,
+    },
 }
 
 /// Something a machine's own threads tell.
@@ -39,7 +53,12 @@ pub enum Message {
         /// How often the machine had been reset when the CPU failed.
         generation: u64,
         /// What happened.
-        failure: CpuFailure,
+        failure: Failure,
+    },
+    /// The host had no memory for a device's access.
+    MemoryLost {
+        /// The guest-physical address of the page.
+        address: u64,
     },
     /// A CPU that is paused has left the guest.
     CpuParked,
@@ -110,6 +129,11 @@ pub enum Event {
     Call(Call),
     /// A debugger asks something of the machine, if there is one.
     Debugger(Inquiry),
+    /// The host had no memory for a device's access: of the machine that there is.
+    MemoryLost {
+        /// The guest-physical address of the page.
+        address: u64,
+    },
     /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
     PowerButton,
     /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).

@@ -16,11 +16,11 @@ use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine, addition, resize};
-use crate::message::{Event, Inbox, Work};
-use crate::metrics;
+use crate::message::{Event, Inbox, Message, Work};
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
-use anyhow::Result;
+use crate::{guest_faults, metrics};
+use anyhow::{Context, Result};
 use booting::Booting;
 use deadlines::Outstanding;
 use ending::{AfterEnd, Leaving};
@@ -88,7 +88,9 @@ impl Monitor {
     /// When the host is out of resources.
     pub fn new(hypervisor: Arc<dyn Hypervisor>) -> Result<Self> {
         let (inbox, received) = Inbox::new();
-        let consoles = ConsoleThread::start(inbox.clone(), || seccomp::confine(ThreadKind::Console))?;
+        let faults =
+            guest_faults::install().context("dealing with guest memory that the host cannot give")?;
+        let consoles = ConsoleThread::start(inbox.clone(), faults, || seccomp::confine(ThreadKind::Console))?;
         Ok(Self {
             hypervisor,
             inbox,
@@ -263,6 +265,20 @@ impl Monitor {
                 }
                 Ok(None)
             }
+            Event::MemoryLost { address } => {
+                let lost = Message::MemoryLost { address };
+                match &mut self.vm {
+                    Vm::Booted(machine) => return machine.handle(lost),
+                    Vm::Booting(booting) => booting.ask_later(Box::new(move |machine| {
+                        if let Some(machine) = machine {
+                            machine.remind(lost);
+                        }
+                    })),
+                    // It was of a machine that is gone.
+                    Vm::Absent | Vm::Created(_) | Vm::Leaving(_) => {}
+                }
+                Ok(None)
+            }
             Event::PowerButton => {
                 if let Vm::Booted(machine) = &self.vm {
                     machine.press_power_button();
@@ -411,7 +427,7 @@ impl Monitor {
         let still = |config: &VmConfig, state| InfoReply {
             config: config.clone(),
             state,
-            memory_actual_size: 0,
+            memory_actual_size: config.memory.first_size(),
             throttle_percent: 0,
             device_tree: Default::default(),
         };

@@ -1,8 +1,8 @@
 //! Persistent memory: files mapped into the guest's address space, above all memory that can be added later.
 
 use crate::config::{ByteSize, Device, PmemConfig};
-use crate::file_lock;
 use crate::seccomp::{self, ThreadKind};
+use crate::{file_lock, file_space};
 use anyhow::{Context, Result, bail};
 use block::virtio_pmem::{Flush, MappedFile};
 use machine::bus::Range;
@@ -174,6 +174,7 @@ fn open(config: &PmemConfig, size: u64) -> Result<File> {
             bail!("has less than {}; give a smaller size", ByteSize(size));
         }
         file.set_len(size).context("enlarging it")?;
+        file_space::keep(&file, size).context("keeping room for all of it")?;
     }
     Ok(file)
 }

@@ -20,15 +20,14 @@ const ESCAPE_COUNT: u32 = 3;
 /// How much is written at once where a longer write could block. POSIX has pipes take this much when writable.
 const BLOCKING_WRITE: usize = 512;
 
-/// Signals that end the process by default.
-const FATAL: [libc::c_int; 11] = [
+/// Signals that end the process by default. SIGBUS is left to whoever deals with faults of guest memory.
+const FATAL: [libc::c_int; 10] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
     libc::SIGTERM,
     libc::SIGABRT,
     libc::SIGSEGV,
-    libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGSYS,
@@ -79,8 +78,8 @@ fn guard() {
             next(panic);
         }));
         for signal in FATAL {
-            // SIGSEGV and SIGBUS have the standard library's handler for stack overflows.
-            if system::is_default_action(signal) || matches!(signal, libc::SIGSEGV | libc::SIGBUS) {
+            // SIGSEGV has the standard library's handler for stack overflows.
+            if system::is_default_action(signal) || signal == libc::SIGSEGV {
                 // SAFETY: the handler sets terminal modes and raises, both of which are safe in handlers.
                 let _ = unsafe { system::handle(signal, on_fatal_signal, true) };
             }

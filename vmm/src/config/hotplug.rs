@@ -67,6 +67,15 @@ impl MemoryConfig {
                 "memory in huge pages comes by virtio-mem; add hotplug_method=virtio-mem",
             );
         }
+        if let Some(size) = self.hotplug_size
+            && !virtio_mem
+            && (1..MODULE).contains(&size.0)
+        {
+            return error(
+                format!("--memory hotplug_size={size}"),
+                format!("is less than {}, in which memory is added; give at least that", ByteSize(MODULE)),
+            );
+        }
         let zones = self.zones.as_deref().unwrap_or_default();
         if let Some(size) = self.hotplug_size
             && !zones.is_empty()
@@ -161,6 +170,11 @@ mod tests {
                 "hotplug_size=192M,hotplugged_size=192M",
                 None,
                 "--memory hotplugged_size=192M: is more than hotplug_size=128M",
+            ),
+            (
+                "hotplug_size=1000",
+                None,
+                "--memory hotplug_size=1000: is less than 128M, in which memory is added",
             ),
             ("hotplug_size=1G,hugepages=on", None, "--memory hotplug_size=1G: memory in huge pages comes by"),
             ("hotplug_size=1G", Some("id=a"), "--memory hotplug_size=1G: all of the memory is in zones"),

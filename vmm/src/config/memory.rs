@@ -68,4 +68,11 @@ impl MemoryConfig {
             zones => zones.iter().fold(0, |sum: u64, zone| sum.saturating_add(zone.size.0)),
         }
     }
+
+    /// As [`MemoryConfig::boot_size`], with what is added to it from the start.
+    pub fn first_size(&self) -> u64 {
+        let zones = self.zones.as_deref().unwrap_or_default();
+        let added = zones.iter().map(|zone| zone.hotplugged_size).chain([self.hotplugged_size]).flatten();
+        added.fold(self.boot_size(), |sum, size| sum.saturating_add(size.0))
+    }
 }

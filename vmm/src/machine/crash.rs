@@ -4,29 +4,52 @@
 use super::life::Phase;
 use super::{Ended, Machine};
 use crate::api::request::Coredump;
+use crate::config::VmConfig;
 use crate::config::crash::CrashAction;
-use crate::message::CpuFailure;
-use anyhow::Result;
+use crate::message::Failure;
+use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
 /// A crash that is being dealt with.
 pub struct Crash {
-    /// The CPU that cannot go on, unless the guest's kernel told of a panic.
-    failure: Option<CpuFailure>,
+    /// Why the machine cannot go on, unless the guest's kernel told of a panic.
+    failure: Option<Failure>,
+}
+
+/// Checks that there is a folder for the core dump that is written when the guest crashes: nobody could do anything about it then.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn check_folder(config: &VmConfig) -> Result<()> {
+    let Some(path) = config.on_crash.as_ref().and_then(|crash| crash.coredump.as_deref()) else {
+        return Ok(());
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let option = || format!("--on-crash coredump={}", path.display());
+    let kind = std::fs::metadata(folder).with_context(|| format!("{}: {}", option(), folder.display()))?;
+    ensure!(kind.is_dir(), "{}: {} is not a folder", option(), folder.display());
+    Ok(())
 }
 
 impl Machine {
-    /// The guest's kernel panicked, or a CPU cannot go on.
+    /// The guest's kernel panicked, or the machine cannot go on.
     ///
     /// # Errors
     /// When the host fails the machine.
-    pub(super) fn crashed(&mut self, failure: Option<CpuFailure>) -> Result<Option<Ended>> {
-        if let Some(CpuFailure { cpu, reason, .. }) = &failure {
-            let properties = [("cpu", (*cpu).into()), ("reason", reason.as_str().into())];
-            self.events.emit_for_guest("guest", "cpu-failed", properties);
+    pub(super) fn crashed(&mut self, failure: Option<Failure>) -> Result<Option<Ended>> {
+        match &failure {
+            Some(Failure::Cpu { cpu, reason, .. }) => {
+                let properties = [("cpu", (*cpu).into()), ("reason", reason.as_str().into())];
+                self.events.emit_for_guest("guest", "cpu-failed", properties);
+            }
+            Some(Failure::Memory { address }) => {
+                let address = format!("{address:#x}");
+                self.events.emit_for_guest("vm", "memory-lost", [("address", address.into())]);
+            }
+            None => {}
         }
         if self.crash.is_some() || self.ending() {
-            // Another CPU did, too.
+            // Another one did, too.
             return Ok(None);
         }
         let asks_for_nothing = match &self.config.on_crash {

@@ -8,7 +8,7 @@ use super::watchdog::GuestWatchdog;
 use super::{Ended, Machine};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::cpu::CpuThread;
-use crate::message::Message;
+use crate::message::{Failure, Message};
 use anyhow::Result;
 use devices::pvpanic::PANICKED;
 use machine::effect::{DeviceChange, Effect, HotplugPart};
@@ -148,6 +148,7 @@ impl Machine {
                 return Ok(ended);
             }
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
+            Message::MemoryLost { address } => return self.crashed(Some(Failure::Memory { address })),
             Message::CpuFailed { generation, failure } => {
                 // A machine that restarts has its CPUs anew.
                 if self.is_current(generation) && !self.resetting() {
@@ -156,6 +157,11 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// Has the machine deal with `message` when it comes to that.
+    pub fn remind(&self, message: Message) {
+        self.mailbox.post(message);
     }
 
     /// Does what was made ready meanwhile, if nothing else is under way: puts devices in their places, and completes a change of sizes.

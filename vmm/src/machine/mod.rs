@@ -49,12 +49,13 @@ mod watchdog;
 mod workers;
 
 use crate::api::Respond;
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ByteSize, ConfigError, VmConfig};
 use crate::console_thread::{ConsoleThread, Consoles};
 use crate::cpu::Surroundings;
 use crate::event::Events;
+use crate::guest_faults::Watched;
 use crate::memory::{self, GuestMemory, ZoneExtent};
-use crate::message::{CpuFailure, Mailbox, Work};
+use crate::message::{Failure, Mailbox, Work};
 use crate::monitor::Limits;
 use crate::pmem::PmemSpace;
 use added_memory::Modules;
@@ -100,8 +101,8 @@ pub enum Ended {
     PoweredOff,
     /// It was asked to end.
     Terminated,
-    /// A CPU cannot go on.
-    Failed(CpuFailure),
+    /// It cannot go on.
+    Failed(Failure),
 }
 
 /// What a machine is given of the process.
@@ -171,6 +172,7 @@ pub struct Machine {
     growth: Option<Growth>,
     pmem: PmemSpace,
     vm: Arc<dyn Vm>,
+    watched: Watched,
     memory: GuestMemory,
     flash: Flash,
 }
@@ -186,6 +188,7 @@ impl Machine {
         config.name_devices();
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
+        crash::check_folder(&config)?;
         let mut files = BootFiles::open(&config)?;
         let Foundation { vm, mut vcpus, model, layout } = platform::found(&config, hypervisor)?;
         let clock = hypervisor.clock(&mut vcpus);
@@ -203,6 +206,7 @@ impl Machine {
         let ranges: Vec<_> = layout.ram().iter().map(|range| (range.start, range.size)).collect();
         let (hotplug, pmem) = later_memory(&config, &layout);
         let memory = memory::provide(&config.memory, &ranges, hotplug)?;
+        let watched = Watched::new(&memory.ram).context("--memory")?;
         map_memory(&*vm, &memory)?;
         let flash = Flash::add(&config, &*vm, &mmio)?;
         let mut vmcoreinfo = None;
@@ -276,6 +280,7 @@ impl Machine {
             growth: None,
             pmem: PmemSpace::new(pmem),
             vm,
+            watched,
             memory,
             flash,
         };
@@ -286,7 +291,25 @@ impl Machine {
         }
         machine.pci.check_places()?;
         machine.pci.place_bars(machine.layout.segments())?;
+        machine.log_parts();
         Ok(machine)
+    }
+
+    /// Tells the log what the machine is made of.
+    fn log_parts(&self) {
+        let payload = &self.config.payload;
+        let code = payload.kernel.as_ref().or(payload.firmware.as_ref());
+        tracing::info!(
+            cpus = self.config.cpus.boot_vcpus,
+            memory = %ByteSize(self.memory_size()),
+            code = %code.map(|path| path.display().to_string()).unwrap_or_default(),
+            "the machine is built"
+        );
+        if tracing::event_enabled!(tracing::Level::DEBUG) {
+            for (id, address) in self.pci.ids() {
+                tracing::debug!(%address, "device {id}");
+            }
+        }
     }
 
     /// The configuration as it is now.

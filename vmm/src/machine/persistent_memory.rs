@@ -59,6 +59,7 @@ impl Machine {
                 readonly: false,
                 log_dirty: false,
             };
+            self.watched.add(region)?;
             // SAFETY: the region stays mapped until the slot was taken back, or the machine is dropped before its memory.
             unsafe { self.vm.map_memory(slot) }.context("giving it to the guest")
         });
@@ -85,6 +86,7 @@ impl Machine {
     }
 
     fn forget_region(&mut self, start: u64, size: u64) {
+        self.watched.remove(start);
         if let Ok((ram, _)) = self.memory.ram.remove_region(GuestAddress(start), size) {
             self.memory.ram = Arc::new(ram);
         }

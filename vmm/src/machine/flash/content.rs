@@ -5,13 +5,13 @@
 //! guest has changed since that was last done, a power loss of the host may take away, page by page.
 
 use crate::file_lock::Locked;
+use crate::file_space;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result, bail, ensure};
 use devices::pflash::BLOCK_SIZE;
 use machine::memory::{MappedRegion, VolatileMemory};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl Content {
             size <= room && size.is_multiple_of(BLOCK_SIZE),
             "has {size} bytes, and variables have a multiple of {BLOCK_SIZE} and at most {room}; {REMEDY}"
         );
-        keep_space(&file, size).context("keeping space on the disk for all of it; free some")?;
+        file_space::keep(&file, size).context("keeping space on the disk for all of it; free some")?;
         let memory = MmapRegionBuilder::new(usize::try_from(size)?)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
@@ -141,21 +141,6 @@ fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize
         }
     }
     Ok(done)
-}
-
-/// Has the file system keep space for all of the file: a write to memory cannot be refused when the disk is full. Where there is no such
-/// promise, nothing is done.
-fn keep_space(file: &File, size: u64) -> io::Result<()> {
-    let size = libc::off_t::try_from(size).map_err(io::Error::other)?;
-    // SAFETY: what the file holds stays as it is.
-    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(()),
-        _ => Err(error),
-    }
 }
 
 /// Starts the thread that makes changes stable. It ends when nobody is left to tell it of one.
