@@ -19,6 +19,7 @@ mod added_memory;
 pub mod addition;
 mod boot_files;
 mod clock;
+mod closing;
 mod control;
 #[allow(
     clippy::arithmetic_side_effects,
@@ -224,6 +225,7 @@ impl Machine {
                 pins: Arc::clone(&platform.pins) as _,
                 wiring: platform::PCI_WIRING,
                 clock: Arc::clone(&clock),
+                work: work.clone(),
             },
             layout.segments(),
         )?;

@@ -7,11 +7,12 @@ pub mod observe;
 mod ports;
 mod windows;
 
+use super::closing;
 use super::control::Control;
 use super::shared_memory::SharedMemory;
 use super::workers::{self, FunctionWorkers, Purpose};
 use crate::config::PciPlace;
-use crate::message::Mailbox;
+use crate::message::{Mailbox, Work};
 use anyhow::{Context, Result};
 use arch::layout::SegmentWindows;
 use arch::wiring::InterruptPins;
@@ -81,6 +82,8 @@ pub struct Surroundings {
     pub wiring: InterruptPins,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What is done for the machine.
+    pub work: Work,
 }
 
 /// The PCI functions of a machine.
@@ -333,32 +336,30 @@ impl PciBus {
         let Some(function) = self.virtio.get_mut(&address) else { return Ok(()) };
         let mut transport = lock(&function.transport);
         let again = transport.stopped(tasks);
+        let mut leaving = Vec::new();
         if function.presence == Presence::Going {
             function.presence = Presence::Gone;
             function.control = None;
-            let device = transport.withdraw_device();
-            drop(device);
+            leaving.push(transport.withdraw_device());
         }
         match purpose {
-            Purpose::Rest => {
-                drop(transport);
-                if again {
-                    self.start(address);
-                }
+            Purpose::Rest => {}
+            Purpose::Reset => pci::function::Function::reset(&mut *transport),
+            // What it holds of the host is given back now. The function itself goes when no CPU has the old map any more.
+            Purpose::Remove => leaving.push(transport.take_device()),
+        }
+        drop(transport);
+        if !leaving.is_empty() {
+            closing::close(leaving, &function.id, &self.surroundings.work);
+        }
+        match purpose {
+            Purpose::Rest if again => {
+                self.start(address);
                 Ok(())
             }
-            Purpose::Reset => {
-                pci::function::Function::reset(&mut *transport);
-                drop(transport);
-                self.remap(address)
-            }
-            Purpose::Remove => {
-                // What it holds of the host is given back now. The function itself goes when no CPU has the old map any more.
-                let device = transport.take_device();
-                drop(transport);
-                drop(device);
-                self.take_out(address)
-            }
+            Purpose::Rest => Ok(()),
+            Purpose::Reset => self.remap(address),
+            Purpose::Remove => self.take_out(address),
         }
     }
 
