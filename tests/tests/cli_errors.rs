@@ -72,6 +72,43 @@ fn options_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_verb_that_cannot_be_understood_is_refused_before_the_monitor_is_asked() {
+    for (line, begins, remedy) in [
+        ("ping", "--api-socket is missing", "give the socket"),
+        ("--api-socket fd=3 ping", "--api-socket fd=3", "--api-socket PATH"),
+        ("--api-socket /nowhere add-disk pth=b", "add-disk pth=b", "did you mean \"path\""),
+        ("--api-socket /nowhere set-affinity --cpus zz", "set-affinity --cpus zz", "[0@[1,2]"),
+        ("--api-socket /nowhere set-rate-limit a bw=1", "set-rate-limit bw=1", "bw_size"),
+        ("--api-socket /nowhere create -- --bogus", "create: --bogus", "--help"),
+        ("--api-socket /nowhere create -- --cpus boot=1", "create: --kernel is missing", "--kernel PATH"),
+        (
+            "--api-socket /nowhere create -- --kernel k --seccomp false --log-file zz -vv --api-socket path=zz",
+            "create: --seccomp, --log-file, -v, --api-socket: ",
+            "leave it out",
+        ),
+    ] {
+        let words: Vec<_> = std::iter::once("ctl").chain(line.split(' ')).collect();
+        let output = run(&words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{line}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{line}: {errors}");
+        assert!(errors.starts_with(&format!("vivarium ctl: {begins}")), "{line}: {errors}");
+        assert!(errors.contains(remedy), "{line}: \"{remedy}\" is not in: {errors}");
+        // With --json, an error has the form of the monitor's.
+        let words: Vec<_> = ["ctl", "--json"].into_iter().chain(line.split(' ')).collect();
+        let told: Vec<String> = serde_json::from_slice(&run(&words).stderr).unwrap();
+        assert!(told.last().unwrap().starts_with(begins), "{line}: {told:?}");
+    }
+    // The socket is named as the monitor's option names it, before the verb or behind it.
+    for line in ["ctl --api-socket path=/nowhere ping", "ctl ping --api-socket path=/nowhere"] {
+        let output = run(&line.split(' ').collect::<Vec<_>>());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line}: {errors}");
+        assert!(errors.starts_with("vivarium ctl: /nowhere: no monitor answers there"), "{line}: {errors}");
+    }
+}
+
+#[test]
 fn arguments_that_are_no_text_are_refused() {
     use std::os::unix::ffi::OsStrExt;
     let output = Command::new(required("VIVARIUM_BIN"))
@@ -90,6 +127,13 @@ fn help_and_version_succeed() {
         (&["--help-option", "disk"], "queue_size"),
         (&["--version"], "vivarium v"),
         (&["-V"], "vivarium v"),
+        (&["--help"], "jail "),
+        (&["help"], "ctl "),
+        (&["help", "jail"], "--netns"),
+        (&["help", "ctl", "add-disk"], "--help-option disk"),
+        (&["ctl", "help", "add-disk"], "--api-socket"),
+        (&["ctl", "--version"], "vivarium ctl v"),
+        (&["jail", "--version"], "vivarium jail v"),
     ] {
         let output = run(arguments);
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");

@@ -12,65 +12,78 @@ use crate::config::{
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
 
-struct Entry {
-    name: &'static str,
-    doc: &'static str,
-    fields: &'static [Field],
-    example: &'static str,
+/// An option that has keys.
+pub struct Entry {
+    /// Its name, without hyphens.
+    pub name: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+    /// Its keys.
+    pub fields: &'static [Field],
+    /// A use of it.
+    pub example: &'static str,
 }
 
-const fn entry<T: Options>(name: &'static str, example: &'static str) -> Entry {
+const fn of<T: Options>(name: &'static str, example: &'static str) -> Entry {
     Entry { name, doc: T::DOC, fields: T::FIELDS, example }
 }
 
-const ENTRIES: &[Entry] = &[
-    entry::<CpusConfig>("cpus", "--cpus boot=4,topology=2:2:1:1"),
-    entry::<MemoryConfig>("memory", "--memory size=4G,hotplug_method=virtio-mem,hotplug_size=4G"),
-    entry::<MemoryZoneConfig>(
-        "memory-zone",
-        "--memory size=0 --memory-zone id=near,size=2G,host_numa_node=0",
-    ),
-    entry::<NumaConfig>("numa", "--numa guest_numa_id=0,cpus=[0-1],memory_zones=[near],distances=[1@20]"),
-    entry::<DiskConfig>("disk", "--disk path=root.img,num_queues=4,direct=on"),
-    entry::<NetConfig>("net", "--net tap=tap0,mac=12:34:56:78:9a:bc"),
-    entry::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
-    entry::<FwCfgConfig>(
+/// The options that have keys.
+pub const ENTRIES: &[Entry] = &[
+    of::<CpusConfig>("cpus", "--cpus boot=4,topology=2:2:1:1"),
+    of::<MemoryConfig>("memory", "--memory size=4G,hotplug_method=virtio-mem,hotplug_size=4G"),
+    of::<MemoryZoneConfig>("memory-zone", "--memory size=0 --memory-zone id=near,size=2G,host_numa_node=0"),
+    of::<NumaConfig>("numa", "--numa guest_numa_id=0,cpus=[0-1],memory_zones=[near],distances=[1@20]"),
+    of::<DiskConfig>("disk", "--disk path=root.img,num_queues=4,direct=on"),
+    of::<NetConfig>("net", "--net tap=tap0,mac=12:34:56:78:9a:bc"),
+    of::<GdbConfig>("gdb", "--gdb path=/run/guest-gdb.sock"),
+    of::<FwCfgConfig>(
         "fw-cfg-config",
         "--fw-cfg-config items=[name=opt/org.example/role,string=worker:name=opt/org.example/key,file=/etc/guest.key]",
     ),
-    entry::<RngConfig>("rng", "--rng src=/dev/hwrng"),
-    entry::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
-    entry::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),
-    entry::<RtcConfig>("rtc", "--rtc"),
-    entry::<IvshmemConfig>("ivshmem", "--ivshmem path=/dev/shm/shared,size=1M"),
-    entry::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
-    entry::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
-    entry::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
-    entry::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
-    entry::<ChannelConfig>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
-    entry::<SerialConfig>("serial", "--serial file=/var/log/guest.log"),
-    entry::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
-    entry::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),
-    entry::<PciSegmentConfig>("pci-segment", "--pci-segment pci_segment=1,mmio64_aperture_weight=8"),
-    entry::<PciPortConfig>("pci-port", "--pci-port id=rp0 --disk path=data.img,bus=rp0"),
-    entry::<PciPlaceConfig>("pci-place", "--pci-port id=rp0 --pci-place id=__rng,bus=rp0"),
-    entry::<RateLimitGroupConfig>(
+    of::<RngConfig>("rng", "--rng src=/dev/hwrng"),
+    of::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
+    of::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),
+    of::<RtcConfig>("rtc", "--rtc"),
+    of::<IvshmemConfig>("ivshmem", "--ivshmem path=/dev/shm/shared,size=1M"),
+    of::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
+    of::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
+    of::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
+    of::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
+    of::<ChannelConfig>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
+    of::<SerialConfig>("serial", "--serial file=/var/log/guest.log"),
+    of::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
+    of::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),
+    of::<PciSegmentConfig>("pci-segment", "--pci-segment pci_segment=1,mmio64_aperture_weight=8"),
+    of::<PciPortConfig>("pci-port", "--pci-port id=rp0 --disk path=data.img,bus=rp0"),
+    of::<PciPlaceConfig>("pci-place", "--pci-port id=rp0 --pci-place id=__rng,bus=rp0"),
+    of::<RateLimitGroupConfig>(
         "rate-limit-group",
         "--rate-limit-group id=slow,bw_size=10485760,bw_refill_time=1000",
     ),
-    entry::<LandlockConfig>("landlock-rules", "--landlock-rules path=/srv/images,access=rw"),
-    entry::<ApiSocketConfig>("api-socket", "--api-socket path=/run/vm.sock"),
-    entry::<EventMonitorConfig>("event-monitor", "--event-monitor path=/var/log/vm-events.json"),
+    of::<LandlockConfig>("landlock-rules", "--landlock-rules path=/srv/images,access=rw"),
+    of::<ApiSocketConfig>("api-socket", "--api-socket path=/run/vm.sock"),
+    of::<EventMonitorConfig>("event-monitor", "--event-monitor path=/var/log/vm-events.json"),
 ];
 
-/// The options that have keys.
+/// How the values of options are written, in Markdown.
+pub const SYNTAX: &str = "An option's value is a list of `key=value`, separated by commas. Sizes take the suffixes `K`, `M`, `G` and \
+    `T` (powers of 1024). A list is written `[a,b]`, and a list of numbers also `[0-3]`. A text with commas or \
+    brackets is put in double quotes.";
+
+/// The names of the options that have keys.
 pub fn names() -> Vec<&'static str> {
     ENTRIES.iter().map(|entry| entry.name).collect()
 }
 
+/// The option of that name, if it has keys.
+pub fn entry(name: &str) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|entry| entry.name == name)
+}
+
 /// The keys of one option, as text for a terminal.
 pub fn option(name: &str) -> Option<String> {
-    let entry = ENTRIES.iter().find(|entry| entry.name == name)?;
+    let entry = entry(name)?;
     let mut text = format!("--{}: {}\n\n  {}\n\n", entry.name, entry.doc.trim(), entry.example);
     for field in entry.fields {
         let _ = writeln!(text, "  {}={}\n        {}", field.key, field.hint, remarks(field));
@@ -80,17 +93,14 @@ pub fn option(name: &str) -> Option<String> {
 
 /// The reference page of the command line, in Markdown.
 pub fn markdown() -> String {
-    let mut page = String::from(
+    let mut page = format!(
         "# The command line\n\n\
          This page is generated from the definitions of the options; `cargo test -p vmm` keeps it true.\n\n\
-         An option's value is a list of `key=value`, separated by commas. Sizes take the suffixes `K`, `M`, `G` and \
-         `T` (powers of 1024). A list is written `[a,b]`, and a list of numbers also `[0-3]`. A text with commas or \
-         brackets is put in double quotes.\n\n## Options\n\n| option | value | what it is |\n|---|---|---|\n",
+         `vivarium` runs a machine. {SYNTAX}\n\n\
+         `vivarium jail` runs one with as little of the host as it needs, and `vivarium ctl` drives one that runs: both are \
+         [below](#vivarium-jail).\n\n## Options\n\n"
     );
-    for (name, value, help) in crate::cli::flags() {
-        let value = if value.is_empty() { String::new() } else { format!("`{}`", value.replace('|', "\\|")) };
-        let _ = writeln!(page, "| `{name}` | {value} | {} |", help.replace('|', "\\|"));
-    }
+    arguments(&mut page, crate::cli::flags());
     for entry in ENTRIES {
         let _ = write!(
             page,
@@ -104,10 +114,30 @@ pub fn markdown() -> String {
             let _ = writeln!(page, "| `{}` | `{hint}` | {} |", field.key, remarks(field));
         }
     }
+    let _ = write!(page, "\n## `vivarium jail`\n\n{} See [sandbox.md](sandbox.md).\n\n", crate::jail::ABOUT);
+    arguments(&mut page, crate::cli::arguments(&crate::jail::command()));
+    let _ = write!(page, "\n## `vivarium ctl`\n\n{} See [api.md](api.md).\n\n", crate::ctl::ABOUT);
+    let ctl = crate::ctl::command("vivarium ctl");
+    arguments(&mut page, crate::cli::arguments(&ctl));
+    page.push_str("\n| verb | what it does |\n|---|---|\n");
+    for verb in ctl.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        let synopsis = crate::cli::synopsis(verb).replace('|', "\\|");
+        let _ = writeln!(page, "| `{synopsis}` | {about} |");
+    }
     page
 }
 
-fn remarks(field: &Field) -> String {
+fn arguments(page: &mut String, arguments: Vec<(String, String, String)>) {
+    page.push_str("| option | value | what it is |\n|---|---|---|\n");
+    for (name, value, help) in arguments {
+        let value = if value.is_empty() { String::new() } else { format!("`{}`", value.replace('|', "\\|")) };
+        let _ = writeln!(page, "| `{name}` | {value} | {} |", help.replace('|', "\\|"));
+    }
+}
+
+/// What a key means, its range and its default.
+pub fn remarks(field: &Field) -> String {
     let mut text = field.doc.trim().to_owned();
     if let Some((low, high)) = field.range {
         let _ = write!(text, " {low} to {high}.");

@@ -8,9 +8,9 @@ use vmm::jail::{self, Asked};
 use vmm::log;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = cli::with_help_as_flag(std::env::args_os().collect());
     if let Some(arguments) = ctl::arguments(&arguments) {
-        return ctl::run(arguments);
+        return ctl::run(&arguments);
     }
     if arguments.get(1).is_some_and(|word| word == "jail") {
         return run_in_jail(arguments.into_iter().skip(1).collect());

@@ -9,6 +9,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 #[derive(Debug, PartialEq, Eq)]
 pub struct UsageError(pub String);
 
+impl std::error::Error for UsageError {}
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl From<ConfigError> for UsageError {
     fn from(error: ConfigError) -> Self {
         Self(error.to_string())
@@ -17,6 +25,11 @@ impl From<ConfigError> for UsageError {
 
 /// A usage error on one line, with the remedy.
 pub fn one_line(error: &clap::Error) -> String {
+    one_line_of(error, "vivarium", &flags())
+}
+
+/// A usage error of `command`, which has these flags, on one line, with the remedy.
+pub fn one_line_of(error: &clap::Error, command: &str, flags: &[(String, String, String)]) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
@@ -25,13 +38,13 @@ pub fn one_line(error: &clap::Error) -> String {
     // `--cpus <KEYS>`: the flag, and what follows it.
     let flag = argument.split_whitespace().next().unwrap_or_default();
     match error.kind() {
-        ErrorKind::UnknownArgument if argument.starts_with('-') => match nearest(argument) {
+        ErrorKind::UnknownArgument if argument.starts_with('-') => match nearest(argument, flags) {
             Some(near) => format!("{argument}: there is no such option; did you mean {near}?"),
-            None => format!("{argument}: there is no such option; vivarium --help lists them"),
+            None => format!("{argument}: there is no such option; {command} --help lists them"),
         },
         ErrorKind::UnknownArgument => {
             format!(
-                "{argument}: is not the value of any option; put it after one, or leave it out (see vivarium --help)"
+                "{argument}: is not the value of any option; put it after one, or leave it out (see {command} --help)"
             )
         }
         ErrorKind::ArgumentConflict => format!("{flag}: is given twice; give it once"),
@@ -43,13 +56,18 @@ pub fn one_line(error: &clap::Error) -> String {
         }
         ErrorKind::MissingRequiredArgument => {
             let missing = match error.get(ContextKind::InvalidArg) {
-                Some(ContextValue::Strings(missing)) => missing.join(" "),
-                _ => String::new(),
+                Some(ContextValue::Strings(missing)) => missing.as_slice(),
+                _ => &[],
             };
-            format!("{} is missing", missing.replace(['<', '>'], ""))
+            let verb = if missing.len() > 1 { "are" } else { "is" };
+            format!("{} {verb} missing", missing.join(" and ").replace(['<', '>'], ""))
         }
         ErrorKind::TooManyValues => {
             format!("{flag} {}: takes no value; write {flag} alone", context(ContextKind::InvalidValue))
+        }
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("{flag} {}: {}", context(ContextKind::InvalidValue), self::reason(&reason))
         }
         _ => {
             let text = error.to_string();
@@ -57,6 +75,24 @@ pub fn one_line(error: &clap::Error) -> String {
             let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage"));
             lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
         }
+    }
+}
+
+/// Why a value cannot be, from what the standard library and clap say of numbers.
+pub fn reason(told: &str) -> String {
+    if let Some((_, range)) = told.split_once(" is not in ") {
+        return match range.split_once("..=").or_else(|| range.split_once("..")) {
+            Some((low, high)) if high.is_empty() || high == u64::MAX.to_string() => {
+                format!("it can be {low} and more")
+            }
+            Some((low, high)) => format!("it can be {low} to {high}"),
+            None => told.to_owned(),
+        };
+    }
+    match told {
+        "invalid digit found in string" => "is not a whole number".into(),
+        "number too large to fit in target type" => "is too large a number".into(),
+        told => told.to_owned(),
     }
 }
 
@@ -102,11 +138,11 @@ fn remedy(answer: &std::io::Error) -> Option<&'static str> {
 }
 
 /// The flag that is spelt most like `argument`, if one is close.
-fn nearest(argument: &str) -> Option<String> {
-    flags()
-        .into_iter()
-        .map(|(name, _, _)| (crate::config::key_value::distance(argument, &name), name))
+fn nearest(argument: &str, flags: &[(String, String, String)]) -> Option<String> {
+    flags
+        .iter()
+        .map(|(name, _, _)| (crate::config::key_value::distance(argument, name), name))
         .filter(|(distance, _)| *distance <= argument.len() / 4)
         .min()
-        .map(|(_, name)| name)
+        .map(|(_, name)| name.clone())
 }

@@ -23,8 +23,8 @@ Examples:
     about = "A virtual machine monitor for Linux KVM.",
     before_help = EXAMPLES,
     disable_version_flag = true,
-    help_template = "{about}\n\n{before-help}{usage-heading} {usage}\n\n{all-args}",
-    override_usage = "vivarium [OPTIONS]",
+    help_template = "{about}\n\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}",
+    override_usage = "vivarium [OPTIONS]\n       vivarium COMMAND ...",
     max_term_width = 100
 )]
 pub(super) struct Flags {
@@ -158,27 +158,56 @@ pub(super) struct Flags {
 
 /// All flags.
 pub fn command() -> clap::Command {
-    Flags::command()
+    let commands = COMMANDS.map(|(name, about)| format!("\n  {name:<8} {about}")).concat();
+    Flags::command().after_help(format!("Commands, each with a --help of its own:{commands}"))
 }
 
-/// Every flag with its help, in the order of `--help`, for the reference page.
-pub fn flags() -> Vec<(String, String, String)> {
-    Flags::command()
+/// The commands beside running a machine, and what each does.
+pub const COMMANDS: [(&str, &str); 2] = [("ctl", crate::ctl::ABOUT), ("jail", crate::jail::ABOUT)];
+
+/// Every argument of `command` with its value and its help, in the order of `--help`, for the reference page.
+pub fn arguments(command: &clap::Command) -> Vec<(String, String, String)> {
+    command
         .get_arguments()
         .filter_map(|argument| {
-            let name = match (argument.get_long(), argument.get_short()) {
-                (Some(long), _) => format!("--{long}"),
-                (None, Some(short)) => format!("-{short}"),
-                (None, None) => return None,
-            };
-            let values = argument.get_value_names().unwrap_or_default();
-            let value = if argument.get_action().takes_values() {
-                values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-            } else {
-                String::new()
-            };
+            let (flag, value) = shape(argument);
             let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-            Some((name, value, help))
+            Some((flag?, value.unwrap_or_default(), help))
         })
         .collect()
+}
+
+/// Every flag with its help, in the order of `--help`.
+pub fn flags() -> Vec<(String, String, String)> {
+    arguments(&Flags::command())
+}
+
+/// How an argument is written: its flag, if it has one, and what follows it.
+pub fn shape(argument: &clap::Arg) -> (Option<String>, Option<String>) {
+    let flag = match (argument.get_long(), argument.get_short()) {
+        (Some(long), _) => Some(format!("--{long}")),
+        (None, short) => short.map(|short| format!("-{short}")),
+    };
+    let values = argument.get_value_names().unwrap_or_default();
+    let value = argument.get_action().takes_values().then(|| {
+        if values.is_empty() { argument.get_id().as_str().to_uppercase() } else { values.join(" ") }
+    });
+    (flag, value)
+}
+
+/// How a command is written: its name and its own arguments, those that may be left out in brackets.
+pub fn synopsis(command: &clap::Command) -> String {
+    let mut text = command.get_name().to_owned();
+    for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+        let (flag, value) = shape(argument);
+        if matches!(flag.as_deref(), Some("--help" | "--version")) {
+            continue;
+        }
+        let behind = argument.is_last_set().then(|| "--".to_owned());
+        let word = behind.into_iter().chain(flag).chain(value).collect::<Vec<_>>().join(" ");
+        let word = if argument.is_required_set() { word } else { format!("[{word}]") };
+        text.push(' ');
+        text.push_str(&word);
+    }
+    text
 }

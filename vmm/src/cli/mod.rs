@@ -5,10 +5,10 @@
 mod errors;
 mod flags;
 
-pub(crate) use errors::one_line;
 pub use errors::{UsageError, failure};
-pub(crate) use flags::command;
+pub(crate) use errors::{one_line, one_line_of, reason};
 pub use flags::flags;
+pub(crate) use flags::{COMMANDS, arguments, command, shape, synopsis};
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
@@ -25,6 +25,15 @@ use clap::error::ErrorKind;
 use flags::Flags;
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// The arguments, which start with the program's name, where `help COMMAND` is written `COMMAND --help`.
+pub fn with_help_as_flag(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_some_and(|word| word == "help") {
+        arguments.remove(1);
+        arguments.push("--help".into());
+    }
+    arguments
+}
 
 /// What a forbidden system call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,21 +235,59 @@ fn console<T: Options + console::Console>(flag: &str, text: &str) -> Result<T, U
     console::parse(text).map_err(|error| UsageError(format!("{flag} {text}: {error}")))
 }
 
-/// Whether a flag is given that says something of the machine, not of the process.
-fn describes_a_machine(matches: &clap::ArgMatches) -> bool {
-    const OF_THE_PROCESS: [&str; 7] =
-        ["api_socket", "event_monitor", "log_file", "log_format", "log_levels", "verbosity", "seccomp"];
-    matches.ids().any(|id| {
-        let given = matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine);
-        given && id != "Flags" && !OF_THE_PROCESS.contains(&id.as_str())
+/// Reads the flags of a machine, among which are none of the process that runs it.
+///
+/// # Errors
+/// As [`parse`], and when there is one.
+pub fn machine(flags: impl IntoIterator<Item = OsString>) -> Result<VmConfig, UsageError> {
+    let arguments = std::iter::once("vivarium".into()).chain(flags);
+    let matches = command().try_get_matches_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp => UsageError("--help: describes no machine; leave it out".into()),
+        _ => UsageError(one_line(&error)),
+    })?;
+    let others = given(&matches).filter(|id| OF_THE_PROCESS.contains(id) || ALONE.contains(id));
+    let others: Vec<String> = others
+        .map(|id| if id == "verbosity" { "-v".into() } else { format!("--{}", id.replace('_', "-")) })
+        .collect();
+    if !others.is_empty() {
+        return Err(UsageError(format!(
+            "{}: is not of the machine but of the process that runs it; give it when that is started, and leave it out here",
+            others.join(", ")
+        )));
+    }
+    let flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(one_line(&error)))?;
+    let config = config(&flags)?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// Flags that say something of the process, not of the machine.
+const OF_THE_PROCESS: [&str; 7] =
+    ["api_socket", "event_monitor", "log_file", "log_format", "log_levels", "verbosity", "seccomp"];
+
+/// Flags that mean something only where a process is started for one machine.
+const ALONE: [&str; 3] = ["gdb", "help_option", "version"];
+
+/// The flags that are given.
+fn given(matches: &clap::ArgMatches) -> impl Iterator<Item = &str> {
+    matches.ids().map(clap::Id::as_str).filter(|id| {
+        *id != "Flags" && matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine)
     })
 }
+
+/// Whether a flag is given that says something of the machine, not of the process.
+fn describes_a_machine(matches: &clap::ArgMatches) -> bool {
+    given(matches).any(|id| !OF_THE_PROCESS.contains(&id))
+}
+
+/// The version that is told under cloud-hypervisor's names.
+pub(crate) const COMPATIBLE_VERSION: &str = "v48.0.0";
 
 /// The version; under the name `cloud-hypervisor`, a string that its clients accept.
 fn version(program: Option<&OsString>) -> String {
     let name = program.map(|path| PathBuf::from(path).file_name().unwrap_or_default().to_owned());
     if name.is_some_and(|name| name == "cloud-hypervisor") {
-        return "cloud-hypervisor v48.0.0\n".into();
+        return format!("cloud-hypervisor {COMPATIBLE_VERSION}\n");
     }
     concat!("vivarium v", env!("CARGO_PKG_VERSION"), "\n").into()
 }

@@ -116,6 +116,10 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--kernel k --ivshmem socket=/s,path=/p",
             "--ivshmem socket=/s: has a path too; leave that out, since the server has the memory",
         ),
+        (
+            "--kernel k --landlock-rules path=/nope",
+            "--landlock-rules path=/nope: there is no --landlock, without which rules mean nothing; add --landlock",
+        ),
         ("--kernel k --seccomp maybe", "--seccomp maybe: write true, log or false"),
         (
             "--kernel k --serial tty --console tty",

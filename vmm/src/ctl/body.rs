@@ -4,6 +4,7 @@ use crate::api::request::{
     Coredump, DeviceQueueAffinity, Opening, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity,
     SetLink, SetRateLimit, SetThrottle,
 };
+use crate::cli::UsageError;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
@@ -11,7 +12,7 @@ use crate::config::{
     VsockConfig,
 };
 use crate::machine::throttle::MOST;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -20,6 +21,25 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// A request's body and the descriptors that go with it.
 pub(super) type Body = (Option<String>, Vec<OwnedFd>);
 
+/// The option of `vivarium` whose keys a body of this kind has, if there is one.
+pub(super) fn option_of(kind: &str) -> Option<&'static str> {
+    let name = kind.strip_prefix("Add")?.to_lowercase();
+    crate::config_help::entry(&name).map(|entry| entry.name)
+}
+
+/// The fields of a body of this kind that the command line has under another name, and that.
+pub(super) fn fields(kind: &str) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        "Resize" => {
+            &[("desired_vcpus", "--cpus"), ("desired_ram", "--memory"), ("desired_balloon", "--balloon")]
+        }
+        "ResizeDisk" => &[("desired_size", "--size")],
+        "ResizeZone" => &[("desired_ram", "--size")],
+        "SetAffinity" => &[("cpus", "--cpus"), ("queues", "--queues")],
+        _ => &[],
+    }
+}
+
 /// Adds the arguments that make up a body of this kind.
 pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
     let keys = |fields: &[Field]| {
@@ -27,7 +47,12 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         Arg::new("keys")
             .value_name("KEYS")
             .required(true)
-            .help(format!("key=value,...; the keys are {list}."))
+            .help(match option_of(kind) {
+                Some(option) => {
+                    format!("key=value,...; the keys are {list}. vivarium --help-option {option} tells what each means.")
+                }
+                None => format!("key=value,...; the keys are {list}."),
+            })
     };
     let id = |help: &'static str| Arg::new("id").value_name("ID").required(true).help(help);
     let size = |name: &'static str, help: &'static str| {
@@ -56,14 +81,16 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         "AddVsock" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
         "AddRtc" => command.arg(keys(RtcConfig::FIELDS).required(false)).arg(opening()),
         "SetAffinity" => command
-            .arg(Arg::new("cpus").long("cpus").value_name("LIST").help("Such as [0@[1,2],1@[3-5]]."))
-            .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("A device."))
+            .arg(Arg::new("cpus").long("cpus").value_name("LIST").help(
+                "Host CPUs each CPU may run on: [CPU@[HOST CPU,...],...]. [0@[1,2],1@[3-5]] has CPU 0 on 1 and 2, and CPU 1 on 3 to 5.",
+            ))
+            .arg(Arg::new("device").long("device").value_name("ID").requires("queues").help("The device whose queues --queues is about."))
             .arg(
                 Arg::new("queues")
                     .long("queues")
                     .value_name("LIST")
                     .requires("device")
-                    .help("Its queues, such as [0@[1],1@[2,3]]."),
+                    .help("Host CPUs each of its queues' workers may run on, in the same form."),
             )
             .arg_required_else_help(true),
         "SetThrottle" => command.arg(
@@ -137,8 +164,8 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "AddVsock" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
         "AddRtc" => addition(&options::<RtcConfig>("add-rtc", &text("keys"))?, matches),
         "SetAffinity" => {
-            let cpus = options::<CpusConfig>("set-affinity", &list("affinity", &text("cpus")))?.affinity;
-            let disk = options::<DiskConfig>("set-affinity", &list("queue_affinity", &text("queues")))?;
+            let cpus = affinity::<CpusConfig>("--cpus", "affinity", &text("cpus"))?.affinity;
+            let disk = affinity::<DiskConfig>("--queues", "queue_affinity", &text("queues"))?;
             let queues = disk.queue_affinity.into_iter().map(|queue| DeviceQueueAffinity {
                 id: text("device"),
                 queue_index: queue.queue_index,
@@ -183,7 +210,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         }
         "SetRateLimit" => {
             let limits: Limits = crate::config::key_value::from_str(&text("keys"), RATE_LIMIT_KEYS)
-                .map_err(|error| anyhow!("set-rate-limit {}: {error}", text("keys")))?;
+                .map_err(|error| UsageError(format!("set-rate-limit {}: {error}", text("keys"))))?;
             json(&SetRateLimit { id: text("id"), rate_limiter_config: limits.rate_limiter_config })
         }
         "SetLink" => json(&SetLink { id: text("id"), up: text("link") == "up" }),
@@ -200,11 +227,8 @@ struct Limits {
 
 fn create(path: &str, matches: &ArgMatches) -> Result<Body> {
     if let Some(flags) = matches.get_many::<String>("flags") {
-        let arguments = std::iter::once("vivarium").chain(flags.map(String::as_str)).map(Into::into);
-        return match crate::cli::parse(arguments).map_err(|error| anyhow!(error.0))? {
-            crate::cli::Command::Run(run) if run.config.is_some() => json::<Option<VmConfig>>(&run.config),
-            _ => bail!("create: the flags describe no machine"),
-        };
+        let machine = crate::cli::machine(flags.map(Into::into));
+        return json::<VmConfig>(&machine.map_err(|error| UsageError(format!("create: {error}")))?);
     }
     let mut body = String::new();
     if path == "-" {
@@ -215,13 +239,23 @@ fn create(path: &str, matches: &ArgMatches) -> Result<Body> {
     Ok((Some(body), Vec::new()))
 }
 
-/// A key with its list, if there is one.
-fn list(key: &str, list: &str) -> String {
-    if list.is_empty() { String::new() } else { format!("{key}={list}") }
+/// What a list of host CPUs says, which is that key of the option's; the flag has another name.
+fn affinity<T: Options>(flag: &str, key: &str, list: &str) -> Result<T> {
+    if list.is_empty() {
+        return Ok(T::default());
+    }
+    T::parse(&format!("{key}={list}")).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.strip_prefix(&format!("{key}: ")).unwrap_or(&error);
+        UsageError(format!(
+            "set-affinity {flag} {list}: {reason}; write {flag} [0@[1,2],1@[3-5]] or the like"
+        ))
+        .into()
+    })
 }
 
 fn options<T: Options>(verb: &str, text: &str) -> Result<T> {
-    T::parse(text).map_err(|error| anyhow!("{verb} {text}: {error}"))
+    T::parse(text).map_err(|error| UsageError(format!("{verb} {text}: {error}")).into())
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Body> {
@@ -250,7 +284,7 @@ fn addition<T: Serialize>(device: &T, matches: &ArgMatches) -> Result<Body> {
 /// A copy of a descriptor that this process was started with.
 fn descriptor(fd: i32) -> Result<OwnedFd> {
     if fd < 0 {
-        bail!("add-net fd={fd}: is no descriptor");
+        bail!(UsageError(format!("add-net fd={fd}: is no descriptor; give the number of an open one")));
     }
     // SAFETY: only borrowed to be duplicated, which fails if it is not open.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };

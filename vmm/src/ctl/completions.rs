@@ -26,7 +26,10 @@ pub(super) fn command_for_man() -> Command {
 
 /// All that the program understands.
 fn whole() -> Command {
-    crate::cli::command().args_conflicts_with_subcommands(true).subcommand(command("ctl"))
+    crate::cli::command()
+        .args_conflicts_with_subcommands(true)
+        .subcommand(command("ctl"))
+        .subcommand(crate::jail::command().name("jail"))
 }
 
 pub(super) fn print(matches: &ArgMatches) -> Result<()> {
@@ -39,8 +42,11 @@ pub(super) fn print(matches: &ArgMatches) -> Result<()> {
 pub(super) fn write_man_pages(matches: &ArgMatches) -> Result<()> {
     let folder: &PathBuf = matches.get_one("folder").context("no folder is given")?;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    clap_mangen::generate_to(whole(), folder)
-        .with_context(|| format!("writing manual pages into {}", folder.display()))
+    for (name, text) in super::man::pages() {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -53,7 +59,7 @@ mod tests {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut whole(), "vivarium", &mut text);
             let text = String::from_utf8(text).unwrap();
-            for word in ["api-socket", "memory-zone", "add-disk", "remove-device"] {
+            for word in ["api-socket", "memory-zone", "add-disk", "remove-device", "netns"] {
                 assert!(text.contains(word), "{shell}: {word}");
             }
         }

@@ -7,11 +7,15 @@ mod body;
 mod client;
 mod completions;
 mod errors;
+mod man;
 mod show;
 mod top;
 
 use crate::api::routes::{PREFIX, ROUTES, Route, Serves, Takes};
-use anyhow::{Context, Result};
+use crate::api::socket::ApiSocketConfig;
+use crate::cli::UsageError;
+use crate::config::Options;
+use anyhow::{Context, Result, bail};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use client::{Client, Refused};
@@ -20,6 +24,9 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// What it does.
+pub const ABOUT: &str = "Drives a running monitor over its API.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,16 +60,20 @@ pub fn arguments(arguments: &[OsString]) -> Option<Vec<OsString>> {
 }
 
 /// Does what the arguments say.
-pub fn run(arguments: Vec<OsString>) -> ExitCode {
+pub fn run(arguments: &[OsString]) -> ExitCode {
     let compatible = arguments.first().is_some_and(|name| name == COMPATIBLE_NAME);
-    let matches = match command(if compatible { COMPATIBLE_NAME } else { "vivarium ctl" })
-        .try_get_matches_from(arguments)
-    {
+    let json = arguments.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    let told = |text: &str| match json {
+        true => eprintln!("{}", serde_json::json!([text])),
+        false => eprintln!("vivarium ctl: {text}"),
+    };
+    let command = command(if compatible { COMPATIBLE_NAME } else { "vivarium ctl" });
+    let matches = match command.try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error)
             if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
         {
-            eprintln!("vivarium ctl: {}", errors::one_line(&error));
+            told(&errors::one_line(&error, errors::verb_among(arguments).as_deref()));
             return ExitCode::from(2);
         }
         Err(error) => {
@@ -71,15 +82,18 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let json = compatible || matches.get_flag("json");
-    match perform(&matches, json) {
+    match perform(&matches, json || compatible) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match error.downcast_ref::<Refused>() {
-                Some(refused) if json => eprintln!("{}", refused.body),
-                _ => eprintln!("vivarium ctl: {}", crate::cli::failure(&error)),
+                Some(refused) if json || compatible => eprintln!("{}", refused.body),
+                Some(refused) => {
+                    let verb = matches.subcommand_name().unwrap_or_default();
+                    told(&errors::in_the_words_of(verb, &refused.to_string()));
+                }
+                None => told(&crate::cli::failure(&error)),
             }
-            ExitCode::from(1)
+            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
 }
@@ -95,7 +109,7 @@ fn verb(route: &Route) -> &'static str {
 }
 
 /// All that can be said.
-fn command(name: &'static str) -> Command {
+pub(crate) fn command(name: &'static str) -> Command {
     let verbs = ROUTES.iter().map(|route| {
         let command = Command::new(verb(route)).about(format!("{}.", route.summary));
         match &route.serves {
@@ -107,24 +121,28 @@ fn command(name: &'static str) -> Command {
                     .help("Not looked at: this is not supported."),
             ),
             Serves::Call(Takes::Path(_)) => {
-                command.arg(Arg::new("path").default_value("").help("Names from the root, separated by /."))
+                command.arg(Arg::new("path").value_name("PATH").help("Names from the root, separated by /."))
             }
             Serves::Events => command.arg(after()).arg(count()),
             Serves::Call(Takes::Nothing(_)) | Serves::OpenApi => command,
         }
     });
     Command::new(name)
-        .about("Drives a running monitor over its API.")
+        .about(ABOUT)
+        .version(if name == COMPATIBLE_NAME {
+            crate::cli::COMPATIBLE_VERSION
+        } else {
+            concat!("v", env!("CARGO_PKG_VERSION"))
+        })
         .after_help(EXAMPLES)
         .max_term_width(100)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .disable_help_subcommand(true)
         .arg(
             Arg::new("api-socket")
                 .long("api-socket")
                 .value_name("PATH")
-                .value_parser(clap::value_parser!(PathBuf))
+                .global(true)
                 .help("The socket of the monitor, as its --api-socket says."),
         )
         .arg(
@@ -163,8 +181,7 @@ fn perform(matches: &ArgMatches, json: bool) -> Result<()> {
         "man" => return completions::write_man_pages(verb_matches),
         _ => {}
     }
-    let socket: &PathBuf =
-        matches.get_one("api-socket").context("--api-socket is missing; give the socket of the monitor")?;
+    let socket = &socket(verb_matches.get_one("api-socket"))?;
     if name == "top" {
         return top::run(Client::connect(socket)?, verb_matches);
     }
@@ -176,7 +193,7 @@ fn perform(matches: &ArgMatches, json: bool) -> Result<()> {
             let (body, files) = match serves {
                 Serves::Call(Takes::Body(kind, _)) => body::of(kind, verb_matches)?,
                 Serves::Call(Takes::Path(_)) => {
-                    let part: &String = verb_matches.get_one("path").context("no path")?;
+                    let part = verb_matches.get_one::<String>("path").map_or("", String::as_str);
                     let query: String =
                         form_urlencoded::Serializer::new(String::new()).append_pair("path", part).finish();
                     path = format!("{path}?{query}");
@@ -191,6 +208,18 @@ fn perform(matches: &ArgMatches, json: bool) -> Result<()> {
                 Some(text) => print(&show::answer(route, &text)),
             }
         }
+    }
+}
+
+/// Where the monitor listens: what is given is written as the monitor's own option is.
+fn socket(given: Option<&String>) -> Result<PathBuf> {
+    let missing = || UsageError("--api-socket is missing; give the socket of the monitor".into());
+    let text = given.ok_or_else(missing)?;
+    let config =
+        ApiSocketConfig::parse(text).map_err(|error| UsageError(format!("--api-socket {text}: {error}")))?;
+    match config {
+        ApiSocketConfig { path: Some(path), fd: None } => Ok(path),
+        _ => bail!(UsageError(format!("--api-socket {text}: names no socket; write --api-socket PATH"))),
     }
 }
 

@@ -13,15 +13,19 @@ mod root;
 
 use crate::cli::{self, Command, Run, UsageError};
 use anyhow::{Context, Result, bail};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{FromArgMatches, Parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// What it does.
+pub const ABOUT: &str = "Runs a machine with as little of the host as it needs.";
 
 const EXAMPLE: &str = "\
 Example:
   Run a machine as user 1000 with at most two CPUs' worth of time and 2 GiB of memory:
     vivarium jail --id web1 --uid 1000 --gid 1000 --cgroup cpu.max='200000 100000' \\
-        --cgroup memory.max=2G -- --kernel vmlinuz --disk path=/srv/web1.img --console off
+        --cgroup memory.max=2G -- --kernel /boot/vmlinuz --disk path=/srv/web1.img --console off
 
   The user must be allowed to read and write the disk; /dev/kvm and /dev/net/tun are given to it.
   A tap has to be there already and to belong to the user: ip tuntap add tap0 mode tap user 1000";
@@ -30,7 +34,8 @@ Example:
 #[derive(Debug, Parser)]
 #[command(
     name = "vivarium jail",
-    about = "Runs a machine with as little of the host as it needs.",
+    about = ABOUT,
+    version = concat!("v", env!("CARGO_PKG_VERSION")),
     after_help = EXAMPLE,
     override_usage = "vivarium jail --id ID --uid UID --gid GID [OPTIONS] -- RUN FLAGS"
 )]
@@ -75,20 +80,22 @@ pub enum Asked {
     Print(String),
 }
 
+/// All that can be said before `--`.
+pub(crate) fn command() -> clap::Command {
+    <Jail as clap::CommandFactory>::command()
+}
+
 /// Reads the command line. `arguments` starts with the word `jail`.
 ///
 /// # Errors
 /// When it cannot be understood.
 pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-    let matches = match Jail::command().try_get_matches_from(arguments) {
+    let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => return Ok(Asked::Print(error.to_string())),
-        Err(error) => {
-            let line = cli::one_line(&error);
-            return Err(UsageError(format!("jail: {line}; vivarium jail --help shows an example")));
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(Asked::Print(error.to_string()));
         }
+        Err(error) => return Err(UsageError(format!("jail: {}", refusal(&error)))),
     };
     let jail = Jail::from_arg_matches(&matches).map_err(|error| UsageError(error.to_string()))?;
     let named = |c: char| c.is_ascii_alphanumeric() || c == '-';
@@ -110,6 +117,19 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
             Err(UsageError("jail: after -- come the flags of a machine to run, such as --kernel PATH".into()))
         }
     }
+}
+
+/// Why what is before `--` cannot be understood, in one line.
+fn refusal(error: &clap::Error) -> String {
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => word,
+        _ => "",
+    };
+    if cli::flags().iter().any(|(flag, _, _)| flag == unknown && flag != "-v") {
+        return format!("{unknown}: is an option of the machine; put it after --");
+    }
+    let line = cli::one_line_of(error, "vivarium jail", &cli::arguments(&command()));
+    if line.contains("; ") { line } else { format!("{line}; vivarium jail --help shows an example") }
 }
 
 /// Runs the machine, and returns its exit status.
@@ -197,7 +217,7 @@ fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
 mod tests {
     use super::*;
 
-    fn refusal(line: &str) -> String {
+    fn refused(line: &str) -> String {
         match parse(line.split_whitespace().map(Into::into).collect()) {
             Err(error) => error.0,
             Ok(_) => panic!("{line} was taken"),
@@ -216,10 +236,13 @@ mod tests {
                 "jail --id a --uid 0 --gid 1 -- --kernel k",
                 "jail --uid 0: a machine in a jail is not run as root",
             ),
+            ("jail --bogus", "jail: --bogus: there is no such option; vivarium jail --help lists them"),
+            ("jail --idd a", "jail: --idd: there is no such option; did you mean --id?"),
+            ("jail --id a --kernel k", "jail: --kernel: is an option of the machine; put it after --"),
             ("jail --id a --uid 1 --gid 1", "--kernel is missing"),
             ("jail --id a --uid 1 --gid 1 -- --version", "jail: after -- come the flags of a machine"),
         ] {
-            assert!(refusal(line).starts_with(expected), "{line}: {}", refusal(line));
+            assert!(refused(line).starts_with(expected), "{line}: {}", refused(line));
         }
     }
 
