@@ -50,6 +50,12 @@ impl VmConfig {
         if self.landlock_rules.iter().any(|rule| rule.path.as_os_str().is_empty()) {
             return error("--landlock-rules", "has no path; add path=<file or folder>");
         }
+        if let Some(rule) = self.landlock_rules.first().filter(|_| !self.landlock_enable) {
+            return error(
+                format!("--landlock-rules path={}", rule.path.display()),
+                "there is no --landlock, without which rules mean nothing; add --landlock, or leave them out",
+            );
+        }
         self.validate_pci_ports()?;
         self.validate_platform()
     }
