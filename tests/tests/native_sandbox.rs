@@ -42,12 +42,15 @@ fn files() -> Folder {
     folder
 }
 
-/// A machine that does not outlive its test.
+/// A machine that does not outlive its test, nor its jail.
 struct Machine(Child);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // SAFETY: the machine has not been waited for, so the number is its own. Killed, it could not clean up.
+            unsafe { libc::kill(self.0.id().cast_signed(), libc::SIGTERM) };
+        }
         let _ = self.0.wait();
     }
 }
@@ -169,6 +172,34 @@ fn a_jailed_machine_ends_with_the_process_that_made_its_jail() {
     let mut rest = Vec::new();
     std::io::Read::read_to_end(machine.0.stdout.as_mut().unwrap(), &mut rest).unwrap();
     std::fs::remove_dir(std::path::Path::new("/run/vivarium/jail").join(id)).unwrap();
+}
+
+#[test]
+fn a_jail_takes_over_what_a_killed_one_left_and_not_what_one_that_runs_has() {
+    if !root() {
+        return;
+    }
+    let folder = files();
+    let id = format!("again-{}", std::process::id());
+    let start = || {
+        let mut machine = Machine(jail(&id, &[], &folder).args(["--cmdline", "hello"]).spawn().unwrap());
+        wait_for_greeting(&mut machine.0);
+        machine
+    };
+    let mut killed = start();
+    let output = jail(&id, &[], &folder).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains(&format!("jail --id {id}: a jail of that name runs")), "{errors}");
+
+    killed.0.kill().unwrap();
+    // The guest's console is closed when the machine's process has ended.
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(killed.0.stdout.as_mut().unwrap(), &mut rest).unwrap();
+    let root = std::path::Path::new("/run/vivarium/jail").join(&id);
+    assert!(root.exists(), "who is killed cannot clean up");
+    drop(start());
+    assert!(!root.exists(), "nothing is left behind");
 }
 
 #[test]

@@ -35,6 +35,9 @@ impl<T: Options> Part for T {
     }
 }
 
+/// Options whose files are written to by the guest, and made for it.
+const CONSOLES: [&str; 3] = ["--serial", "--console", "--debug-console"];
+
 /// A file that a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFile {
@@ -46,6 +49,8 @@ pub struct NamedFile {
     pub socket: bool,
     /// It is only read.
     pub read_only: bool,
+    /// It is made if it is not there; what only is read or changed has to be there.
+    pub made: bool,
 }
 
 impl VmConfig {
@@ -111,6 +116,7 @@ impl VmConfig {
                 option: option.into(),
                 path: path.clone(),
                 socket: false,
+                made: false,
                 read_only: option != "--firmware-vars",
             }));
         }
@@ -130,6 +136,7 @@ impl VmConfig {
                     option: format!("{option} {}", field.key),
                     path: path.into(),
                     socket: field.key == "socket",
+                    made: matches!(field.key, "socket" | "coredump") || CONSOLES.contains(&option),
                     read_only: option == "--rng" || at("readonly").and_then(Value::as_bool) == Some(true),
                 });
             }
@@ -141,7 +148,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, MemoryZoneConfig, SerialConfig};
+    use crate::config::{ConsoleConfig, DiskConfig, MemoryZoneConfig, SerialConfig};
 
     #[test]
     fn every_file_of_a_configuration_is_found() {
@@ -151,6 +158,7 @@ mod tests {
         config.payload.firmware_vars = Some("/v".into());
         config.disks.push(DiskConfig { path: Some("/d".into()), readonly: true, ..DiskConfig::default() });
         config.serial = SerialConfig { socket: Some("/s".into()), ..SerialConfig::default() };
+        config.console = ConsoleConfig { file: Some("/c".into()), ..ConsoleConfig::default() };
         let zone = MemoryZoneConfig { file: Some("/m".into()), ..MemoryZoneConfig::default() };
         config.memory.zones = Some(vec![zone]);
         let found: Vec<_> = config.named_files();
@@ -162,6 +170,7 @@ mod tests {
         assert_eq!(
             told,
             [
+                ("--console file", "/c", false, false),
                 ("--disk path", "/d", false, true),
                 ("--firmware", "/f", false, true),
                 ("--firmware-vars", "/v", false, false),
@@ -171,5 +180,7 @@ mod tests {
                 ("--serial socket", "/s", true, false),
             ]
         );
+        let made: Vec<_> = found.iter().filter(|file| file.made).map(|file| file.option.as_str()).collect();
+        assert_eq!(made, ["--serial socket", "--console file"]);
     }
 }

@@ -17,10 +17,12 @@ impl Group {
     /// # Errors
     /// Names the setting, or what the host lacks.
     pub fn make(parent: &str, id: &str, settings: &[String]) -> Result<Self> {
+        let hierarchy = Path::new(HIERARCHY);
+        // A jail whose process was killed left its group, with limits of its own. One with a process in it stays.
+        let _ = std::fs::remove_dir(hierarchy.join(parent).join(id));
         if settings.is_empty() {
             return Ok(Self { path: None });
         }
-        let hierarchy = Path::new(HIERARCHY);
         if !hierarchy.join("cgroup.controllers").exists() {
             bail!("this host has no cgroup v2 at {HIERARCHY}; leave the limits out");
         }

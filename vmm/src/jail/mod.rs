@@ -43,11 +43,11 @@ pub struct Jail {
     /// Name of the jail: letters, digits and hyphens.
     #[arg(long)]
     id: String,
-    /// User the machine runs as.
-    #[arg(long)]
+    /// User the machine runs as: a number, or a name in /etc/passwd.
+    #[arg(long, value_parser = |text: &str| named(text, "/etc/passwd"))]
     uid: u32,
-    /// Group the machine runs as.
-    #[arg(long)]
+    /// Group the machine runs as: a number, or a name in /etc/group.
+    #[arg(long, value_parser = |text: &str| named(text, "/etc/group"))]
     gid: u32,
     /// A limit of the control group, as a file of cgroup v2 and what is written to it; may be given several times.
     #[arg(long, value_name = "FILE=VALUE")]
@@ -105,10 +105,12 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
             "jail --id {id}: is no name for a jail; write 1 to 64 letters, digits and hyphens"
         )));
     }
-    if jail.uid == 0 || jail.gid == 0 {
-        return Err(UsageError(
-            "jail --uid 0: a machine in a jail is not run as root; name a user of its own".into(),
-        ));
+    for (option, number) in [("--uid", jail.uid), ("--gid", jail.gid)] {
+        if number == 0 {
+            return Err(UsageError(format!(
+                "jail {option} 0: a machine in a jail is not run as root; name a user and a group of its own"
+            )));
+        }
     }
     let flags = std::iter::once("vivarium".into()).chain(jail.flags.iter().cloned());
     match cli::parse(flags)? {
@@ -117,6 +119,21 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Asked, UsageError> {
             Err(UsageError("jail: after -- come the flags of a machine to run, such as --kernel PATH".into()))
         }
     }
+}
+
+/// The number of a user or group: as it is written, or that of the name in `file`, whose lines have the name first and the number
+/// third (passwd(5), group(5)).
+fn named(text: &str, file: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let lines =
+        std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}; write its number"))?;
+    let number = lines.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(text)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    number.ok_or_else(|| format!("is not in {file}; write its number"))
 }
 
 /// Why what is before `--` cannot be understood, in one line.
@@ -142,7 +159,8 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
     }
     let root = jail.base.join(&jail.id);
     let files = needed_files(&run)?;
-    let _folder = root::Folder::make(&root).with_context(|| format!("jail --id {}", jail.id))?;
+    let folder = root::Folder::make(&root).with_context(|| format!("jail --id {}", jail.id))?;
+    let lock = folder.descriptor();
     let group = cgroup::Group::make(&jail.parent_cgroup, &jail.id, &jail.cgroup).context("jail --cgroup")?;
     group.enter().context("jail --cgroup: entering it")?;
     if let Some(path) = &jail.netns {
@@ -152,6 +170,7 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
     let own_network = jail.netns.is_none() && run.config.as_ref().is_none_or(|config| config.net.is_empty());
     namespace::leave(own_network).context("jail: making namespaces")?;
     namespace::run_first_process(move || {
+        privileges::close(lock);
         let confined = privileges::close_descriptors(&named_descriptors(&run))
             .context("jail: closing descriptors")
             .and_then(|()| {
@@ -190,20 +209,24 @@ fn named_descriptors(run: &Run) -> Vec<i32> {
 fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
     let mut needed = Vec::new();
     let machine = run.config.iter().flat_map(|config| config.named_files());
-    let machine = machine.map(|file| (file.option, file.path, file.socket, file.read_only));
+    let machine = machine.map(|file| (file.option, file.path, file.made, file.socket, file.read_only));
     let own = [
         ("--log-file", run.log.file.clone()),
         ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone())),
         ("--api-socket path", run.api_socket.as_ref().and_then(|socket| socket.path.clone())),
         ("--event-monitor path", run.event_monitor.as_ref().and_then(|monitor| monitor.path.clone())),
     ];
-    let own = own.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path?, true, false)));
-    for (option, path, made, read_only) in machine.chain(own) {
+    let own =
+        own.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path?, true, true, false)));
+    for (option, path, made, anew, read_only) in machine.chain(own) {
         if !path.is_absolute() {
             bail!("{option}={}: in a jail paths are absolute; write where it is from /", path.display());
         }
+        if !made {
+            std::fs::metadata(&path).with_context(|| format!("{option}={}", path.display()))?;
+        }
         // What is made needs the folder it is made in.
-        let folder = made || !path.exists();
+        let folder = made && (anew || !path.exists());
         let path = if folder { path.parent().map(PathBuf::from).unwrap_or_default() } else { path };
         if path.as_os_str() == "/" {
             bail!("{option}: would give the jail the host's root folder; make it in a folder of its own");
@@ -247,9 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_made_gives_the_jail_the_folder_it_is_in() {
+        let flags = "--kernel /proc/version --serial file=/run/nope/log --console file=/proc/uptime";
+        let line = format!("jail --id a --uid 1 --gid 1 -- {flags} --log-file /tmp/log");
+        let Ok(Asked::Run(_, run)) = parse(line.split_whitespace().map(Into::into).collect()) else {
+            panic!("{line}")
+        };
+        let needed = needed_files(&run).unwrap();
+        let paths: Vec<_> = needed.iter().map(|file| file.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/proc/version", "/dev/urandom", "/run/nope", "/proc/uptime", "/tmp"]);
+    }
+
+    #[test]
     fn relative_paths_and_the_hosts_root_are_refused() {
         for (flags, expected) in [
             ("--kernel k", "--kernel=k: in a jail paths are absolute"),
+            ("--kernel /proc/nope", "--kernel=/proc/nope: No such file"),
+            ("--kernel /proc/version --disk path=/proc/nope/x", "--disk path=/proc/nope/x: No such file"),
             (
                 "--kernel /proc/version --serial socket=/s",
                 "--serial socket: would give the jail the host's root",
@@ -259,7 +296,7 @@ mod tests {
             let Ok(Asked::Run(_, run)) = parse(line.split_whitespace().map(Into::into).collect()) else {
                 panic!("{line}")
             };
-            let error = needed_files(&run).unwrap_err().to_string();
+            let error = cli::failure(&needed_files(&run).unwrap_err());
             assert!(error.starts_with(expected), "{error}");
         }
     }

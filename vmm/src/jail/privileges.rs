@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::RawFd;
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -22,6 +23,12 @@ pub fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the structure is initialized.
     check(unsafe { libc::setrlimit(resource, &limit) })
+}
+
+/// Closes one descriptor, which whoever this process was forked from goes on holding.
+pub fn close(fd: RawFd) {
+    // SAFETY: a plain number. What owns it in this process is never dropped here.
+    unsafe { libc::close(fd) };
 }
 
 /// Closes all descriptors but the standard ones and `kept`: each is a way to what the host gave to whoever made the jail. Nothing in

@@ -1,11 +1,12 @@
 //! The jail's root folder: an empty one in memory, into which files of the host are bound at the paths they have there.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// Device nodes that a machine may need: path, major and minor number.
@@ -31,28 +32,61 @@ pub struct Needed {
     pub read_only: bool,
 }
 
-/// The folder that the root is mounted on, removed when dropped.
-pub struct Folder(PathBuf);
+/// The folder that the root is mounted on, removed when dropped. While it is there it is locked (flock(2)), which tells it from one
+/// that a jail left whose process was killed.
+pub struct Folder {
+    path: PathBuf,
+    lock: File,
+}
 
 impl Folder {
-    /// Makes it.
+    /// Makes it, or takes over what a jail of that name left.
     ///
     /// # Errors
-    /// When it is there already: another jail has the name.
+    /// When a jail of that name runs, or the host refuses.
     pub fn make(path: &Path) -> Result<Self> {
         if let Some(base) = path.parent() {
             fs::create_dir_all(base).with_context(|| format!("making {}", base.display()))?;
         }
-        fs::DirBuilder::new().mode(0o700).create(path).with_context(|| {
-            format!("{}: cannot be made; if no jail of that name runs, remove the folder", path.display())
-        })?;
-        Ok(Self(path.to_owned()))
+        let what = || format!("making {}", path.display());
+        loop {
+            match fs::DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.with_context(what)?,
+            }
+            let folder = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let lock = match File::options().read(true).custom_flags(folder).open(path) {
+                // The jail that it was of has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.with_context(what)?,
+            };
+            match lock.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    bail!("a jail of that name runs; end it, or give another name")
+                }
+                Err(TryLockError::Error(error)) => return Err(error).with_context(what),
+                Ok(()) => {}
+            }
+            // One that has ended meanwhile may have taken away what is locked.
+            let same = |found: &Metadata, locked: &Metadata| {
+                (found.dev(), found.ino()) == (locked.dev(), locked.ino())
+            };
+            let locked = lock.metadata().with_context(what)?;
+            if fs::symlink_metadata(path).is_ok_and(|found| same(&found, &locked)) {
+                return Ok(Self { path: path.to_owned(), lock });
+            }
+        }
+    }
+
+    /// The descriptor of the lock. The machine's own process closes it: the lock is held by the one that cleans up.
+    pub fn descriptor(&self) -> RawFd {
+        self.lock.as_raw_fd()
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.path);
     }
 }
 
@@ -180,4 +214,25 @@ pub fn enter(root: &Path, needed: &[Needed], uid: u32, gid: u32) -> Result<()> {
     // Folders are there by now; nothing more is made in the root itself.
     mount(none, Path::new("/"), "", libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID, "")
         .context("closing the root folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_one_jails_and_what_a_killed_one_left_is_taken_over() {
+        let base = std::env::temp_dir().join(format!("vivarium-jail-{}", std::process::id()));
+        let path = base.join("web1");
+        let first = Folder::make(&path).unwrap();
+        let refused = Folder::make(&path).err().unwrap().to_string();
+        assert!(refused.starts_with("a jail of that name runs"), "{refused}");
+        drop(first);
+        assert!(!path.exists());
+        // A process that is killed lets go of the lock, and leaves the folder.
+        fs::create_dir(&path).unwrap();
+        drop(Folder::make(&path).unwrap());
+        assert!(!path.exists());
+        fs::remove_dir(base).unwrap();
+    }
 }
