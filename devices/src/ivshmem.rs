@@ -142,7 +142,7 @@ impl Function for Ivshmem {
 }
 
 machine::inspect!(Ivshmem, this => {
-    size size,
+    size,
     hex interrupt_mask,
     number: this.doorbell.as_ref().map(|doorbell| doorbell.number),
     peers: this.doorbell.as_ref().map(|doorbell| doorbell.peers.inspect()),

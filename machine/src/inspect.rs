@@ -34,15 +34,14 @@ pub fn inspect_at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
 }
 
 /// Implements [`Inspect`] for a type by naming what to show: fields of the struct, or what is said after a name. What comes after
-/// `hex` is shown in hexadecimal, after `size` as a size with its unit; the rest by its [`Field`] implementation. `..` adds the
-/// fields of another tree.
+/// `hex` is shown in hexadecimal, the rest by its [`Field`] implementation. `..` adds the fields of another tree.
 ///
 /// ```
 /// use machine::inspect::{Inspect, json};
 /// struct Window { base: u64, length: u64, used: bool }
-/// machine::inspect!(Window { hex base, size length, used });
+/// machine::inspect!(Window { hex base, length, used });
 /// let window = Window { base: 0xe000_0000, length: 4096, used: true };
-/// assert_eq!(window.inspect(), json!({ "base": "0xe0000000", "length": "4 KiB", "used": true }));
+/// assert_eq!(window.inspect(), json!({ "base": "0xe0000000", "length": 4096, "used": true }));
 ///
 /// struct Bridge { window: Window, secondary: u8 }
 /// machine::inspect!(Bridge, this => { secondary, hex end: this.window.base + this.window.length, ..this.window });
@@ -67,16 +66,8 @@ macro_rules! inspect {
         $tree.add(stringify!($name), $crate::inspect::hex(&$value));
         $crate::inspect!(@add $tree $this $($($rest)*)?);
     };
-    (@add $tree:ident $this:ident size $name:ident : $value:expr $(, $($rest:tt)*)?) => {
-        $tree.add(stringify!($name), $crate::inspect::size(&$value));
-        $crate::inspect!(@add $tree $this $($($rest)*)?);
-    };
     (@add $tree:ident $this:ident hex $field:ident $(, $($rest:tt)*)?) => {
         $tree.add(stringify!($field), $crate::inspect::hex(&$this.$field));
-        $crate::inspect!(@add $tree $this $($($rest)*)?);
-    };
-    (@add $tree:ident $this:ident size $field:ident $(, $($rest:tt)*)?) => {
-        $tree.add(stringify!($field), $crate::inspect::size(&$this.$field));
         $crate::inspect!(@add $tree $this $($($rest)*)?);
     };
     (@add $tree:ident $this:ident .. $value:expr $(, $($rest:tt)*)?) => {
@@ -183,19 +174,6 @@ pub fn hex(number: &impl Field) -> Value {
     }
 }
 
-/// A number of bytes in the largest unit in which it is whole, such as `512 MiB`.
-pub fn size(bytes: &impl Field) -> Value {
-    let Value::Number(bytes) = bytes.field() else { return Value::Null };
-    let bytes = bytes.as_u64().unwrap_or_default();
-    let units = ["TiB", "GiB", "MiB", "KiB"];
-    let largest = (1..=4_u32).rev().zip(units).find_map(|(power, unit)| {
-        let unit_size = 1_u64 << power.wrapping_mul(10);
-        (bytes != 0 && bytes.checked_rem(unit_size) == Some(0))
-            .then(|| format!("{} {unit}", bytes >> power.wrapping_mul(10)))
-    });
-    largest.unwrap_or_else(|| format!("{bytes} B")).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,15 +190,6 @@ mod tests {
         assert_eq!(inspect_at(&tree, "cpu/0/exits"), Some(&json!(7)));
         for missing in ["cpu/1", "cpu/x", "pci/00:04.0", "cpu/0/exits/more"] {
             assert_eq!(inspect_at(&tree, missing), None, "{missing}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_exact() {
-        for (bytes, text) in
-            [(0, "0 B"), (1000, "1000 B"), (1536, "1536 B"), (3 << 29, "1536 MiB"), (1_u64 << 40, "1 TiB")]
-        {
-            assert_eq!(size(&bytes.clone()), json!(text));
         }
     }
 }

@@ -36,6 +36,21 @@ impl BarKind {
         if self == Self::Io { Space::Io } else { Space::Memory }
     }
 
+    /// Its name, for inspection: `io`, `memory32`, `memory64` or `rom`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Io => "io",
+            Self::Memory32 { .. } => "memory32",
+            Self::Memory64 { .. } => "memory64",
+            Self::Rom => "rom",
+        }
+    }
+
+    /// Whether reads have no side effects and writes may be merged.
+    pub fn prefetchable(self) -> bool {
+        matches!(self, Self::Memory32 { prefetchable: true } | Self::Memory64 { prefetchable: true })
+    }
+
     /// The sizes such a window may have, in bytes; always a power of two.
     pub(crate) fn sizes(self) -> std::ops::RangeInclusive<u64> {
         match self {

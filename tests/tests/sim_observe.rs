@@ -102,7 +102,7 @@ fn a_running_machine_shows_its_parts_and_the_same_figures_everywhere() {
     let reads = || machine.tree(accesses()).as_u64().unwrap();
     let first = reads();
     while reads() == first {}
-    assert_eq!(machine.tree(at("memory/0/size")), "64 MiB");
+    assert_eq!(machine.tree(at("memory/0/size")), 64 << 20);
     let functions = machine.tree(at("pci"));
     let (address, _) = functions.as_object().unwrap().iter().find(|(_, tree)| tree["id"] == "data").unwrap();
     let queue = machine.tree(at(&format!("pci/{}/queue/0", address.trim_start_matches("0000:"))));

@@ -103,7 +103,7 @@ impl VirtioDevice for Pmem {
 
 machine::inspect!(Pmem, this => {
     hex start: this.region.start,
-    size size: this.region.size,
+    size: this.region.size,
     lasting: this.flush.is_some(),
 });
 

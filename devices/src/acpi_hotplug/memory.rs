@@ -119,7 +119,7 @@ machine::inspect!(MemoryHotplug, this => {
     modules: this.module_trees(),
 });
 
-machine::inspect!(Module { hex address, size size, node });
+machine::inspect!(Module { hex address, size, node });
 
 impl MemoryHotplug {
     fn module_trees(&self) -> Value {

@@ -17,7 +17,7 @@ pub use items::{GuestFile, ItemError, Items, LONGEST_NAME, MOST_FILES, check_nam
 use crate::platform::{PlatformDevice, read_bytes};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Value, size};
+use machine::inspect::{Value, json};
 use machine::memory::{Bytes, GuestAddress, Memory};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -243,7 +243,7 @@ impl PlatformDevice for FwCfg {
 }
 
 machine::inspect!(FwCfg, this => {
-    files: this.items.files().map(|(name, length)| (name.to_owned(), size(&length))).collect::<Value>(),
+    files: this.items.files().map(|(name, length)| (name.to_owned(), json!({ "size": length }))).collect::<Value>(),
     hex selected,
     offset,
     requests,

@@ -25,7 +25,7 @@ mod query;
 use crate::platform::{PlatformDevice, value_of};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
-use machine::inspect::{Inspect, Value, hex, json, size};
+use machine::inspect::{Inspect, Value, hex, json};
 use machine::memory::{MappedRegion, VolatileMemory};
 use machine::state::{Saved, SavedFields, SavedState, StateError};
 use serde::{Deserialize, Serialize};
@@ -350,7 +350,7 @@ impl PlatformDevice for Pflash {
 impl Inspect for Pflash {
     fn inspect(&self) -> Value {
         json!({
-            "size": size(&self.size()),
+            "size": self.size(),
             "read_only": self.parts.read_only,
             "mode": format!("{:?}", self.registers.mode).to_lowercase(),
             "status": hex(&(READY | self.registers.errors)),

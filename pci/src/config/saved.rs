@@ -6,7 +6,7 @@ use crate::intx::Intx;
 use crate::msi::Msi;
 use crate::msix::{Msix, MsixState};
 use crate::vectors::VectorHandle;
-use machine::inspect::{Inspect, Value, hex, json, size};
+use machine::inspect::{Inspect, Value, hex, json};
 use machine::state::StateError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -76,9 +76,13 @@ impl ConfigSpace {
         let tree = |bar: Bar| {
             let address = self.bar_address(bar.number).unwrap_or(0);
             let mapped = self.mapped().into_iter().flatten().any(|window| window.bar == bar.number);
-            let kind = format!("{:?}", bar.kind);
-            let fields =
-                json!({"kind": kind, "size": size(&bar.size), "address": hex(&address), "decoded": mapped});
+            let fields = json!({
+                "kind": bar.kind.name(),
+                "prefetchable": bar.kind.prefetchable(),
+                "size": bar.size,
+                "address": hex(&address),
+                "decoded": mapped,
+            });
             (bar.number.to_string(), fields)
         };
         self.bars().map(tree).collect()

@@ -183,7 +183,7 @@ fn perform(matches: &ArgMatches, json: bool) -> Result<()> {
     }
     let socket = &socket(verb_matches.get_one("api-socket"))?;
     if name == "top" {
-        return top::run(Client::connect(socket)?, verb_matches);
+        return top::run(Client::connect(socket)?, verb_matches, json);
     }
     let route = ROUTES.iter().find(|route| verb(route) == name).context("there is no such verb")?;
     match &route.serves {

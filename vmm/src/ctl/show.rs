@@ -77,14 +77,22 @@ fn backing(config: &Value, id: &str) -> String {
     let device = parts.into_iter().find(|device| device.get("id").and_then(Value::as_str) == Some(id));
     let names = ["path", "file", "tap", "socket", "src"];
     let found = device.and_then(|device| names.iter().find_map(|name| device.get(name)?.as_str()));
-    found.unwrap_or_default().to_owned()
+    found.unwrap_or("-").to_owned()
 }
 
 fn counters(devices: &Map<String, Value>) -> String {
     let mut rows = vec![["DEVICE", "COUNTER", "VALUE"].map(String::from).to_vec()];
     for (device, numbers) in devices {
         for (name, number) in numbers.as_object().into_iter().flatten() {
-            rows.push(vec![device.clone(), name.clone(), plain(name, number)]);
+            // Of a latency, these are in microseconds, as cloud-hypervisor has them.
+            let parts = ["_min", "_max", "_avg"];
+            let latency = parts.iter().find_map(|part| name.strip_suffix(part));
+            let latency = latency.filter(|latency| numbers.get(format!("{latency}_p50_ns")).is_some());
+            let text = match (latency, number.as_u64()) {
+                (Some(_), Some(microseconds)) => time(microseconds.saturating_mul(1000)),
+                _ => plain(name, number),
+            };
+            rows.push(vec![device.clone(), name.clone(), text]);
         }
     }
     table(&rows)
@@ -96,11 +104,12 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains(':');
+    let number =
+        |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains(':');
     let right: Vec<bool> = (0..columns)
         .map(|column| {
             let cells: Vec<_> = rows.iter().skip(1).filter_map(|row| row.get(column)).collect();
-            !cells.is_empty() && cells.into_iter().all(number)
+            cells.iter().any(|cell| *cell != "-") && cells.into_iter().all(number)
         })
         .collect();
     let mut text = String::new();
@@ -134,10 +143,12 @@ fn branch(text: &mut String, depth: usize, value: &Value) {
     };
     let leaves = entries.iter().filter(|(_, value)| is_leaf(value));
     let width = leaves.map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let is_queue = value.get("max_size").is_some();
     for (name, value) in &entries {
         if is_leaf(value) {
-            let line = format!("{indent}{name:<width$}  {}", plain(name, value));
-            let _ = writeln!(text, "{}", line.trim_end());
+            // What has a greatest size is a queue, whose sizes are numbers of descriptors (virtio 1.2, 2.7).
+            let unit = if is_queue && name.ends_with("size") { "" } else { name.as_str() };
+            let _ = writeln!(text, "{indent}{name:<width$}  {}", plain(unit, value));
         } else {
             let _ = writeln!(text, "{indent}{name}");
             branch(text, depth + 1, value);
@@ -148,18 +159,23 @@ fn branch(text: &mut String, depth: usize, value: &Value) {
 /// A value without quotes; a number whose name says that it is of bytes or a time has its unit.
 fn plain(name: &str, value: &Value) -> String {
     match value {
-        Value::Null => "-".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) if !text.is_empty() => text.clone(),
         Value::Bool(value) => if *value { "yes" } else { "no" }.into(),
         Value::Number(number) => match number.as_u64() {
             // A queue's size is a number of descriptors (virtio 1.2, 2.7).
             Some(number) if name == "queue_size" => number.to_string(),
             Some(number) if name.ends_with("bytes") || name.ends_with("size") => size(number),
-            Some(number) if name.ends_with("_ns") => time(number),
+            // A balloon's.
+            Some(number) if name == "actual" => size(number),
+            Some(number) if name == "ns" || name.ends_with("_ns") => time(number),
             _ => number.to_string(),
         },
-        Value::Array(items) => items.iter().map(|item| plain(name, item)).collect::<Vec<_>>().join(", "),
-        Value::Object(_) => value.to_string(),
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().map(|item| plain(name, item)).collect::<Vec<_>>().join(", ")
+        }
+        Value::Object(fields) if !fields.is_empty() => value.to_string(),
+        // Nothing, of whatever kind.
+        _ => "-".into(),
     }
 }
 
@@ -173,7 +189,8 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-fn time(ns: u64) -> String {
+/// A time, with three digits at most before the point where that can be.
+pub(super) fn time(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
         1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
@@ -212,22 +229,42 @@ mod tests {
              kernel   /k\n\
              \n\
              DEVICE  PCI           BACKED BY\n\
-             __rng   0000:00:01.0\n\
+             __rng   0000:00:01.0  -\n\
              data    0000:00:02.0  /d.img\n"
         );
     }
 
     #[test]
+    fn a_queues_size_is_one_of_descriptors_and_nothing_is_a_hyphen() {
+        let queue =
+            json!({"size": 128, "max_size": 256, "counters": {}, "vector": null, "name": "", "list": []});
+        assert_eq!(
+            shown("vm.inspect", &queue),
+            "counters  -\nlist      -\nmax_size  256\nname      -\nsize      128\nvector    -\n"
+        );
+    }
+
+    #[test]
     fn trees_are_indented_and_numbers_have_units() {
-        let tree = json!({"queue": {"0": {"size": 262144, "wait_p99_ns": 1500, "ready": true}}, "id": "x"});
+        let tree = json!({"bar": {"0": {"size": 262144, "wait_p99_ns": 1500, "ready": true}}, "id": "x"});
         assert_eq!(
             shown("vm.inspect", &tree),
-            "id  x\nqueue\n  0\n    ready        yes\n    size         256 KiB\n    wait_p99_ns  1.5 µs\n"
+            "bar\n  0\n    ready        yes\n    size         256 KiB\n    wait_p99_ns  1.5 µs\nid  x\n"
         );
+        let exit = json!({"count": 1, "ns": 7822});
+        assert_eq!(shown("vm.inspect", &exit), "count  1\nns     7.8 µs\n");
         let counters = json!({"disk": {"read_bytes": 1024, "read_ops": 7}});
         assert_eq!(
             shown("vm.counters", &counters),
             "DEVICE  COUNTER     VALUE\ndisk    read_bytes  1 KiB\ndisk    read_ops        7\n"
+        );
+        let counters = json!({"disk": {"latency_avg": 36, "latency_p50_ns": 9200, "tries_max": 36}});
+        assert_eq!(
+            shown("vm.counters", &counters),
+            "DEVICE  COUNTER           VALUE\n\
+             disk    latency_avg     36.0 µs\n\
+             disk    latency_p50_ns   9.2 µs\n\
+             disk    tries_max            36\n"
         );
         let data = r#"{"id":3,"timestamp":{"secs":1,"nanos":500000000},"source":"vm","event":"device-added","properties":{"id":"data"}}"#;
         assert_eq!(event(data), "     3      1.500000 s  vm       device-added id=data\n");

@@ -14,7 +14,7 @@ use crate::message::Message;
 use anyhow::{Context, Result, ensure};
 use hypervisor::{MemorySlot, Vm};
 use machine::bus::Range;
-use machine::inspect::{Value, hex, json, size};
+use machine::inspect::{Value, hex, json};
 use machine::memory::HostPages;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,7 +79,7 @@ impl Modules {
     pub fn inspect(&self) -> Value {
         let modules = self.by_slot.iter().map(|(slot, module)| {
             let Module { range, going } = module;
-            let value = json!({ "address": hex(&range.start), "size": size(&range.size), "going": going });
+            let value = json!({ "address": hex(&range.start), "size": range.size, "going": going });
             (slot.to_string(), value)
         });
         modules.collect()

@@ -80,7 +80,7 @@ impl Inspect for Machine {
             let zone = self.memory.zones.iter().find(|zone| zone.has_region(start));
             let tree = json!({
                 "start": machine::inspect::hex(&start),
-                "size": machine::inspect::size(&region.len()),
+                "size": region.len(),
                 "zone": zone.map(|zone| zone.id.as_str()),
             });
             (index.to_string(), tree)

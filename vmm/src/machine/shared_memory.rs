@@ -101,7 +101,7 @@ impl SharedMemory {
 }
 
 machine::inspect!(SharedMemory, this => {
-    size size: this.size().0,
+    size: this.size().0,
     hex mapped_at: this.mapped,
     memory_slot: this.slot,
 });

@@ -179,8 +179,8 @@ impl Shared {
 }
 
 machine::inspect!(Shared, this => {
-    size size: bytes(this.num_pages.load(Ordering::SeqCst)),
-    size actual: bytes(this.actual.load(Ordering::SeqCst)),
+    size: bytes(this.num_pages.load(Ordering::SeqCst)),
+    actual: bytes(this.actual.load(Ordering::SeqCst)),
     hint_command,
     hints_complete: this.hints().complete,
     hex poison_value: this.poison_val,

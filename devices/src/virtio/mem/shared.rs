@@ -225,12 +225,12 @@ impl Shared {
 
 machine::inspect!(Shared, this => {
     hex address: this.options.region.start,
-    size region_size: this.options.region.size,
-    size block_size: this.options.block_size,
+    region_size: this.options.region.size,
+    block_size: this.options.block_size,
     node: this.options.node,
     populate: this.options.populate,
-    size requested_size: this.requested(),
-    size plugged_size: this.plugged(),
+    requested_size: this.requested(),
+    plugged_size: this.plugged(),
     ..this.counters,
 });
 
