@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, bail};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -65,6 +65,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                 Arg::new("path")
                     .value_name("PATH")
                     .default_value("-")
+                    .value_hint(ValueHint::FilePath)
                     .help("A file with the machine as JSON; - for standard input."),
             )
             .arg(
@@ -104,6 +105,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
             Arg::new("path")
                 .value_name("PATH")
                 .required(true)
+                .value_hint(ValueHint::FilePath)
                 .help("The file to write, or its file:// address."),
         ),
         "RemoveDevice" => command

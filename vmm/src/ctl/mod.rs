@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod errors;
 mod man;
+mod offers;
 mod show;
 mod top;
 
@@ -155,6 +156,7 @@ pub(crate) fn command(name: &'static str) -> Command {
         .subcommands(verbs)
         .subcommand(top::command())
         .subcommand(completions::command_for_completions())
+        .subcommand(completions::command_for_offers())
         .subcommand(completions::command_for_man())
 }
 
@@ -178,6 +180,7 @@ fn perform(matches: &ArgMatches, json: bool) -> Result<()> {
     let (name, verb_matches) = matches.subcommand().context("no verb is given")?;
     match name {
         "completions" => return completions::print(verb_matches),
+        "complete" => return completions::print_offers(verb_matches),
         "man" => return completions::write_man_pages(verb_matches),
         _ => {}
     }
