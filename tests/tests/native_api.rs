@@ -242,7 +242,7 @@ fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the
     let (monitor, socket) = standing(&folder);
     let holds = || {
         let counters: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json counters")).unwrap();
-        counters["_throttle"]["throttle_holds"].as_u64().unwrap()
+        counters["_throttle"]["holds"].as_u64().unwrap()
     };
     assert_eq!(holds(), 0);
     for percent in [10, 99] {

@@ -120,7 +120,30 @@ fn a_running_machine_shows_its_parts_and_the_same_figures_everywhere() {
     assert!(metrics.contains("vivarium_disk_read_latency_seconds_count{device=\"data\"} 0\n"), "{metrics}");
     let of_queue = "vivarium_queue_read_latency_seconds_count{device=\"data\",queue=\"0\"} 0\n";
     assert!(metrics.contains(of_queue), "{metrics}");
+    for state in [
+        "vivarium_vm_state{state=\"paused\"} 1\n",
+        "\nvivarium_vm_cpus 2\n",
+        "\nvivarium_vm_memory_bytes 67108864\n",
+    ] {
+        assert!(metrics.contains(state), "{metrics}");
+    }
+    let lines: Vec<_> = metrics.lines().collect();
+    for pair in lines.windows(2) {
+        let Some(metric) = pair[1].strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) else {
+            continue;
+        };
+        assert!(pair[0].starts_with(&format!("# HELP {metric} ")), "nothing says what {metric} is");
+    }
     machine.end();
+}
+
+#[test]
+fn there_are_figures_without_a_machine() {
+    let control = control::Control::start(&Arc::new(Sim::new()));
+    let Ok(Reply::Text(metrics)) = control.call(Request::Metrics) else { panic!("no text") };
+    assert!(metrics.contains("vivarium_vm_state{state=\"absent\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("\nvivarium_log_left_out_total 0\n"), "{metrics}");
+    control.end();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What was counted and timed, for whoever asks: `vm.counters` and Prometheus show the same [`Sample`]s.
 
+mod help;
+
 use machine::inspect::{Value, json};
 use machine::metrics::{Figure, Reading};
 use std::collections::BTreeMap;
@@ -54,55 +56,87 @@ pub const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The body of `/metrics`: Prometheus' text format (version 0.0.4). Times are in seconds.
 pub fn prometheus(samples: &[Sample]) -> String {
     // The lines of a metric stand together, after its type.
-    let mut metrics: BTreeMap<String, (&str, String)> = BTreeMap::new();
+    let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
     for sample in samples {
-        let labels = sample.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
-        let labels = labels.collect::<Vec<_>>().join(",");
+        let pairs = sample.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
+        let pairs = pairs.collect::<Vec<_>>();
+        let labels = braced(&pairs);
         for Reading { name, figure } in &sample.readings {
+            let help = help::of(sample.kind, name);
             let (name, scale) = match name.strip_suffix("_ns") {
                 Some(name) => (format!("vivarium_{}_{name}_seconds", sample.kind), true),
                 None => (format!("vivarium_{}_{name}", sample.kind), false),
             };
             let number = |number: u64| if scale { seconds(number) } else { number.to_string() };
             let mut add = |name: String, kind, lines: String| {
-                metrics.entry(name).or_insert_with(|| (kind, String::new())).1.push_str(&lines);
+                let metric = || Metric { kind, help, lines: String::new() };
+                metrics.entry(name).or_insert_with(metric).lines.push_str(&lines);
             };
             match figure {
                 Figure::Total(total) => {
                     let name = format!("{name}_total");
-                    let line = format!("{name}{{{labels}}} {}\n", number(*total));
+                    let line = format!("{name}{labels} {}\n", number(*total));
                     add(name, "counter", line);
                 }
                 Figure::Level(level) => {
-                    let line = format!("{name}{{{labels}}} {}\n", number(*level));
+                    let line = format!("{name}{labels} {}\n", number(*level));
                     add(name, "gauge", line);
                 }
                 Figure::Latency(latency) => {
                     let name = format!("{name}_seconds");
-                    let comma = if labels.is_empty() { "" } else { "," };
                     let mut lines = String::new();
                     for (quantile, ns) in
                         [("0.5", latency.p50_ns), ("0.99", latency.p99_ns), ("0.999", latency.p999_ns)]
                     {
+                        let labels = braced(&[&pairs[..], &[format!("quantile=\"{quantile}\"")]].concat());
+                        // What was never timed has no percentile.
+                        let value = if latency.count == 0 { "NaN".to_owned() } else { seconds(ns) };
                         // Writing to a string cannot fail.
-                        let _ = writeln!(
-                            lines,
-                            "{name}{{{labels}{comma}quantile=\"{quantile}\"}} {}",
-                            seconds(ns)
-                        );
+                        let _ = writeln!(lines, "{name}{labels} {value}");
                     }
-                    let _ = writeln!(lines, "{name}_sum{{{labels}}} {}", seconds(latency.sum_ns));
-                    let _ = writeln!(lines, "{name}_count{{{labels}}} {}", latency.count);
+                    let _ = writeln!(lines, "{name}_sum{labels} {}", seconds(latency.sum_ns));
+                    let _ = writeln!(lines, "{name}_count{labels} {}", latency.count);
                     add(name, "summary", lines);
                 }
             }
         }
     }
     let mut text = String::new();
-    for (name, (kind, lines)) in metrics {
+    for (name, Metric { kind, help, lines }) in metrics {
+        if let Some(help) = help {
+            let _ = writeln!(text, "# HELP {name} {help}");
+        }
         let _ = write!(text, "# TYPE {name} {kind}\n{lines}");
     }
     text
+}
+
+struct Metric {
+    kind: &'static str,
+    help: Option<&'static str>,
+    lines: String,
+}
+
+fn braced(labels: &[String]) -> String {
+    if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) }
+}
+
+/// What there is to tell of the process and its machine as a whole: `state` as [`VmState`](crate::api::request::VmState) has it, or none.
+pub fn overview(state: &str, cpus: u32, memory: u64) -> Vec<Sample> {
+    let sample = |kind, labels, readings| Sample { key: format!("_{kind}"), kind, labels, readings };
+    vec![
+        sample(
+            "build",
+            vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
+            vec![Reading::level("info", 1)],
+        ),
+        sample("vm", vec![("state", state.to_owned())], vec![Reading::level("state", 1)]),
+        sample(
+            "vm",
+            Vec::new(),
+            vec![Reading::level("cpus", cpus.into()), Reading::level("memory_bytes", memory)],
+        ),
+    ]
 }
 
 fn seconds(ns: u64) -> String {
@@ -155,6 +189,7 @@ vivarium_disk_depth{device=\"a\\\"b\"} 3
 # TYPE vivarium_disk_poll_seconds_total counter
 vivarium_disk_poll_seconds_total{device=\"_disk0\"} 1.500000000
 vivarium_disk_poll_seconds_total{device=\"a\\\"b\"} 1.500000000
+# HELP vivarium_disk_read_bytes_total Bytes that the guest read.
 # TYPE vivarium_disk_read_bytes_total counter
 vivarium_disk_read_bytes_total{device=\"_disk0\"} 4096
 ";
@@ -163,5 +198,10 @@ vivarium_disk_read_bytes_total{device=\"_disk0\"} 4096
             "\nvivarium_disk_read_latency_seconds{device=\"_disk0\",quantile=\"0.99\"} 0.000005000\n"
         ));
         assert!(text.contains("\nvivarium_disk_read_latency_seconds_count{device=\"_disk0\"} 1\n"));
+        let idle = Histogram::default();
+        let readings = vec![Reading::level("cpus", 2), Reading::latency("wait", [&idle])];
+        let text = prometheus(&[Sample { key: "_vm".into(), kind: "vm", labels: Vec::new(), readings }]);
+        assert!(text.contains("\nvivarium_vm_cpus 2\n"), "{text}");
+        assert!(text.contains("\nvivarium_vm_wait_seconds{quantile=\"0.99\"} NaN\n"), "{text}");
     }
 }

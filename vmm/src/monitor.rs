@@ -17,6 +17,7 @@ use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine, addition, resize};
 use crate::message::{Event, Inbox, Message, Work};
+use crate::metrics::Sample;
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use crate::{guest_faults, metrics};
@@ -306,6 +307,7 @@ impl Monitor {
         match request {
             Request::Ping => respond(ping()),
             Request::Info => respond(self.info()),
+            Request::Metrics => respond(Ok(Reply::Text(self.metrics()))),
             Request::Unsupported(verb) => respond(Err(not_supported(verb))),
             Request::VmmShutdown => return Ok(self.terminate(Some(respond))),
             Request::Create(config) => respond(self.create(config)),
@@ -366,8 +368,7 @@ impl Monitor {
             Request::SetThrottle(throttle) => respond(machine.set_throttle(&throttle)),
             Request::SetAffinity(affinity) => respond(machine.set_affinity(&affinity)),
             Request::Coredump(coredump) => machine.dump(&coredump, respond),
-            Request::Counters => respond(Ok(Reply::Json(metrics::counters(&machine.samples())))),
-            Request::Metrics => respond(Ok(Reply::Text(metrics::prometheus(&machine.samples())))),
+            Request::Counters => respond(Ok(Reply::Json(metrics::counters(&all_samples(machine.samples()))))),
             Request::Add(device) => machine.add_device(device, files, respond),
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
             Request::Resize(sizes) => machine.resize(sizes, respond),
@@ -424,6 +425,27 @@ impl Monitor {
     }
 
     fn info(&self) -> Answer {
+        Reply::json(&self.description().ok_or_else(not_created)?)
+    }
+
+    fn metrics(&self) -> String {
+        let (state, cpus, memory) = self.description().map_or(("absent", 0, 0), |info| {
+            let state = match info.state {
+                VmState::Created => "created",
+                VmState::Running => "running",
+                VmState::Shutdown => "shutdown",
+                VmState::Paused => "paused",
+            };
+            (state, info.config.cpus.boot_vcpus, info.memory_actual_size)
+        });
+        let mut samples = metrics::overview(state, cpus, memory);
+        let of_machine = if let Vm::Booted(machine) = &self.vm { machine.samples() } else { Vec::new() };
+        samples.extend(all_samples(of_machine));
+        metrics::prometheus(&samples)
+    }
+
+    /// What `vm.info` tells of the machine, if there is one.
+    fn description(&self) -> Option<InfoReply> {
         let still = |config: &VmConfig, state| InfoReply {
             config: config.clone(),
             state,
@@ -432,7 +454,7 @@ impl Monitor {
             device_tree: Default::default(),
         };
         let mut info = match &self.vm {
-            Vm::Absent => return Err(not_created()),
+            Vm::Absent => return None,
             Vm::Created(config) => still(config, VmState::Created),
             Vm::Booting(booting) => still(booting.config(), VmState::Created),
             Vm::Leaving(leaving) => still(leaving.config(), VmState::Shutdown),
@@ -450,8 +472,14 @@ impl Monitor {
         };
         // Clients read a number here.
         info.config.cpus.max_vcpus = Some(info.config.cpus.limit());
-        Reply::json(&info)
+        Some(info)
     }
+}
+
+/// The figures of a machine and of the process.
+fn all_samples(mut of_machine: Vec<Sample>) -> Vec<Sample> {
+    of_machine.extend([crate::log::sample(), crate::api::event_monitor::sample()]);
+    of_machine
 }
 
 fn ping() -> Answer {

@@ -1,7 +1,7 @@
 //! What clients of cloud-hypervisor send that says nothing: fields of its interface that are not part of this one, with the
 //! values that stand for "not wanted". Clients whose code is generated from its schema fill them in.
 //!
-//! Such a field is left out before a body is read; with any other value it is refused there like any unknown field. That stays
+//! Such a field is left out before a body is read; with any other value it is refused there, as one that is not supported. That stays
 //! right when a field becomes known: left out means the same.
 
 use serde_json::{Map, Value, json};
@@ -38,6 +38,11 @@ pub fn adapt_part(part: &str, tree: &mut Value) {
     }
 }
 
+/// Whether a field that is unknown here is one of cloud-hypervisor's.
+pub fn is_theirs(field: &str) -> bool {
+    SAY_NOTHING.iter().any(|(_, theirs, _)| *theirs == field)
+}
+
 fn adapt_each(part: &str, value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| adapt_part(part, item)),
@@ -49,7 +54,9 @@ fn remove_if(fields: &mut Map<String, Value>, field: &str, nothing: &str) {
     let Some(value) = fields.get(field) else { return };
     let says_nothing = match value {
         Value::Bool(value) => nothing == if *value { "true" } else { "false" },
-        Value::Number(value) => nothing == "0" && value.as_u64() == Some(0),
+        Value::Number(value) => {
+            nothing.parse().ok().is_some_and(|nothing: u64| value.as_u64() == Some(nothing))
+        }
         Value::String(text) => nothing.split('|').any(|word| word == text),
         Value::Array(items) => nothing == "[]" && items.is_empty(),
         Value::Object(_) => nothing == "amx" && *value == json!({"amx": false}),
@@ -98,6 +105,7 @@ const SAY_NOTHING: &[(&str, &str, &str)] = &[
     ("payload", "igvm", ""),
     ("payload", "host_data", ""),
     ("platform", "iommu_segments", "[]"),
+    ("platform", "iommu_address_width", "48"),
     ("platform", "chassis_asset_tag", ""),
     ("platform", "oem_strings", "[]"),
     ("platform", "tdx", "false"),

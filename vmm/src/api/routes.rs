@@ -514,5 +514,12 @@ fn array_for_object(said: &Value, meant: &Value) -> Option<String> {
 fn refusal(error: serde_path_to_error::Error<serde_json::Error>) -> Refusal {
     let path = error.path().to_string();
     let field = (path != ".").then_some(path);
-    Refusal { field, ..Refusal::bad(error.into_inner().to_string()) }
+    let message = error.into_inner().to_string();
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    match unknown.filter(|name| compatibility::is_theirs(name)) {
+        Some(name) => {
+            Refusal { field, ..Refusal::new(501, format!("{name} is not supported yet; leave it out")) }
+        }
+        None => Refusal { field, ..Refusal::bad(message) },
+    }
 }

@@ -139,6 +139,7 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
             "rate_limiter_config: takes a JSON object",
         ),
         ("PUT", disk, json, r#"{"colour": 1}"#, 400, "colour: unknown field"),
+        ("PUT", disk, json, r#"{"vhost_user": true}"#, 501, "vhost_user is not supported yet"),
         ("PUT", disk, json, r#"{"colour": null}"#, 400, "colour: unknown field"),
         ("PUT", disk, json, r#"{"readonly": null, "colour": null}"#, 400, "colour: unknown field"),
         ("PUT", disk, json, r#"{"path": "x", "path": "y"}"#, 400, "path: the field is there twice"),

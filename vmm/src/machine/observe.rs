@@ -26,10 +26,7 @@ impl Machine {
             labels: Vec::new(),
             readings: self.throttle.readings(),
         };
-        cpus.chain([throttle])
-            .chain(self.pci.samples())
-            .chain([crate::log::sample(), crate::api::event_monitor::sample()])
-            .collect()
+        cpus.chain([throttle]).chain(self.pci.samples()).collect()
     }
 
     /// Gives `done` the tree of the machine's live state. What handlers of queues have to say comes from their workers, each

@@ -75,7 +75,7 @@ impl Throttle {
 
     /// What it did so far.
     pub fn readings(&self) -> Vec<Reading> {
-        vec![Reading::total("throttle_holds", self.holds), Reading::total("throttle_held_ns", self.held_ns)]
+        vec![Reading::total("holds", self.holds), Reading::total("held_ns", self.held_ns)]
     }
 
     /// What it does and did.
