@@ -2,6 +2,16 @@
 
 use machine::bus::Range;
 
+/// Bytes as text, in the largest unit in which they are whole.
+pub(crate) fn size(bytes: &u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = |(shift, _): &(u32, &str)| *bytes != 0 && bytes.is_multiple_of(1 << shift);
+    match units.into_iter().find(whole) {
+        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
+        None => format!("{bytes} B"),
+    }
+}
+
 /// How much of the windows for BARs a PCI segment gets, compared with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentWeights {

@@ -15,7 +15,7 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
 /// What the size of persistent memory is a multiple of: the guest's kernel maps it by pages of this size.
-const UNIT: u64 = 2 << 20;
+pub const UNIT: u64 = 2 << 20;
 /// Where a file begins in the guest's address space: at a multiple of any page's size.
 const ALIGNMENT: u64 = 1 << 30;
 /// Address space kept for what is added while the machine runs, where the CPUs have that many addresses.

@@ -16,6 +16,7 @@ use machine::bus::Range;
 use machine::memory::GuestAddress;
 use thiserror::Error;
 
+use crate::layout::size;
 pub use crate::layout::{SegmentWeights, SegmentWindows};
 use hypervisor::aarch64::GicConfig;
 
@@ -137,19 +138,20 @@ pub enum LayoutError {
     },
     /// The addresses do not suffice.
     #[error(
-        "{ram} MiB of RAM, {hotplug} MiB for RAM added later and {windows} MiB for PCI devices do not fit in the {phys_bits} \
-         address bits that a machine can have on this host ({space} MiB): give the machine less memory"
+        "{} of RAM, {} for RAM added later and {} for PCI devices do not fit in the {phys_bits} \
+         address bits that a machine can have on this host ({}): give the machine less memory",
+        size(.ram), size(.hotplug), size(.windows), size(.space)
     )]
     DoesNotFit {
-        /// RAM asked for, in MiB.
+        /// RAM asked for, in bytes.
         ram: u64,
-        /// Address space kept for RAM added later, in MiB.
+        /// Address space kept for RAM added later, in bytes.
         hotplug: u64,
-        /// What the PCI segments need above RAM, in MiB.
+        /// What the PCI segments need above RAM, in bytes.
         windows: u64,
         /// The host's address bits.
         phys_bits: u8,
-        /// What these address, in MiB.
+        /// What these address, in bytes.
         space: u64,
     },
 }
@@ -199,11 +201,11 @@ impl MemoryLayout {
             .chain(bits(least))
             .find_map(|(bits, windows)| Self::place(request, weights, bits, windows))
             .ok_or_else(|| LayoutError::DoesNotFit {
-                ram: ram / MIB,
-                hotplug: hotplug / MIB,
-                windows: least.saturating_add(u64::from(segments - 1) * ECAM_SIZE) / MIB,
+                ram,
+                hotplug,
+                windows: least.saturating_add(u64::from(segments - 1) * ECAM_SIZE),
                 phys_bits,
-                space: (1 << phys_bits) / MIB,
+                space: 1 << phys_bits,
             })
     }
 
@@ -323,7 +325,7 @@ mod tests {
         assert_eq!(bits(60 * GIB, 36), Ok(36), "with less than the usual for BARs");
         assert_eq!(bits(3000 * GIB, 48), Ok(42));
         let error = bits(64 * GIB, 36).unwrap_err().to_string();
-        assert!(error.contains("65536 MiB of RAM") && error.contains("36 address bits"), "{error}");
+        assert!(error.contains("64 GiB of RAM") && error.contains("36 address bits"), "{error}");
     }
 
     #[test]

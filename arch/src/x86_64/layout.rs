@@ -23,6 +23,7 @@ use machine::bus::Range;
 use machine::memory::GuestAddress;
 use thiserror::Error;
 
+use crate::layout::size;
 pub use crate::layout::{SegmentWeights, SegmentWindows};
 pub use hypervisor::x86_64::{RESERVED_SIZE, RESERVED_START};
 
@@ -138,19 +139,20 @@ pub enum LayoutError {
     },
     /// The addresses do not suffice.
     #[error(
-        "{ram} MiB of RAM, {hotplug} MiB for RAM added later and {windows} MiB for PCI devices do not fit in the {phys_bits} physical \
-         address bits of the CPU ({space} MiB): give the machine less memory or more address bits"
+        "{} of RAM, {} for RAM added later and {} for PCI devices do not fit in the {phys_bits} physical \
+         address bits of the CPU ({}): give the machine less memory or more address bits",
+        size(.ram), size(.hotplug), size(.windows), size(.space)
     )]
     DoesNotFit {
-        /// RAM asked for, in MiB.
+        /// RAM asked for, in bytes.
         ram: u64,
-        /// Address space kept for RAM added later, in MiB.
+        /// Address space kept for RAM added later, in bytes.
         hotplug: u64,
-        /// What the PCI segments need above RAM, in MiB.
+        /// What the PCI segments need above RAM, in bytes.
         windows: u64,
         /// The CPU's physical address bits.
         phys_bits: u8,
-        /// What these address, in MiB.
+        /// What these address, in bytes.
         space: u64,
     },
 }
@@ -196,11 +198,11 @@ impl MemoryLayout {
             .into_iter()
             .find_map(|bits| Self::place(request, weights, 1 << bits, further_ecams, windows))
             .ok_or(LayoutError::DoesNotFit {
-                ram: ram / MIB,
-                hotplug: hotplug / MIB,
-                windows: windows.saturating_add(further_ecams) / MIB,
+                ram,
+                hotplug,
+                windows: windows.saturating_add(further_ecams),
                 phys_bits,
-                space: (1 << phys_bits) / MIB,
+                space: 1 << phys_bits,
             })
     }
 
@@ -407,7 +409,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_its_numbers() {
         let error = MemoryLayout::new(&LayoutRequest::new(63 * GIB, 36)).unwrap_err().to_string();
-        for number in ["64512 MiB of RAM", "1024 MiB for PCI", "36 physical address bits", "(65536 MiB)"] {
+        for number in ["63 GiB of RAM", "1 GiB for PCI", "36 physical address bits", "(64 GiB)"] {
             assert!(error.contains(number), "{error}");
         }
         assert!(MemoryLayout::new(&LayoutRequest::new(62 * GIB, 36)).is_ok());

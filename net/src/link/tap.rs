@@ -303,6 +303,14 @@ fn adopt(files: Vec<OwnedFd>) -> Result<(String, Vec<OwnedFd>, bool), TapError> 
 }
 
 fn check_name(name: &str) -> Result<(), TapError> {
+    match wrong_name(name) {
+        None => Ok(()),
+        Some(reason) => Err(TapError::Name { name: name.to_owned(), reason }),
+    }
+}
+
+/// Why an interface cannot have this name; `None` if it can.
+pub fn wrong_name(name: &str) -> Option<&'static str> {
     let reason = if name.is_empty() {
         "is empty: leave it out to have one chosen"
     } else if name.len() > MAX_NAME {
@@ -315,9 +323,9 @@ fn check_name(name: &str) -> Result<(), TapError> {
     } else if name.contains('\0') {
         "contains a zero byte"
     } else {
-        return Ok(());
+        return None;
     };
-    Err(TapError::Name { name: name.to_owned(), reason })
+    Some(reason)
 }
 
 /// What interface has a name already.

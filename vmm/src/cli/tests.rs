@@ -59,6 +59,15 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--kernel k --net tap=t,ip=10.0.0.1,mask=255.0.255.0",
             "--net tap=t: mask=255.0.255.0 is no network mask: its bits are set from the left",
         ),
+        ("--kernel k --net tap=a/b", "--net tap=a/b: the name cannot be an interface's: it may not contain"),
+        (
+            "--kernel k --pmem file=p,size=3",
+            "--pmem file=p size=3: is not a multiple of 2M; make it one, or leave size out",
+        ),
+        (
+            "--kernel k --landlock --landlock-rules path=/,access=x",
+            "--landlock-rules path=/,access=x: access: \"x\" is not one of r, w, rw",
+        ),
         ("--kernel k --disk path=", "--disk: has no path; add path=<image>"),
         ("--kernel k --serial file", "--serial file: needs a path; write --serial file=<path>"),
         ("--kernel k --serial socket=", "--serial socket: needs a path; write --serial socket=<path>"),

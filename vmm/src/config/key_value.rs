@@ -66,9 +66,22 @@ impl de::Error for Error {
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         // Where JSON spells a variant in capitals and the command line does not, only the latter helps here.
         let capital = |name: &str| name.starts_with(|c: char| c.is_ascii_uppercase());
-        let plain: Vec<&str> = expected.iter().copied().filter(|name| !capital(name)).collect();
+        let mut plain: Vec<&str> = Vec::new();
+        for name in expected.iter().copied().filter(|name| !capital(name)) {
+            // Another spelling of one before, such as `wr` of `rw`, helps nobody.
+            if !plain.iter().any(|known| letters(known) == letters(name)) {
+                plain.push(name);
+            }
+        }
         Self::new(format!("\"{variant}\" is not one of {}", plain.join(", ")))
     }
+}
+
+/// The letters of a name in order, with hyphens as underscores.
+fn letters(name: &str) -> Vec<char> {
+    let mut letters: Vec<char> = name.replace('-', "_").chars().collect();
+    letters.sort_unstable();
+    letters
 }
 
 /// Reads an option's text into its configuration type. `fields` are the keys it knows.

@@ -1,16 +1,14 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
 use super::disk::QueueAffinity;
-use super::{ByteSize, ConsoleMode, FwCfgConfig, VmConfig};
+use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, VmConfig};
+use crate::pmem::UNIT as PMEM_UNIT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 /// The least memory a machine can have.
 pub const MINIMUM_MEMORY: ByteSize = ByteSize(64 << 20);
-
-/// Linux's `IFNAMSIZ`, without the NUL.
-const LONGEST_TAP_NAME: usize = 15;
 
 /// A setting that cannot be: which option, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -315,11 +313,8 @@ impl VmConfig {
                 (None, Some(mac)) => format!("--net mac={mac}"),
                 (None, None) => "--net".to_owned(),
             };
-            if net.tap.as_ref().is_some_and(|tap| tap.len() > LONGEST_TAP_NAME) {
-                return error(
-                    option,
-                    format!("the name is too long: a tap's has at most {LONGEST_TAP_NAME} bytes"),
-                );
+            if let Some(reason) = net.tap.as_deref().and_then(::net::link::tap::wrong_name) {
+                return error(option, format!("the name {reason}"));
             }
             if net.num_queues % 2 != 0 {
                 return error(
@@ -364,6 +359,15 @@ impl VmConfig {
         for pmem in &self.pmem {
             if pmem.file.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
                 return error("--pmem", "has no file; add file=<path>");
+            }
+            if let Some(size) = pmem.size.filter(|size| size.0 == 0 || !size.0.is_multiple_of(PMEM_UNIT)) {
+                let unit = ByteSize(PMEM_UNIT);
+                return error(
+                    format!("{} size={size}", pmem.option()),
+                    format!(
+                        "is not a multiple of {unit}; make it one, or leave size out to have all of the file"
+                    ),
+                );
             }
         }
         if let Some(vsock) = &self.vsock {

@@ -12,7 +12,7 @@ use crate::config::{
     VsockConfig,
 };
 use crate::machine::throttle::MOST;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -216,7 +216,13 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
             json(&SetRateLimit { id: text("id"), rate_limiter_config: limits.rate_limiter_config })
         }
         "SetLink" => json(&SetLink { id: text("id"), up: text("link") == "up" }),
-        _ => Ok((Some(text("json")), Vec::new())),
+        _ => {
+            let body = text("json");
+            serde_json::from_str::<serde::de::IgnoredAny>(&body).map_err(|error| {
+                UsageError(format!("{body}: is no JSON: {error}; write it as the API takes it"))
+            })?;
+            Ok((Some(body), Vec::new()))
+        }
     }
 }
 
@@ -238,6 +244,10 @@ fn create(path: &str, matches: &ArgMatches) -> Result<Body> {
     } else {
         body = std::fs::read_to_string(path).with_context(|| format!("reading the machine from {path}"))?;
     }
+    serde_json::from_str::<serde::de::IgnoredAny>(&body).map_err(|error| match path {
+        "-" => anyhow!("create: standard input is no JSON: {error}; give the machine as JSON, or behind --"),
+        path => anyhow!("create {path}: is no JSON: {error}; give the machine as JSON, or behind --"),
+    })?;
     Ok((Some(body), Vec::new()))
 }
 

@@ -243,7 +243,7 @@ impl Machine {
         if size.0 > balloon.most() {
             return refuse(
                 "desired_balloon",
-                format!("{size} are more than the machine can have memory, {}", ByteSize(balloon.most())),
+                format!("{size} is more than all of the machine's memory, {}", ByteSize(balloon.most())),
             );
         }
         Ok(())
@@ -271,12 +271,12 @@ fn beyond_boot(size: ByteSize, boot: u64, control: &MemControl) -> Result<u64, A
     let Some(added) = size.0.checked_sub(boot) else {
         return refuse(
             field,
-            format!("{size} are less than the {} that the machine has from the start", ByteSize(boot)),
+            format!("{size} is less than the {} that the machine has from the start", ByteSize(boot)),
         );
     };
     if added > control.most() {
         let most = ByteSize(boot.saturating_add(control.most()));
-        return refuse(field, format!("{size} are more than {most}, which includes all of hotplug_size"));
+        return refuse(field, format!("{size} is more than {most}, which includes all of hotplug_size"));
     }
     if !added.is_multiple_of(control.block_size()) {
         let block = ByteSize(control.block_size());

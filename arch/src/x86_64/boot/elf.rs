@@ -217,7 +217,7 @@ fn read_pvh_entry(
         return Err(KernelError::Malformed("its notes are larger than 1 MiB"));
     }
     let mut notes = vec![0; usize::try_from(segment.file_size).unwrap_or(0)];
-    read(contents, "the notes", segment.file_offset, &mut notes)?;
+    read(contents, "its segment of notes", segment.file_offset, &mut notes)?;
     // Names and descriptors are padded to 4 bytes, or 8 in a segment that says so.
     let alignment = if segment.alignment == 8 { 8 } else { 4 };
     Ok(find_pvh_entry(&notes, alignment))

@@ -16,7 +16,7 @@ use virtio::device::ConfigChange;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ResizeError {
     /// More than its region.
-    #[error("{requested} bytes are more than the {most} that can be plugged")]
+    #[error("{requested} bytes is more than the {most} that can be plugged")]
     TooLarge {
         /// What was asked for.
         requested: u64,
