@@ -1,12 +1,15 @@
 //! Runs one queue: takes chains, has the image do what they ask for, answers them.
 
+mod load;
+mod parts;
 mod settle;
 
 use super::config::SEGMENTS_MAX;
 use super::counters::Counters;
-use super::request::{self, HEADER, Parsed, Status};
+use super::request::{self, Parsed, Status};
 use super::{HostError, Shared};
-use crate::image::{Completed, Request, Stream};
+use crate::image::{Completed, Stream};
+use load::Load;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use std::io;
@@ -21,6 +24,18 @@ const BUDGET: u32 = 128;
 /// Requests given to the host at once. Small enough that the driver can take results and make new requests while the host
 /// works on the next ones; larger ones save few system calls.
 const BATCH: u32 = 8;
+
+/// What the driver and the device agreed upon.
+pub(super) struct Terms {
+    /// The driver can flush.
+    pub(super) can_flush: bool,
+    /// How many queues the disk has.
+    pub(super) queues: usize,
+    /// Rung when the cache was turned off.
+    pub(super) settle: Doorbell,
+    /// The bell wakes this handler, as it does one of a disk's.
+    pub(super) hears_settle: bool,
+}
 
 /// One queue's handler.
 pub(super) struct BlockHandler {
@@ -43,6 +58,11 @@ pub(super) struct BlockHandler {
     free: Vec<u16>,
     /// Segments of the request being started.
     segments: Vec<Segment>,
+    load: Load,
+    /// The next request waits for some that are in flight.
+    full: bool,
+    /// Nothing new is to be started.
+    quiescing: bool,
     /// Requests wait for the rate limit until then.
     throttled: Option<u64>,
     armed: bool,
@@ -58,22 +78,29 @@ struct Slot {
     since: u64,
     /// While its flush is in flight: what the cache said when that began.
     flush: Option<u64>,
+    /// The bytes that it counts as while in flight.
+    cost: u64,
 }
 
 impl Slot {
     fn new() -> Self {
-        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0, flush: None }
+        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0, flush: None, cost: 0 }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
     Nothing,
+    /// Reading, of which the first `begun` bytes were given to the host.
     Read {
+        offset: u64,
         length: u64,
+        begun: u64,
     },
     Write {
+        offset: u64,
         length: u64,
+        begun: u64,
         stable: bool,
     },
     Flush,
@@ -96,6 +123,8 @@ enum Started {
     Nothing,
     /// Not before that time.
     Throttled(u64),
+    /// Not before others are over.
+    Full,
 }
 
 impl BlockHandler {
@@ -104,10 +133,10 @@ impl BlockHandler {
         stream: Box<dyn Stream>,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
-        can_flush: bool,
         clock: Arc<dyn Clock>,
-        (settle, hears_settle): (Doorbell, bool),
+        terms: Terms,
     ) -> Self {
+        let Terms { can_flush, queues, settle, hears_settle } = terms;
         let size = queue.size();
         Self {
             queue,
@@ -122,6 +151,9 @@ impl BlockHandler {
             slots: std::iter::repeat_with(Slot::new).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
             segments: Vec::new(),
+            load: Load::new(queues),
+            full: false,
+            quiescing: false,
             throttled: None,
             armed: false,
             pushed: false,
@@ -132,9 +164,18 @@ impl BlockHandler {
         self.free.len() == self.slots.len()
     }
 
+    /// Whether another request would be started if there were one.
+    fn takes_more(&self) -> bool {
+        self.throttled.is_none() && !self.full
+    }
+
     /// Takes the next chain and starts what it asks for.
     fn start_next(&mut self) -> Started {
+        if self.load.is_alone() {
+            return Started::Full;
+        }
         let Some(tag) = self.free.last().copied() else { return Started::Nothing };
+        let idle = self.idle();
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return Started::Nothing };
         // An error has been told to the driver; nothing comes from the queue until it is reset.
         if !matches!(self.queue.pop(&mut slot.chain), Ok(true)) {
@@ -150,16 +191,24 @@ impl BlockHandler {
         } else {
             request::parse(&slot.chain, self.shared.image.size(), self.shared.image.read_only())
         };
-        let bytes = match parsed {
-            Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => length,
-            _ => 0,
+        let (bytes, cost) = match parsed {
+            Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => (length, length),
+            Ok(Parsed::WriteZeroes { length, .. }) => (0, length),
+            Ok(Parsed::Discard { .. }) => (0, self.load.discard()),
+            _ => (0, 0),
         };
+        if !self.load.admits(cost, idle) {
+            self.queue.unpop(slot.chain.token());
+            return Started::Full;
+        }
         if let Err(until) = self.shared.limit(bytes) {
             self.queue.unpop(slot.chain.token());
             self.counters.throttled.add(1);
             return Started::Throttled(until);
         }
         self.free.pop();
+        slot.cost = cost;
+        self.load.take(cost);
         match parsed {
             Ok(parsed) => self.start(tag, parsed, room),
             Err(status) => {
@@ -174,69 +223,29 @@ impl BlockHandler {
         let stable = self.write_through();
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
         slot.since = self.now;
-        self.segments.clear();
-        let request = match parsed {
+        match parsed {
             Parsed::Read { offset, length } => {
-                slot.doing = Doing::Read { length };
-                slot.chain.append_writable(0, length, &mut self.segments);
-                Request::Read { offset, into: &self.segments }
+                slot.doing = Doing::Read { offset, length, begun: 0 };
+                self.next_piece(tag);
             }
             Parsed::Write { offset, length } => {
-                slot.doing = Doing::Write { length, stable };
-                slot.chain.append_readable(HEADER, length, &mut self.segments);
-                Request::Write { offset, from: &self.segments, stable }
+                slot.doing = Doing::Write { offset, length, begun: 0, stable };
+                self.next_piece(tag);
             }
-            Parsed::Flush => return self.flush(tag, Doing::Flush),
+            Parsed::Flush => self.flush(tag, Doing::Flush),
             Parsed::GetId { .. } => {
                 let id = &self.shared.id;
                 let id = id.get(..id.len().min(usize::try_from(room).unwrap_or(usize::MAX))).unwrap_or(id);
                 let written = slot.chain.write_at(0, id) as u64;
                 self.counters.get_ids.add(1);
-                return self.answer(tag, Status::Ok, written);
+                self.answer(tag, Status::Ok, written);
             }
-            Parsed::Discard { ranges } | Parsed::WriteZeroes { ranges } => {
+            Parsed::Discard { ranges } | Parsed::WriteZeroes { ranges, .. } => {
                 let zero = matches!(parsed, Parsed::WriteZeroes { .. });
                 slot.doing = Doing::Ranges { zero, next: 0, ranges, length: 0, stable };
-                return self.next_range(tag);
+                self.next_range(tag);
             }
-        };
-        // SAFETY: the slot's chain keeps the memory mapped, and is left alone until the request is over.
-        unsafe { self.stream.submit(tag, request) };
-    }
-
-    /// Starts the next range of a request that has some, or ends it after the last.
-    fn next_range(&mut self, tag: u16) {
-        let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
-        let Doing::Ranges { zero, next, ranges, length, stable } = &mut slot.doing else { return };
-        if *next >= *ranges {
-            let (zero, length) = (*zero, *length);
-            let (count, bytes) = if zero {
-                (&self.counters.write_zeroes, &self.counters.write_zeroes_bytes)
-            } else {
-                (&self.counters.discards, &self.counters.discard_bytes)
-            };
-            count.add(1);
-            bytes.add(length);
-            return self.answer(tag, Status::Ok, 0);
         }
-        // They were checked, but the driver may have changed them since.
-        let range = match request::range(&slot.chain, *next, *zero, self.shared.image.size()) {
-            Ok(range) => range,
-            Err(status) => {
-                self.counters.refused.add(1);
-                return self.answer(tag, status, 0);
-            }
-        };
-        *next = next.saturating_add(1);
-        *length = length.saturating_add(range.length);
-        let (offset, length) = (range.offset, range.length);
-        let request = if *zero {
-            Request::WriteZeroes { offset, length, unmap: range.unmap, stable: *stable }
-        } else {
-            Request::Discard { offset, length }
-        };
-        // SAFETY: these requests have no segments.
-        unsafe { self.stream.submit(tag, request) };
     }
 
     /// The image is done with a request, or with a part of it.
@@ -257,13 +266,16 @@ impl BlockHandler {
             return self.answer(tag, Status::IoError, 0);
         }
         match doing {
-            Doing::Write { length, stable } if self.must_flush(stable) => {
-                self.flush(tag, Doing::Write { length, stable: true });
+            Doing::Read { length, begun, .. } | Doing::Write { length, begun, .. } if begun < length => {
+                self.next_piece(tag);
+            }
+            Doing::Write { offset, length, begun, stable } if self.must_flush(stable) => {
+                self.flush(tag, Doing::Write { offset, length, begun, stable: true });
             }
             Doing::Ranges { zero: true, next, ranges, length, stable } if self.must_flush(stable) => {
                 self.flush(tag, Doing::Ranges { zero: true, next, ranges, length, stable: true });
             }
-            Doing::Read { length } => {
+            Doing::Read { length, .. } => {
                 self.counters.reads.add(1);
                 self.counters.read_bytes.add(length);
                 self.counters.read_latency.record(took);
@@ -314,7 +326,6 @@ impl BlockHandler {
     /// Gives a request's chain back to the driver, `written` bytes of data before the status.
     fn answer(&mut self, tag: u16, status: Status, written: u64) {
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
-        slot.doing = Doing::Nothing;
         let at = request::status_offset(&slot.chain).unwrap_or(0);
         let status = slot.chain.write_at(at, &[status as u8]) as u64;
         // All bytes up to the status are only said to be written if they were.
@@ -324,8 +335,18 @@ impl BlockHandler {
             written => written,
         };
         self.queue.push(slot.chain.token(), u32::try_from(written).unwrap_or(u32::MAX));
-        self.free.push(tag);
         self.pushed = true;
+        self.release(tag);
+    }
+
+    /// A slot's request is over or put back: there is room for another.
+    fn release(&mut self, tag: u16) {
+        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
+            slot.doing = Doing::Nothing;
+            self.load.give_back(std::mem::take(&mut slot.cost));
+        }
+        self.full = false;
+        self.free.push(tag);
     }
 
     fn take_completed(&mut self) {
@@ -358,9 +379,12 @@ impl BlockHandler {
 impl QueueHandler for BlockHandler {
     fn run(&mut self) -> Progress {
         self.disarm();
+        self.quiescing = false;
+        self.load.begin_run();
         self.take_completed();
         self.settle();
         self.throttled = None;
+        self.full = false;
         let mut progress = Progress::More;
         let mut batch = 0_u32;
         self.look_at_clock();
@@ -375,12 +399,18 @@ impl QueueHandler for BlockHandler {
                         self.queue.flush();
                         self.look_at_clock();
                     }
-                    continue;
+                    if !self.load.ends_run() {
+                        continue;
+                    }
                 }
                 Started::Nothing => progress = Progress::Idle,
                 Started::Throttled(until) => {
                     self.throttled = Some(until);
                     progress = Progress::Until(until);
+                }
+                Started::Full => {
+                    self.full = true;
+                    progress = Progress::Idle;
                 }
             }
             break;
@@ -397,12 +427,12 @@ impl QueueHandler for BlockHandler {
         self.armed = true;
         let stream = self.stream.arm();
         // Requests that must wait are no reason to wake up.
-        let queue = self.throttled.is_none() && self.queue.enable_notifications();
+        let queue = self.takes_more() && self.queue.enable_notifications();
         stream || queue
     }
 
     fn has_work(&self) -> bool {
-        (self.throttled.is_none() && self.queue.has_available()) || self.stream.has_work()
+        (self.takes_more() && self.queue.has_available()) || self.stream.has_work()
     }
 
     fn event_sources(&self) -> Vec<RawFd> {
@@ -412,6 +442,7 @@ impl QueueHandler for BlockHandler {
 
     fn quiesce(&mut self) -> bool {
         self.disarm();
+        self.quiescing = true;
         self.settle();
         loop {
             self.stream.kick();
@@ -447,6 +478,7 @@ machine::inspect!(BlockHandler, this => {
     in_flight: this.slots.len().saturating_sub(this.free.len()),
     room_for_segments: this.slots.iter().map(|slot| slot.chain.room()).sum::<usize>(),
     throttled: this.throttled.is_some(),
+    full,
     counters,
     queue,
 });

@@ -13,7 +13,7 @@ use crate::image::{Image, ResizeError};
 use cache::Cache;
 use config::{FLUSH, Space};
 use counters::Counters;
-use handler::BlockHandler;
+use handler::{BlockHandler, Terms};
 use machine::doorbell::Doorbell;
 use machine::metrics::Reading;
 use machine::state::{Saved, SavedFields, SavedState, StateError};
@@ -257,22 +257,22 @@ impl VirtioDevice for Block {
         }
         let settle = Doorbell::new()
             .map_err(|source| ActivateError::Host { what: "cannot make an event for a disk", source })?;
-        let mut tasks = Vec::with_capacity(queues.len());
+        let count = queues.len();
+        let mut tasks = Vec::with_capacity(count);
         for (index, queue) in queues {
             let Some(counters) = self.counters.get(usize::from(index)) else { continue };
             let stream = self.shared.image.stream(queue.size()).map_err(|error| ActivateError::Host {
                 what: "cannot start a queue of a disk",
                 source: io::Error::other(error),
             })?;
-            let handler = BlockHandler::new(
-                queue,
-                stream,
-                Arc::clone(&self.shared),
-                Arc::clone(counters),
-                features & FLUSH != 0,
-                Arc::clone(&clock),
-                (settle.clone(), index == 0),
-            );
+            let terms = Terms {
+                can_flush: features & FLUSH != 0,
+                queues: count,
+                settle: settle.clone(),
+                hears_settle: index == 0,
+            };
+            let (shared, counters) = (Arc::clone(&self.shared), Arc::clone(counters));
+            let handler = BlockHandler::new(queue, stream, shared, counters, Arc::clone(&clock), terms);
             tasks.push(QueueTask::single(format!("q{index}"), index, handler));
         }
         *self.shared.config_changed() = Some(config_changed);

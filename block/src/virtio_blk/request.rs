@@ -34,12 +34,26 @@ pub(super) enum Status {
 /// A request whose header makes sense. Offsets and lengths are in bytes and within the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    Read { offset: u64, length: u64 },
-    Write { offset: u64, length: u64 },
+    Read {
+        offset: u64,
+        length: u64,
+    },
+    Write {
+        offset: u64,
+        length: u64,
+    },
     Flush,
-    GetId { room: u64 },
-    Discard { ranges: u32 },
-    WriteZeroes { ranges: u32 },
+    GetId {
+        room: u64,
+    },
+    Discard {
+        ranges: u32,
+    },
+    /// `length`: of all ranges.
+    WriteZeroes {
+        ranges: u32,
+        length: u64,
+    },
 }
 
 /// A range to discard or zero, in bytes and within the disk.
@@ -87,10 +101,11 @@ pub(super) fn parse(chain: &Chain, size: u64, read_only: bool) -> Result<Parsed,
                 return Err(Status::IoError);
             }
             // All of them before anything is done; each is checked again when its turn comes.
+            let mut length = 0_u64;
             for index in 0..ranges {
-                range(chain, index, zero, size)?;
+                length = length.saturating_add(range(chain, index, zero, size)?.length);
             }
-            Ok(if zero { Parsed::WriteZeroes { ranges } } else { Parsed::Discard { ranges } })
+            Ok(if zero { Parsed::WriteZeroes { ranges, length } } else { Parsed::Discard { ranges } })
         }
         _ => Err(Status::Unsupported),
     }

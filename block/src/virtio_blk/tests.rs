@@ -1,6 +1,7 @@
 //! The device, driven as a guest would: through rings in guest memory.
 
 mod cache;
+mod load;
 mod rig;
 mod transport;
 

@@ -45,9 +45,6 @@ impl BlockHandler {
         if let Err(error) = result {
             self.count_error(Doing::Settle, &error);
         }
-        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
-            slot.doing = Doing::Nothing;
-        }
-        self.free.push(tag);
+        self.release(tag);
     }
 }

@@ -26,6 +26,9 @@ const PLACES: u64 = 16;
 /// Of which the first part is for the descriptors.
 const TABLE_SPACE: u64 = 0x8000;
 
+/// Where long requests have their data, over and over.
+const LONG: u64 = 0xb0_0000;
+
 /// A request to be made.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
@@ -279,6 +282,29 @@ impl Rig {
         self.submitted += 1;
         let pending = Pending { order: self.submitted, place, writable, room };
         assert!(self.pending.insert(id.expect("the ring has room"), pending).is_none());
+    }
+
+    /// Makes a request of `count` times the same `length` bytes of guest memory available.
+    pub(super) fn submit_long(&mut self, kind: u32, sector: u64, length: u32, count: usize) {
+        let place = self.free.pop().expect("not more requests at once than places");
+        let table = REQUESTS + place * REQUEST_SPACE;
+        let (header, status) = (table + TABLE_SPACE, table + TABLE_SPACE + 16);
+        let bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        self.memory.write_slice(&bytes, GuestAddress(header)).unwrap();
+        let writable = kind == 0;
+        let mut buffers = vec![Buffer { address: header, len: 16, writable: false }];
+        buffers.resize(1 + count, Buffer { address: LONG, len: length, writable });
+        buffers.push(Buffer { address: status, len: 1, writable: true });
+        let id = self.ring.add_indirect(table, &buffers).expect("the ring has room");
+        self.submitted += 1;
+        let pending = Pending { order: self.submitted, place, writable: status, room: 0 };
+        assert!(self.pending.insert(id, pending).is_none());
+    }
+
+    /// Changes the ranges of the request in place `place`, counted from the first one that was made.
+    pub(super) fn overwrite_ranges(&mut self, place: u64, ranges: &[u8]) {
+        let header = REQUESTS + (PLACES - 1 - place) * REQUEST_SPACE + TABLE_SPACE;
+        self.memory.write_slice(ranges, GuestAddress(header + 16)).unwrap();
     }
 
     /// Takes what the device answered, in the order of submission.
