@@ -16,9 +16,35 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// KVM's own limit on routes, and so on GSIs.
 const MAX_GSIS: u32 = 4096;
 
+/// What is asked of KVM.
+pub(super) trait Interrupts: Send + Sync {
+    /// Has these be all routes of the machine (`KVM_SET_GSI_ROUTING`).
+    fn set_routes(&self, routes: &KvmIrqRouting) -> io::Result<()>;
+
+    /// Has each write to the event deliver the GSI's interrupt (`KVM_IRQFD`).
+    fn listen(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
+
+    /// Undoes [`Self::listen`]. What cannot be undone ends with the machine.
+    fn stop_listening(&self, event: &EventFd, gsi: u32);
+}
+
+impl Interrupts for VmFd {
+    fn set_routes(&self, routes: &KvmIrqRouting) -> io::Result<()> {
+        self.set_gsi_routing(routes).map_err(|errno| refused("set the machine's interrupt routes", errno))
+    }
+
+    fn listen(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        self.register_irqfd(event, gsi).map_err(|errno| refused("connect an interrupt to the machine", errno))
+    }
+
+    fn stop_listening(&self, event: &EventFd, gsi: u32) {
+        let _ = self.unregister_irqfd(event, gsi);
+    }
+}
+
 /// The routes of one machine.
 pub(super) struct Routes {
-    vm: Arc<VmFd>,
+    vm: Arc<dyn Interrupts>,
     table: Mutex<Table>,
 }
 
@@ -32,7 +58,7 @@ struct Table {
 
 impl Routes {
     /// An empty table, in which the GSIs below `pins` are reserved.
-    pub(super) fn new(vm: Arc<VmFd>, pins: u32) -> io::Result<Self> {
+    pub(super) fn new(vm: Arc<dyn Interrupts>, pins: u32) -> io::Result<Self> {
         let entries = KvmIrqRouting::new(0).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         Ok(Self { vm, table: Mutex::new(Table { entries, free: Vec::new(), next: pins }) })
     }
@@ -86,13 +112,12 @@ impl Routes {
             }
             (Some(_), None) => table.entries.retain(|entry| entry.gsi != gsi),
         }
-        self.vm.set_gsi_routing(&table.entries).map_err(|errno| {
+        self.vm.set_routes(&table.entries).inspect_err(|_| {
             table.entries.retain(|entry| entry.gsi != gsi);
             if let Some(old) = old {
                 // There was room for it before.
                 let _ = table.entries.push(old);
             }
-            refused("set the machine's interrupt routes", errno)
         })
     }
 
@@ -176,7 +201,8 @@ impl KvmMsi {
 impl MsiSource for KvmMsi {
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
         let mut state = self.state();
-        if state.message == message {
+        // A message whose event KVM could not be given is tried again.
+        if state.message == message && (message.is_none() || state.listening) {
             return Ok(());
         }
         if message.is_none() {
@@ -187,10 +213,7 @@ impl MsiSource for KvmMsi {
         if message.is_some() {
             if !state.listening {
                 let event = self.event()?;
-                self.routes
-                    .vm
-                    .register_irqfd(&event, self.gsi)
-                    .map_err(|errno| refused("connect an interrupt to the machine", errno))?;
+                self.routes.vm.listen(&event, self.gsi)?;
                 state.listening = true;
             }
             self.routed.store(true, Ordering::Release);
@@ -222,8 +245,7 @@ impl Drop for KvmMsi {
         if state.listening
             && let Some(event) = self.event.get()
         {
-            // What cannot be undone ends with the machine.
-            let _ = self.routes.vm.unregister_irqfd(event, self.gsi);
+            self.routes.vm.stop_listening(event, self.gsi);
         }
         let removed = state.message.is_none() || self.routes.set(self.gsi, None).is_ok();
         if self.allocated && removed {
@@ -233,15 +255,4 @@ impl Drop for KvmMsi {
 }
 
 #[cfg(test)]
-#[cfg(target_arch = "x86_64")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn extended_destinations_move_to_where_kvm_looks_for_them() {
-        // CPU 0x1234: bits 0 to 7 in address bits 12 to 19, bits 8 to 14 in 5 to 11.
-        assert_eq!(kvm_address(0xfee3_4000 | 0x12 << 5), 0x0000_1200_fee3_4000);
-        assert_eq!(kvm_address(0xfee0_100c), 0xfee0_100c, "redirection hint and mode stay");
-        assert_eq!(kvm_address(0x0000_0100_fee0_1000), 0x0000_0100_fee0_1000);
-    }
-}
+mod tests;

@@ -41,7 +41,7 @@ impl KvmVm {
         #[cfg(not(target_arch = "x86_64"))]
         let pins = 0;
         let fd = Arc::new(fd);
-        let routes = Routes::new(Arc::clone(&fd), pins)
+        let routes = Routes::new(fd.clone(), pins)
             .map_err(|source| Error::Vm { what: "make the table of interrupt routes", source })?;
         Ok(Self {
             fd,
