@@ -16,19 +16,21 @@
     )
 )]
 
-use crate::exits::{ExitCounters, ExitKind};
+mod exit;
+
+use crate::exits::ExitCounters;
 use crate::message::{Failure, Mailbox, Message};
 use anyhow::{Context, Result};
-use hypervisor::{DebugStop, Exit, Kick, SystemEvent, Vcpu};
-use machine::bus::{BusHandle, BusReader};
-use machine::effect::Effect;
+use exit::{Buses, Step};
+use hypervisor::{Kick, Vcpu};
+use machine::bus::BusHandle;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a CPU may take to do something between two instructions, which the machine thread waits for. One that the host keeps, such
 /// as in memory that it cannot have from a file, takes longer; then it is not done.
@@ -349,7 +351,16 @@ impl<T> Pending<T> {
 fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) -> Box<dyn Vcpu> {
     let Surroundings { mmio, port, end_of_interrupt, mailbox } = surroundings;
     let kick = control.kick.get_or_init(|| vcpu.kick_handle());
-    let (mut mmio, mut port) = (mmio.reader(), port.reader());
+    let mut buses = Buses { mmio: mmio.reader(), port: port.reader(), end_of_interrupt };
+    // Each of them is waited for before the next instruction.
+    let tell = |effect| {
+        let mut state = control.lock();
+        state.effects = state.effects.saturating_add(1);
+        let generation = state.generation;
+        drop(state);
+        control.attention.store(true, Ordering::Release);
+        mailbox.post(Message::Effect { cpu: id, generation, effect });
+    };
     // The last exit was an access, whose instruction the hypervisor completes only when the CPU is run again.
     let mut within_instruction = false;
     loop {
@@ -361,22 +372,13 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 break;
             } else {
                 // What was taken out of the machine is not kept by an old map.
-                mmio.bus();
-                port.bus();
+                buses.refresh();
             }
         }
-        let step = step(&mut *vcpu, &mut mmio, &mut port, &*end_of_interrupt, &control.exits);
-        within_instruction = matches!(step, Step::Access(_));
+        let step = exit::step(&mut *vcpu, &mut buses, &control.exits, &tell);
+        within_instruction = matches!(step, Step::Access);
         match step {
-            Step::Access(None) | Step::GoOn => {}
-            Step::Access(Some(effect)) | Step::Effect(effect) => {
-                let mut state = control.lock();
-                state.effects = state.effects.saturating_add(1);
-                let generation = state.generation;
-                drop(state);
-                control.attention.store(true, Ordering::Release);
-                mailbox.post(Message::Effect { cpu: id, generation, effect });
-            }
+            Step::Access | Step::GoOn => {}
             Step::Debug(stop) => {
                 control.lock().held = true;
                 control.attention.store(true, Ordering::Release);
@@ -401,104 +403,6 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
     vcpu
 }
 
-enum Step {
-    GoOn,
-    /// The guest accessed a device, and this is to be changed.
-    Access(Option<Effect>),
-    /// It stopped for a debugger.
-    Debug(DebugStop),
-    /// It asked its firmware for this.
-    Effect(Effect),
-    Failed(String),
-}
-
-fn step(
-    vcpu: &mut dyn Vcpu,
-    mmio: &mut BusReader,
-    port: &mut BusReader,
-    end_of_interrupt: &(dyn Fn(u8) + Send + Sync),
-    exits: &ExitCounters,
-) -> Step {
-    let exit = match vcpu.run() {
-        Ok(exit) => exit,
-        Err(error) => return Step::Failed(error.to_string()),
-    };
-    let start = Instant::now();
-    let (kind, step) = respond(exit, mmio, port, end_of_interrupt, exits);
-    exits.count(kind, start.elapsed());
-    step
-}
-
-/// Does what an exit of the guest asks for.
-fn respond(
-    exit: Exit<'_>,
-    mmio: &mut BusReader,
-    port: &mut BusReader,
-    end_of_interrupt: &(dyn Fn(u8) + Send + Sync),
-    exits: &ExitCounters,
-) -> (ExitKind, Step) {
-    match exit {
-        Exit::MmioWrite { address, data } => {
-            let effect = mmio.bus().write(address, data);
-            if effect.is_none() {
-                exits.unclaimed.add(1);
-            }
-            (ExitKind::MmioWrite, Step::Access(effect.flatten()))
-        }
-        Exit::MmioRead { address, data } => {
-            if !mmio.bus().read(address, data) {
-                exits.unclaimed.add(1);
-            }
-            (ExitKind::MmioRead, Step::Access(None))
-        }
-        Exit::PortWrite { port: number, size, data } => {
-            let bus = port.bus();
-            let mut effect = None;
-            for unit in data.chunks_exact(usize::from(size)) {
-                match bus.write(u64::from(number), unit) {
-                    Some(done) => effect = effect.or(done),
-                    None => {
-                        exits.unclaimed.add(1);
-                    }
-                }
-            }
-            (ExitKind::PortWrite, Step::Access(effect))
-        }
-        Exit::PortRead { port: number, size, data } => {
-            let bus = port.bus();
-            for unit in data.chunks_exact_mut(usize::from(size)) {
-                if !bus.read(u64::from(number), unit) {
-                    exits.unclaimed.add(1);
-                }
-            }
-            (ExitKind::PortRead, Step::Access(None))
-        }
-        Exit::Undescribed { .. } => {
-            exits.undescribed.add(1);
-            (ExitKind::Other, Step::Access(None))
-        }
-        Exit::EndOfInterrupt { vector } => {
-            end_of_interrupt(vector);
-            (ExitKind::EndOfInterrupt, Step::GoOn)
-        }
-        Exit::Interrupted => (ExitKind::Interrupted, Step::GoOn),
-        Exit::Halted => (ExitKind::Other, Step::GoOn),
-        Exit::Debug(stop) => (ExitKind::Debug, Step::Debug(stop)),
-        Exit::TripleFault => {
-            (ExitKind::Other, Step::Failed("triple fault: the guest's CPU shut down".into()))
-        }
-        Exit::System(event) => {
-            let effect = match event {
-                SystemEvent::PowerOff => Effect::PowerOff,
-                SystemEvent::Reset => Effect::Reset,
-                SystemEvent::Crash => Effect::Panicked(1),
-            };
-            (ExitKind::Other, Step::Effect(effect))
-        }
-        Exit::Failed { reason } => (ExitKind::Other, Step::Failed(reason)),
-    }
-}
-
 /// Makes the calling thread run on these host CPUs only.
 ///
 /// # Errors
@@ -519,80 +423,4 @@ pub fn set_affinity(host_cpus: &[usize]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use hypervisor::Result as Answer;
-    use hypervisor::native::VcpuState;
-    use machine::bus::{BusDevice, Range};
-
-    /// A CPU that reads a port over and over. Like KVM's, it completes the instruction of an access when it is run again,
-    /// also if it was kicked.
-    struct Reader {
-        kicked: Arc<AtomicBool>,
-        data: [u8; 1],
-        within: Arc<AtomicBool>,
-    }
-
-    struct Flag(Arc<AtomicBool>);
-
-    impl Kick for Flag {
-        fn kick(&self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    impl Vcpu for Reader {
-        fn run(&mut self) -> Answer<Exit<'_>> {
-            self.within.store(false, Ordering::SeqCst);
-            if self.kicked.swap(false, Ordering::SeqCst) {
-                return Ok(Exit::Interrupted);
-            }
-            self.within.store(true, Ordering::SeqCst);
-            Ok(Exit::PortRead { port: 0x80, size: 1, data: &mut self.data })
-        }
-        fn kick_handle(&self) -> Arc<dyn Kick> {
-            Arc::new(Flag(Arc::clone(&self.kicked)))
-        }
-        fn describe(&self) -> String {
-            String::new()
-        }
-        fn native(&mut self) -> &mut dyn VcpuState {
-            unreachable!("the tests look at no registers")
-        }
-    }
-
-    /// Has the CPU paused while it is in this device.
-    struct Pausing(Arc<Mutex<std::sync::mpsc::Sender<()>>>);
-
-    impl BusDevice for Pausing {
-        fn read(&mut self, _offset: u64, _data: &mut [u8]) {
-            let _ = self.0.lock().unwrap().send(());
-        }
-        fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<Effect> {
-            None
-        }
-    }
-
-    #[test]
-    fn a_parked_cpu_is_between_two_instructions() {
-        let (inbox, _events) = crate::message::Inbox::new();
-        let mailbox = inbox.mailbox(1);
-        let port = BusHandle::default();
-        let (sender, reads) = std::sync::mpsc::channel();
-        let device = Arc::new(Mutex::new(Pausing(Arc::new(Mutex::new(sender)))));
-        port.change(|bus| bus.insert(Range { start: 0x80, size: 1 }, device)).unwrap();
-        let surroundings =
-            Surroundings { mmio: BusHandle::default(), port, end_of_interrupt: Arc::new(|_| {}), mailbox };
-        let within = Arc::new(AtomicBool::new(false));
-        let vcpu = Reader { kicked: Arc::default(), data: [0], within: Arc::clone(&within) };
-        let mut cpu = CpuThread::start(0, Box::new(vcpu), surroundings, || {}).unwrap();
-        for _ in 0..100 {
-            cpu.resume();
-            reads.recv().unwrap();
-            cpu.pause();
-            assert!(cpu.wait_parked());
-            assert!(!within.load(Ordering::SeqCst), "its registers are still to be changed by an access");
-        }
-        cpu.end();
-    }
-}
+mod tests;
