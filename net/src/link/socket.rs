@@ -4,7 +4,7 @@ use super::{Link, read, write};
 use crate::features::Features;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use virtio::chain::Segment;
 
 /// One end of a socket pair.
@@ -12,6 +12,8 @@ pub struct SocketLink {
     socket: OwnedFd,
     offloads: AtomicU64,
     enabled: AtomicBool,
+    /// What receiving fails with, or 0.
+    error: AtomicI32,
 }
 
 impl SocketLink {
@@ -28,8 +30,13 @@ impl SocketLink {
         }
         // SAFETY: the call returned two descriptors that nobody else has.
         let [socket, other] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
-        let link = Self { socket, offloads: AtomicU64::new(0), enabled: AtomicBool::new(true) };
-        Ok((link, other))
+        let (offloads, enabled) = (AtomicU64::new(0), AtomicBool::new(true));
+        Ok((Self { socket, offloads, enabled, error: AtomicI32::new(0) }, other))
+    }
+
+    /// From now on receiving fails with this error number, or works again if it is 0.
+    pub fn fail_receiving(&self, errno: i32) {
+        self.error.store(errno, Ordering::Relaxed);
     }
 
     /// What was last set by [`Link::set_offloads`].
@@ -45,6 +52,10 @@ impl SocketLink {
 
 impl Link for SocketLink {
     unsafe fn receive(&self, into: &[Segment]) -> io::Result<usize> {
+        match self.error.load(Ordering::Relaxed) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
         // SAFETY: passed on from the caller.
         unsafe { read(self.socket.as_raw_fd(), into) }
     }

@@ -71,7 +71,7 @@ enum Waiting {
 
 /// How taking one packet went.
 enum Taken {
-    /// It was taken, or dropped.
+    /// It was taken, or dropped, or is to be tried again.
     Packet,
     /// It was not, and this has to be waited for.
     Wait(Waiting),
@@ -140,12 +140,12 @@ impl Receive {
         }
         // SAFETY: the segments are of chains of the queue, which keeps its memory mapped, and of `spill`.
         let length = match unsafe { self.link.receive(&self.segments) } {
-            Ok(0) => return Ok(Taken::Wait(self.link_error(None))),
+            Ok(0) => return Ok(self.link_error(None)),
             Ok(length) => length as u64,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Ok(Taken::Wait(Waiting::Packet));
             }
-            Err(error) => return Ok(Taken::Wait(self.link_error(Some(&error)))),
+            Err(error) => return Ok(self.link_error(Some(&error))),
         };
         self.paid = false;
         self.owed = length;
@@ -238,16 +238,24 @@ impl Receive {
     }
 
     /// The link does not work any more, or not for this queue pair.
-    fn link_error(&mut self, error: Option<&io::Error>) -> Waiting {
-        if self.shared.is_active(self.pair) && !self.link_failed {
-            self.counters.link_errors.add(1);
-            match error {
-                Some(error) => tracing::warn!(pair = self.pair, %error, "a network link failed"),
-                None => tracing::warn!(pair = self.pair, "the other end of a network link is gone"),
-            }
-            self.link_failed = true;
+    fn link_error(&mut self, error: Option<&io::Error>) -> Taken {
+        // So says a tap of a pair that is not in use, which may be by now; and one that was deleted.
+        let detached = error.is_some_and(|error| error.raw_os_error() == Some(libc::EBADFD));
+        if detached && self.wake.take() {
+            return Taken::Packet;
         }
-        Waiting::Driver
+        if self.shared.is_active(self.pair) && !self.link_failed {
+            // At the 1st, 2nd, 4th, 8th...: a driver can bring it about again.
+            if self.counters.link_errors.add(1).is_power_of_two() {
+                match error {
+                    Some(error) => tracing::warn!(pair = self.pair, %error, "a network link failed"),
+                    None => tracing::warn!(pair = self.pair, "the other end of a network link is gone"),
+                }
+            }
+            // A pair that is used anew is tried anew.
+            self.link_failed = !detached;
+        }
+        Taken::Wait(Waiting::Driver)
     }
 
     /// Gives the chains in stock back to the ring, as if never popped.

@@ -114,6 +114,27 @@ fn queue_pairs_receive_from_when_the_driver_uses_them() {
     assert_eq!(completion.written, 112);
 }
 
+/// The host says so of a pair that was not in use for a moment, when reading and using it crossed.
+#[test]
+fn a_pair_whose_link_was_detached_is_tried_again_when_it_is_used_again() {
+    let mut bench = Bench::new(2, Layout::SPLIT, Features::all());
+    assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
+    bench.driver.run();
+    bench.links[1].fail_receiving(libc::EBADFD);
+    bench.driver.request(2, &[], &[1600]).unwrap();
+    bench.driver.kick(2);
+    bench.networks[1].write_all(&packet(100, 5)).unwrap();
+    bench.driver.run();
+    assert!(!bench.is_woken(), "it keeps nobody awake");
+    assert_eq!(bench.counter("receive", 1, "link_errors"), 1);
+    bench.links[1].fail_receiving(0);
+    for pairs in [1, 2] {
+        assert_eq!(bench.command(&[4, 0, pairs, 0]), 0);
+    }
+    bench.driver.run();
+    assert_eq!(bench.driver.completion(2).expect("the packet").written, 112);
+}
+
 #[test]
 fn a_cable_pulled_is_told_and_loses_packets_both_ways() {
     let limit = RateLimiter::unlimited(Arc::new(ManualClock::default()));
