@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use thiserror::Error;
 use virtio::chain::Segment;
 
@@ -132,7 +133,14 @@ pub struct TapQueue {
     file: OwnedFd,
     offloads: Features,
     multi_queue: bool,
+    /// What was last set of whether it is in use.
+    state: AtomicU8,
 }
+
+/// What [`TapQueue::state`] says: nothing, that it is not in use, or that it is.
+const UNKNOWN: u8 = 0;
+const DETACHED: u8 = 1;
+const ATTACHED: u8 = 2;
 
 impl Tap {
     /// Opens a tap and sets it up.
@@ -171,7 +179,7 @@ impl Tap {
             current = mtu;
         }
         interface.bring_up().map_err(host("bring it up"))?;
-        let queue = |file| Arc::new(TapQueue { file, offloads, multi_queue });
+        let queue = |file| Arc::new(TapQueue { file, offloads, multi_queue, state: AtomicU8::new(UNKNOWN) });
         Ok(Self { mtu: current, queues: files.into_iter().map(queue).collect(), name })
     }
 
@@ -218,14 +226,21 @@ impl Link for TapQueue {
         if !self.multi_queue {
             return Ok(());
         }
+        let state = if enabled { ATTACHED } else { DETACHED };
+        // It takes a lock that all networks of the host share.
+        if self.state.load(Ordering::Relaxed) == state {
+            return Ok(());
+        }
         let flags = if enabled { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         let mut request = InterfaceRequest::new("", flags as u16);
         // SAFETY: it takes a `struct ifreq`.
         match unsafe { control(&self.file, libc::TUNSETQUEUE, &mut request) } {
             // It is already so.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            result => result,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => result?,
         }
+        self.state.store(state, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use super::state::Shared;
 use crate::features::Features;
 use crate::link::Link;
 use crate::mac::MacAddress;
+use machine::clock::Clock;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio::chain::Chain;
@@ -42,6 +43,7 @@ pub(super) struct Control {
     shared: Arc<Shared>,
     links: Vec<Arc<dyn Link>>,
     features: Features,
+    clock: Arc<dyn Clock>,
     /// Queue pairs the driver enabled.
     pairs: u16,
     commands: u64,
@@ -54,9 +56,10 @@ impl Control {
         shared: Arc<Shared>,
         links: Vec<Arc<dyn Link>>,
         features: Features,
+        clock: Arc<dyn Clock>,
         pairs: u16,
     ) -> Self {
-        Self { shared, links, features, pairs, commands: 0, refused: 0 }
+        Self { shared, links, features, clock, pairs, commands: 0, refused: 0 }
     }
 
     /// Carries out the command in `chain`; `None`: it is none, or is refused.
@@ -96,6 +99,7 @@ impl Control {
                 if pairs == 0 || pairs > self.pairs {
                     return None;
                 }
+                self.may_change(pairs.abs_diff(self.shared.active_pairs()))?;
                 set_active_pairs(&self.shared, &self.links, pairs).ok()
             }
             (CLASS_OFFLOADS, OFFLOADS_SET) => {
@@ -105,12 +109,21 @@ impl Control {
                 if !(self.features & Features::GUEST_OFFLOADS).contains(offloads) {
                     return None;
                 }
+                self.may_change(u16::from(self.shared.offloads() != Some(offloads)))?;
                 self.links.first()?.set_offloads(offloads).ok()?;
                 self.shared.set_offloads(Some(offloads));
                 Some(())
             }
             _ => None,
         }
+    }
+
+    /// Whether so many settings of the host's link may be changed now.
+    fn may_change(&self, settings: u16) -> Option<()> {
+        let changes = self.shared.changes.as_ref().filter(|_| settings > 0);
+        changes
+            .is_none_or(|changes| changes.consume(settings.into(), self.clock.monotonic_ns()).is_ok())
+            .then_some(())
     }
 
     fn need(&self, features: Features) -> Option<()> {

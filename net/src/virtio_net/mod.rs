@@ -299,6 +299,7 @@ impl VirtioDevice for Net {
     fn activate(&mut self, activation: Activation) -> Result<Vec<QueueTask>, ActivateError> {
         let host = |what| move |source| ActivateError::Host { what, source };
         let features = Features::from_bits_retain(activation.features);
+        let clock = activation.clock;
         let mut queues: BTreeMap<u16, Queue> = activation.queues.into_iter().collect();
         self.shared.set_config_changed(Some(activation.config_changed));
 
@@ -329,7 +330,7 @@ impl VirtioDevice for Net {
             && let Some(queue) = queues.remove(&index)
         {
             let control =
-                control::Control::new(Arc::clone(&self.shared), self.links.clone(), features, enabled);
+                control::Control::new(Arc::clone(&self.shared), self.links.clone(), features, clock, enabled);
             tasks.push(service::task("ctrl", index, queue, control));
         }
         Ok(tasks)

@@ -8,7 +8,13 @@ use machine::state::SavedFields;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use virtio::device::ConfigChange;
+use virtio::rate_limit::{Limit, TokenBucket};
+
+/// How often drivers may change what the host's link does: for each it takes a lock that all networks of the host share. Far more than
+/// a guest that is set up anew needs, with each of its 256 queue pairs.
+const CHANGES: Limit = Limit { size: 1024, refill_time: Duration::from_secs(1), one_time_burst: 0 };
 
 /// What may change while the device runs. Each part is read by itself: nothing depends on two of them agreeing.
 pub(super) struct Shared {
@@ -26,6 +32,8 @@ pub(super) struct Shared {
     pub(super) receive_mode: AtomicU8,
     /// For each queue pair, woken when whether it is in use changes.
     wake: Vec<Doorbell>,
+    /// Changes of the host's link that drivers may make now.
+    pub(super) changes: Option<TokenBucket>,
     /// Tells the driver, if one is ready. Locked for no longer than a look at it.
     config_changed: Mutex<Option<ConfigChange>>,
 }
@@ -40,6 +48,7 @@ impl Shared {
             offloads: AtomicU64::new(NEGOTIATED),
             receive_mode: AtomicU8::new(0),
             wake: (0..pairs).map(|_| Doorbell::new()).collect::<std::io::Result<_>>()?,
+            changes: TokenBucket::new(CHANGES),
             config_changed: Mutex::new(None),
         };
         shared.set_mac(mac);

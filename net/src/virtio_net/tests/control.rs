@@ -135,6 +135,30 @@ fn a_pair_whose_link_was_detached_is_tried_again_when_it_is_used_again() {
     assert_eq!(bench.driver.completion(2).expect("the packet").written, 112);
 }
 
+/// Each change of a pair takes a lock of the whole host.
+#[test]
+fn how_often_a_driver_changes_the_hosts_link_is_limited() {
+    let clock = Arc::new(ManualClock::default());
+    let limit = RateLimiter::unlimited(clock.clone());
+    let mut bench = Bench::limited(3, Layout::SPLIT, Features::all(), &limit, clock.clone());
+    let toggle = |bench: &mut Bench| {
+        // What changes nothing is free.
+        [3, 3, 3, 1].map(|pairs| bench.command(&[4, 0, pairs, 0])) == [0; 4]
+    };
+    let most = (0..1000).take_while(|_| toggle(&mut bench)).count();
+    assert_eq!(most, 256, "of four changes each");
+    let mut offloads = [5, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(bench.command(&offloads), 1);
+    bench.driver.reset();
+    bench.driver.initialize(Layout::SPLIT, Features::all().bits());
+    assert_eq!(bench.command(&[4, 0, 3, 0]), 1, "nor by resetting the device");
+    assert_eq!(bench.command(&[0, 0, 1]), 0, "the rest goes on");
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(bench.command(&[4, 0, 3, 0]), 0);
+    offloads[2] = 1 << 1;
+    assert_eq!(bench.command(&offloads), 0);
+}
+
 #[test]
 fn a_cable_pulled_is_told_and_loses_packets_both_ways() {
     let limit = RateLimiter::unlimited(Arc::new(ManualClock::default()));
