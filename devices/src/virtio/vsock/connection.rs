@@ -339,6 +339,11 @@ impl Connection {
         }
     }
 
+    /// How many bytes the host has not taken yet.
+    pub(super) fn unsent_len(&self) -> usize {
+        self.unsent.len()
+    }
+
     pub(super) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }

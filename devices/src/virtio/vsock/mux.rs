@@ -5,42 +5,35 @@
 //! costs nothing while it waits. Everything is bounded: connections, programs that have not said what they want, what is
 //! kept for a host that reads slowly, and refusals that wait for the guest's buffers.
 
+mod deadlines;
+mod greeting;
+
+pub(super) use greeting::FIRST_PORT;
+
 use super::connection::{Connection, Ports, State};
 use super::packet::{HOST_CID, Header, STREAM, op};
 use super::socket;
+use deadlines::{CLOSE, LINGER};
 use machine::inspect::Inspect;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use virtio::chain::{Chain, Segment};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 /// The most connections.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// The most of them that wait for a program on the host to say which port it wants.
-const MAX_GREETING: usize = 64;
 /// So many connections may have `LARGE_WINDOW` bytes under way to the host, further ones `SMALL_WINDOW`.
 const LARGE_WINDOWS: usize = 64;
 const LARGE_WINDOW: u32 = 256 << 10;
 const SMALL_WINDOW: u32 = 32 << 10;
 /// Refusals that may wait for the guest's buffers before its packets do.
 const MAX_REPLIES: usize = 256;
-/// The first port given to programs on the host.
-pub(super) const FIRST_PORT: u32 = 1 << 30;
-/// Longest first line of a program on the host.
-const GREETING: usize = 32;
-
-/// How long a program may take to say which port it wants, and the guest to answer a request.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How long the guest may take to acknowledge that the host has closed both ways.
-const CLOSE: Duration = Duration::from_secs(8);
-
 const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 /// Events taken at once.
@@ -306,18 +299,6 @@ impl Mux {
         self.wake(index);
     }
 
-    /// The guest accepts a connection of a program on the host, which is told. `false`: it cannot be.
-    fn accepted(&mut self, index: usize) -> bool {
-        self.set_deadline(index, None);
-        let Some(connection) = self.get_mut(index) else { return false };
-        connection.state = State::Established;
-        connection.readable = true;
-        let line = format!("OK {}\n", connection.ports.host);
-        let told = connection.stream.write(line.as_bytes()).is_ok_and(|count| count == line.len());
-        self.counters.opened_by_host = self.counters.opened_by_host.wrapping_add(told.into());
-        told
-    }
-
     /// The guest has closed both ways: it is told that this is known, and the host gets what it has not taken yet.
     fn guest_is_done(&mut self, index: usize, header: &Header) {
         self.replies.push_back(header.refusal());
@@ -328,11 +309,13 @@ impl Mux {
         connection.state = State::Lingering;
         let ports = connection.ports;
         self.by_ports.remove(&ports);
-        self.set_deadline(index, None);
+        let deadline = self.after(LINGER);
+        self.set_deadline(index, Some(deadline));
     }
 
     /// Something happened to a connection's socket.
     fn event(&mut self, index: usize, events: EventSet) {
+        let linger = self.after(LINGER);
         let Some(connection) = self.get_mut(index) else { return };
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             match connection.state {
@@ -343,8 +326,12 @@ impl Mux {
         }
         if events.contains(EventSet::OUT) {
             connection.flush();
-            if connection.state == State::Lingering && !connection.has_unsent() {
-                return self.remove(index);
+            if connection.state == State::Lingering {
+                if !connection.has_unsent() {
+                    return self.remove(index);
+                }
+                // It takes something. The timer is set for a time before this one.
+                connection.deadline = Some(linger);
             }
         }
         if events.intersects(EventSet::IN | EventSet::READ_HANG_UP) {
@@ -384,75 +371,8 @@ impl Mux {
         }
     }
 
-    /// Takes the programs that wait at the listener, as far as there is room.
-    fn accept(&mut self) {
-        while self.accepting && self.has_room() {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    if stream.set_nonblocking(true).is_err() {
-                        continue;
-                    }
-                    let Some(index) = self.insert(stream, State::Greeting, Ports::default()) else {
-                        continue;
-                    };
-                    self.greeting = self.greeting.saturating_add(1);
-                    let deadline = self.after(ANSWER);
-                    self.set_deadline(index, Some(deadline));
-                    self.greet(index);
-                    self.wake(index);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Also when the host is out of descriptors; the next program that comes wakes this again.
-                Err(_) => self.accepting = false,
-            }
-        }
-    }
-
     fn has_slot(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < MAX_CONNECTIONS
-    }
-
-    fn has_room(&self) -> bool {
-        self.has_slot() && self.greeting < MAX_GREETING
-    }
-
-    /// Reads which port a program wants, once it has said so, and asks the guest.
-    fn greet(&mut self, index: usize) {
-        let Some(connection) = self.get_mut(index) else { return };
-        let guest = match read_greeting(&mut connection.stream) {
-            Ok(Some(port)) => port,
-            Ok(None) => return,
-            Err(_) => {
-                self.counters.refused = self.counters.refused.wrapping_add(1);
-                return self.remove(index);
-            }
-        };
-        let Some(ports) = self.assign(guest) else { return self.remove(index) };
-        self.by_ports.insert(ports, index);
-        self.greeting = self.greeting.saturating_sub(1);
-        let deadline = self.after(ANSWER);
-        self.set_deadline(index, Some(deadline));
-        if let Some(connection) = self.get_mut(index) {
-            connection.ports = ports;
-            connection.state = State::Requested;
-            connection.tidings.request = true;
-        }
-    }
-
-    /// A port of the host that is free.
-    fn assign(&mut self, guest: u32) -> Option<Ports> {
-        for _ in 0..=MAX_CONNECTIONS {
-            let ports = Ports { guest, host: self.next_port };
-            // The last number stands for any port.
-            self.next_port = match self.next_port.saturating_add(1) {
-                u32::MAX => FIRST_PORT,
-                next => next,
-            };
-            if !self.by_ports.contains_key(&ports) {
-                return Some(ports);
-            }
-        }
-        None
     }
 
     fn insert(&mut self, stream: UnixStream, state: State, ports: Ports) -> Option<usize> {
@@ -518,42 +438,6 @@ impl Mux {
             self.replies.push_back(header.refusal());
         }
     }
-
-    fn after(&self, duration: Duration) -> u64 {
-        self.now.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    fn set_deadline(&mut self, index: usize, deadline: Option<u64>) {
-        let Some(connection) = self.get_mut(index) else { return };
-        connection.deadline = deadline;
-        if let Some(deadline) = deadline.filter(|deadline| *deadline < self.next_deadline) {
-            self.next_deadline = deadline;
-            self.set_timer();
-        }
-    }
-
-    fn set_timer(&mut self) {
-        let left = Duration::from_nanos(self.next_deadline.saturating_sub(self.now).max(1));
-        if let Err(error) = self.timer.reset(left, None) {
-            tracing::warn!(%error, "a vsock device's timer cannot be set");
-        }
-    }
-
-    /// Ends the connections whose time is over.
-    fn expire(&mut self) {
-        self.next_deadline = u64::MAX;
-        for index in 0..self.slots.len() {
-            let Some(deadline) = self.get(index).and_then(|connection| connection.deadline) else { continue };
-            if deadline <= self.now {
-                self.reset(index);
-            } else {
-                self.next_deadline = self.next_deadline.min(deadline);
-            }
-        }
-        if self.next_deadline != u64::MAX {
-            self.set_timer();
-        }
-    }
 }
 
 impl Drop for Mux {
@@ -579,29 +463,4 @@ fn watched(index: usize, connection: &Connection) -> EpollEvent {
         events |= EventSet::OUT;
     }
     EpollEvent::new(events, u64::from(connection.serial) << 32 | index as u64)
-}
-
-/// Reads the line `CONNECT <port>`, and nothing after it. `None`: it is not all there yet.
-fn read_greeting(stream: &mut UnixStream) -> io::Result<Option<u32>> {
-    let mut buffer = [0; GREETING];
-    let count = match socket::peek(stream, &mut buffer) {
-        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(count) => count,
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let there = buffer.get(..count).unwrap_or_default();
-    let Some(end) = there.iter().position(|byte| *byte == b'\n') else {
-        return if count < GREETING { Ok(None) } else { Err(io::ErrorKind::InvalidData.into()) };
-    };
-    let line = buffer.get_mut(..=end).unwrap_or_default();
-    stream.read_exact(line)?;
-    let line = std::str::from_utf8(line).map_err(|_| io::ErrorKind::InvalidData)?;
-    let mut words = line.split_ascii_whitespace();
-    match (words.next(), words.next().map(str::parse), words.next()) {
-        (Some(word), Some(Ok(port)), None) if word.eq_ignore_ascii_case("connect") => Ok(Some(port)),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
 }

@@ -339,6 +339,27 @@ fn what_the_guest_sent_before_it_closed_arrives() {
 }
 
 #[test]
+fn a_program_that_takes_nothing_is_not_waited_for_for_ever() {
+    let mut rig = Rig::new(Layout::SPLIT);
+    let mut stream = rig.connect(9, ROOM);
+    let unsent = |rig: &Rig| {
+        let handler = rig.driver.tasks[0].handler.inspect();
+        handler["sockets"]["connections"][0]["unsent"].as_u64().unwrap()
+    };
+    while unsent(&rig) < 200_000 {
+        rig.say((1000, 9), op::RW, 0, ROOM, &pattern(0, 20_000));
+        rig.heard();
+    }
+    rig.say((1000, 9), op::SHUTDOWN, shutdown::BOTH, ROOM, &[]);
+    assert_eq!(rig.ops(), [op::RST]);
+    assert!(stream.read(&mut [0; 70_000]).unwrap() > 0);
+    rig.driver.clock.advance(Duration::from_secs(61));
+    assert_eq!((rig.ops(), rig.connections()), (NOTHING.into(), 1), "it took something in time");
+    rig.driver.clock.advance(Duration::from_secs(61));
+    assert_eq!((rig.ops(), rig.connections()), (NOTHING.into(), 0));
+}
+
+#[test]
 fn greetings_are_bounded_in_length_number_and_time() {
     let mut rig = Rig::new(Layout::SPLIT);
     for bad in [
