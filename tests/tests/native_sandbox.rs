@@ -280,6 +280,31 @@ fn so_it_is_without_a_jail_under_a_limit_of_whoever_started_it() {
 }
 
 #[test]
+fn a_machine_takes_as_many_descriptors_as_it_may_have() {
+    let mut command = MonitorBuilder::bare("hello; end=spin").command();
+    // SAFETY: only makes a call that is safe between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit { rlim_cur: 256, rlim_max: 2000 };
+            match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    };
+    let mut monitor = Monitor::start(command);
+    monitor.wait_for("@@ hello");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", monitor.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(
+        files.split_whitespace().collect::<Vec<_>>(),
+        ["Max", "open", "files", "2000", "2000", "files"]
+    );
+    monitor.signal(libc::SIGTERM);
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
 fn a_jailed_machine_is_given_nothing_from_outside_over_its_api() {
     if !root() {
         return;

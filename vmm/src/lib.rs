@@ -54,6 +54,7 @@ pub fn run(run: cli::Run) -> Result<()> {
 fn run_logged(run: cli::Run) -> Result<()> {
     limit_arenas();
     outlive_file_limits();
+    allow_descriptors();
     seccomp::choose(run.seccomp);
     console_thread::hold_signals()?;
     log::start(run.log)?;
@@ -136,4 +137,17 @@ fn limit_arenas() {
 fn outlive_file_limits() {
     // SAFETY: no handler is set.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Takes as many descriptors as the process may have: each connection of a guest's programs to the host takes one, and the
+/// usual limit of 1024 (`RLIMIT_NOFILE`, the soft one) is there for programs that use `select(2)`.
+fn allow_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: one limit is passed each time. What is refused leaves the limit as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
