@@ -90,10 +90,14 @@ fn cpus_and_workers_run_where_they_are_told_to() {
     let socket = folder.join("api");
     // What cannot be is refused whole: nobody moves.
     for (cpus, queues, wanted) in [
-        (format!("[0@[{two}],1@[900]]"), String::new(), "cpus[1].host_cpus"),
-        (format!("[0@[{two}]]"), format!("[0@[{one}],2@[{one}]]"), "queues[1].queue_index"),
-        (format!("[0@[{two}]]"), "[0@[900]]".to_owned(), "queues[0].host_cpus"),
-        (format!("[0@[{two}],9@[{two}]]"), String::new(), "cpus[1].vcpu"),
+        (format!("[0@[{two}],1@[900]]"), String::new(), "--cpus: host CPU 900"),
+        (
+            format!("[0@[{two}]]"),
+            format!("[0@[{one}],2@[{one}]]"),
+            "--queues: device _disk0: there is no queue 2",
+        ),
+        (format!("[0@[{two}]]"), "[0@[900]]".to_owned(), "--queues: host CPU 900"),
+        (format!("[0@[{two}],9@[{two}]]"), String::new(), "--cpus: there is no CPU 9"),
     ] {
         let output = ctl(&socket, &words(&cpus, &queues));
         let errors = String::from_utf8(output.stderr).unwrap();

@@ -1,11 +1,11 @@
 //! The API of a running monitor, as `vivarium ctl` and clients of cloud-hypervisor use it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::{Monitor, MonitorBuilder, required};
 
@@ -35,6 +35,28 @@ fn refused(socket: &Path, words: &str) -> String {
     let output = run(socket, words);
     assert_eq!(output.status.code(), Some(1), "{words}");
     String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn who_looks_on_when_the_monitor_ends_has_not_failed() {
+    let folder = Folder::new();
+    let (monitor, socket) = standing(&folder);
+    let look = |words: &str| {
+        let mut command = Command::new(required("VIVARIUM_BIN"));
+        command.arg("ctl").arg("--api-socket").arg(&socket).args(words.split(' '));
+        let mut look = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(look.stdout.take().unwrap());
+        let mut first = String::new();
+        lines.read_line(&mut first).unwrap();
+        (look, lines, serde_json::from_str::<serde_json::Value>(&first).unwrap())
+    };
+    let (mut top, _top_lines, rates) = look("--json top --interval 100");
+    assert_eq!((&rates["state"], &rates["cpus"]), (&"Running".into(), &1.into()));
+    let (mut events, _event_lines, event) = look("--json events --after 0");
+    assert_eq!(event["id"], 1);
+    ctl(&socket, "shutdown-vmm");
+    assert!(monitor.wait().status == Some(0));
+    assert!(top.wait().unwrap().success() && events.wait().unwrap().success());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `vivarium ctl top`: what a machine does at the moment, from its counters, in the terminal.
 
-use super::client::Client;
+use super::client::{Client, Refused};
 use super::show;
 use crate::api::routes::PREFIX;
 use anyhow::{Context, Result};
@@ -71,8 +71,10 @@ pub(super) fn run(mut client: Client, matches: &ArgMatches, json: bool) -> Resul
         show(&mut client, before, interval)
     };
     match result {
-        // There is no more to be seen.
-        Err(error) if error.chain().any(|cause| cause.is::<hyper::Error>()) => Ok(()),
+        // The monitor or the machine has gone: there is no more to be seen.
+        Err(error) if error.chain().any(|cause| cause.is::<hyper::Error>() || cause.is::<Refused>()) => {
+            Ok(())
+        }
         result => result,
     }
 }
