@@ -37,7 +37,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why something is not done on a CPU.
-const KEPT: &str = "the host keeps the CPU; look after the memory and the files that the guest uses";
+pub const KEPT: &str = "the host keeps the CPU; look after the memory and the files that the guest uses";
 
 /// Bytes of the stack of a CPU's thread.
 pub const STACK: usize = 256 << 10;
@@ -296,6 +296,16 @@ impl CpuThread {
     /// Asks the CPU to end. Returns at once.
     pub fn ask_to_end(&self) {
         self.control.direct(|state| state.ending = true);
+    }
+
+    /// Waits until the CPU has ended, after [`CpuThread::ask_to_end`]. `false`: the host keeps it for longer than can be waited.
+    pub fn wait_ended(&self) -> bool {
+        self.control.wait(|state| state.ended)
+    }
+
+    /// Whether the CPU has ended.
+    pub fn has_ended(&self) -> bool {
+        self.control.lock().ended
     }
 
     /// Ends the CPU's thread, and returns what it ran.

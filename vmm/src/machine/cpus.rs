@@ -28,6 +28,8 @@ pub struct Cpus {
     threads: BTreeMap<u32, CpuThread>,
     /// What the hypervisor made for CPUs that have gone, or that may come. Nothing runs them, even if the guest starts them.
     parked: BTreeMap<u32, Box<dyn Vcpu>>,
+    /// CPUs that were to end, and that the host keeps.
+    kept: BTreeMap<u32, CpuThread>,
     vm: Arc<dyn Vm>,
     surroundings: Surroundings,
     model: CpuModel,
@@ -60,10 +62,11 @@ impl Cpus {
         let core_scheduling = config.cpus.core_scheduling;
         core_scheduling::separate_machine(core_scheduling)
             .context("--cpus core_scheduling: this host's kernel cannot; leave it out")?;
-        let (threads, parked) = (BTreeMap::new(), BTreeMap::new());
+        let (threads, parked, kept) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut cpus = Self {
             threads,
             parked,
+            kept,
             vm,
             surroundings,
             model,
@@ -155,6 +158,13 @@ impl Cpus {
     /// # Errors
     /// When the host refuses; there is no such CPU then.
     fn add(&mut self, number: u32) -> Result<()> {
+        if let Some(thread) = self.kept.remove(&number) {
+            if !thread.has_ended() {
+                self.kept.insert(number, thread);
+                anyhow::bail!("CPU {number}: {}", cpu::KEPT);
+            }
+            self.park(number, thread);
+        }
         let (vcpu, set_up): (_, SetUp) = match self.parked.remove(&number) {
             Some(vcpu) => (vcpu, platform::reset_vcpu),
             None => (platform::create_vcpu(&*self.vm, &self.model, number)?, platform::configure_vcpu),
@@ -165,8 +175,19 @@ impl Cpus {
 
     /// Ends a CPU's thread.
     fn remove(&mut self, number: u32) {
-        let vcpu = self.threads.remove(&number).and_then(|mut thread| thread.end());
-        if let Some(mut vcpu) = vcpu {
+        let Some(thread) = self.threads.remove(&number) else { return };
+        thread.ask_to_end();
+        if thread.wait_ended() {
+            self.park(number, thread);
+        } else {
+            tracing::error!("CPU {number} is gone, but {}", cpu::KEPT);
+            self.kept.insert(number, thread);
+        }
+    }
+
+    /// Keeps what a thread ran that has ended.
+    fn park(&mut self, number: u32, mut thread: CpuThread) {
+        if let Some(mut vcpu) = thread.end() {
             if let Err(error) = platform::withdraw_vcpu(&mut *vcpu) {
                 tracing::warn!("CPU {number}, which is gone, does not refuse to be started: {error:#}");
             }
