@@ -16,6 +16,8 @@ pub mod number {
     pub const KERNEL_SIZE: u16 = 0x08;
     /// Size of the initramfs.
     pub const INITRAMFS_SIZE: u16 = 0x0b;
+    /// Whether firmware has a menu, which its user is let into: 16 bits, little-endian.
+    pub const BOOT_MENU: u16 = 0x0e;
     /// The kernel without its setup part.
     pub const KERNEL_DATA: u16 = 0x11;
     /// The initramfs.
@@ -139,6 +141,11 @@ impl Items {
         self.numbered.insert(size_number, size.to_le_bytes().to_vec());
         self.numbered.insert(data_number, data);
         Ok(())
+    }
+
+    /// Holds a small value as an item.
+    pub fn set_value(&mut self, number: u16, value: u16) {
+        self.numbered.insert(number, value.to_le_bytes().to_vec());
     }
 
     /// Adds a file.

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// The largest file that can be an item, in bytes.
 const LARGEST_FILE: u64 = 64 << 20;
 
+/// How many milliseconds firmware waits for its user before it boots: 16 bits, little-endian.
+const BOOT_MENU_WAIT: &str = "etc/boot-menu-wait";
+
 /// What a machine's device is made of.
 pub struct FwCfgParts {
     /// What it holds.
@@ -44,6 +47,10 @@ pub fn parts(
             None => item.string.clone().unwrap_or_default().into_bytes(),
         };
         items.add(&item.name, data).with_context(option)?;
+    }
+    let wait_chosen = chosen.items.item_list.iter().any(|item| item.name == BOOT_MENU_WAIT);
+    if config.payload.firmware.is_some() && !wait_chosen {
+        items.add(BOOT_MENU_WAIT, 0u16.to_le_bytes().to_vec())?;
     }
     let vmcoreinfo = chosen.vmcoreinfo.then(|| VmcoreInfo::add(&mut items)).transpose();
     let vmcoreinfo =
@@ -78,6 +85,10 @@ fn current(
 ) -> Result<Items> {
     let mut items = Items::default();
     boot(chosen, config, files, &mut items)?;
+    if config.payload.firmware.is_some() {
+        // Without this, firmware waits for as long as it was built to.
+        items.set_value(number::BOOT_MENU, 1);
+    }
     platform::describe(chosen, config, zones, layout, model, &mut items).context("--fw-cfg-config")?;
     Ok(items)
 }
