@@ -2,6 +2,8 @@
 
     vmlinuz-6.12              the distribution's bzImage; on Arm its Image
     vmlinux-6.12              the ELF inside it; on Arm the Image compressed by gzip
+    zboot-gzip-6.12           on Arm, EFI zboot images with the Image compressed by gzip, zstd and xz
+    vmlinuz-6.12-generic      on Arm, the distribution's kernel for any machine, which has more drivers, with its own initramfs
     initramfs-6.12.cpio       busybox, drivers, and the init described in `guest-init`
     initramfs-tools-6.12.cpio the same, with file system, PCI and network tools and their libraries
 
@@ -76,13 +78,24 @@ def ensure(tools=True, processor=None):
 def _ensure_series(series, tools, processor):
     kernel = kernels.guest(series, processor)
     place = folder(processor)
-    _place(place / f"vmlinuz-{series}", kernel.image)
     _place(place / f"vmlinux-{series}", kernel.vmlinux())
-    _write(place / f"initramfs-{series}.cpio", _archive(kernel, MODULES))
+    _ensure_kernel(series, kernel, tools)
+    if processor is processors.AARCH64:
+        for method in kernels.ZBOOT:
+            _place(place / f"zboot-{method}-{series}", kernel.zboot(method))
+        _ensure_kernel(f"{series}-generic", kernels.nested_host(processor), tools)
+
+
+def _ensure_kernel(name, kernel, tools):
+    """A kernel under a name, and what it boots into."""
+    processor = kernel.processor
+    place = folder(processor)
+    _place(place / f"vmlinuz-{name}", kernel.image)
+    _write(place / f"initramfs-{name}.cpio", _archive(kernel, MODULES))
     if tools:
         archive = _archive(kernel, MODULES + TOOL_MODULES)
         _add_tools(archive, processor)
-        _write(place / f"initramfs-tools-{series}.cpio", archive)
+        _write(place / f"initramfs-tools-{name}.cpio", archive)
 
 
 def _archive(kernel, modules):

@@ -53,6 +53,15 @@ class Kernel:
         return path
 
 
+    def zboot(self, method):
+        """An Arm kernel as an EFI zboot image, made on first use; `method` is one of `ZBOOT`."""
+        path = self.folder / "boot" / f"zboot-{method}-{self.version}"
+        if not path.exists():
+            with step(f"making a kernel's zboot image with {method}"):
+                replace(path, zboot(self.image.read_bytes(), method))
+        return path
+
+
 def guest_series(processor=None):
     """The series that guests are tested with, oldest first."""
     if (processor or processors.native()) is AARCH64:
@@ -103,6 +112,29 @@ def extract_vmlinux(image):
     if not elf.startswith(b"\x7fELF"):
         raise Failure("bzImage payload is not an ELF file")
     return elf
+
+
+# How kernels' own builds compress what is in an EFI zboot image (Linux, `drivers/firmware/efi/libstub/Makefile.zboot`), and what
+# the image calls it.
+ZBOOT = {
+    "gzip": (["gzip", "-n", "-9"], b"gzip"),
+    "zstd": (["zstd", "-22", "--ultra", "-qc"], b"zstd22"),
+    "xz": (["xz", "--check=crc32", "--arm64", "--lzma2=dict=128MiB"], b"xzkern"),
+}
+ZBOOT_HEADER_SIZE = 0x200
+
+
+def zboot(image, method):
+    """An EFI zboot image that holds `image` (Linux, `drivers/firmware/efi/libstub/zboot-header.S`), but for the program with which
+    that starts as an EFI program."""
+    packages.ensure(["gzip", "xz-utils", "zstd"])
+    command, name = ZBOOT[method]
+    payload = filtered(command, image)
+    if method != "gzip":
+        # Which has it in its own trailer.
+        payload += struct.pack("<I", len(image))
+    header = struct.pack("<4s4s4I32s", b"MZ", b"zimg", ZBOOT_HEADER_SIZE, len(payload), 0, 0, name)
+    return header.ljust(ZBOOT_HEADER_SIZE, b"\0") + payload
 
 
 def filtered(command, data):

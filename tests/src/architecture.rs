@@ -168,10 +168,16 @@ pub enum Feature {
     Firmware,
     /// A kernel that knows the pvpanic device.
     PvpanicDriver,
-    /// A kernel that knows the watchdog.
-    WatchdogDriver,
+    /// Kernels in EFI zboot images.
+    Zboot,
+    /// A device tree that tells a guest of its machine.
+    DeviceTree,
+    /// An interrupt that CPUs do not mask.
+    UnmaskedInterrupt,
     /// A root file system of Debian.
     DebianRoot,
+    /// A choice of serial ports, and of how the guest learns of them.
+    SerialPortKinds,
     /// I/O ports, and the debug console at one of them.
     Ports,
     /// CPUs with a performance monitor.
@@ -183,9 +189,12 @@ pub enum Feature {
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 11] = [
+const MISSING: [(Architecture, Feature, &str); 14] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
+    (X86_64, Feature::SerialPortKinds, "a PC's serial port is a 16550 at I/O ports"),
+    (X86_64, Feature::Zboot, "a bzImage has its decompressor in it"),
+    (X86_64, Feature::DeviceTree, "a PC is told of by ACPI"),
     (X86_64, Feature::UndescribedAccesses, "the hypervisor reads the instruction"),
     (
         Aarch64,
@@ -194,8 +203,12 @@ const MISSING: [(Architecture, Feature, &str); 11] = [
     ),
     (Aarch64, Feature::SpareCpus, "only ACPI tells of CPUs that come"),
     (Aarch64, Feature::Smbios, "a kernel that is loaded directly is told of no SMBIOS tables"),
-    (Aarch64, Feature::PvpanicDriver, "Debian's arm64 cloud kernel is built without it"),
-    (Aarch64, Feature::WatchdogDriver, "Debian's arm64 kernels are built without the i6300esb driver"),
+    (Aarch64, Feature::PvpanicDriver, "Debian's arm64 kernels are built without it, the generic one too"),
+    (
+        Aarch64,
+        Feature::UnmaskedInterrupt,
+        "Arm CPUs have no interrupt that the host could raise whatever they mask",
+    ),
     (Aarch64, Feature::DebianRoot, "its packages cannot be installed on a machine of another architecture"),
     (Aarch64, Feature::Ports, "Arm has no I/O ports"),
     (Aarch64, Feature::TripleFault, "an Arm CPU that cannot take its own exceptions takes them forever"),

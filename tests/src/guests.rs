@@ -11,6 +11,8 @@ pub enum Kernel {
     V6_1,
     /// Debian's 6.12.
     V6_12,
+    /// Debian's 6.12 for any machine, where the others are those for clouds. Only Arm's differ in what tests need.
+    V6_12Generic,
 }
 
 /// The form a kernel is given in.
@@ -22,6 +24,8 @@ pub enum Form {
     Elf,
     /// An Arm kernel's image compressed by gzip, as some distributions ship it.
     Gzip,
+    /// An Arm kernel's image in an EFI zboot image, compressed by a method of this name.
+    Zboot(&'static str),
 }
 
 impl Kernel {
@@ -30,10 +34,19 @@ impl Kernel {
         if has(Feature::OlderKernel) { &[Self::V6_12, Self::V6_1] } else { &[Self::V6_12] }
     }
 
+    /// One that has drivers which the newest of all may lack.
+    pub fn with_more_drivers() -> Self {
+        match native() {
+            Architecture::X86_64 => Self::V6_12,
+            Architecture::Aarch64 => Self::V6_12Generic,
+        }
+    }
+
     fn version(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::V6_12Generic => "6.12-generic",
         }
     }
 
@@ -57,6 +70,7 @@ impl Kernel {
         match (form, native()) {
             (Form::BzImage, _) | (Form::Elf, Architecture::Aarch64) => self.file("vmlinuz-", ""),
             (Form::Elf, Architecture::X86_64) | (Form::Gzip, _) => self.file("vmlinux-", ""),
+            (Form::Zboot(method), _) => self.file(&format!("zboot-{method}-"), ""),
         }
     }
 
@@ -64,7 +78,7 @@ impl Kernel {
     pub fn series(self) -> String {
         let path = self.path(Form::BzImage);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.trim_start_matches("vmlinuz-").to_owned()
+        name.trim_start_matches("vmlinuz-").trim_end_matches("-generic").to_owned()
     }
 
     /// An initial RAM file system whose init runs a script from the kernel's command line.

@@ -44,7 +44,7 @@ impl MonitorBuilder {
         let builder = builder.arg("--kernel").arg(kernel.path(form));
         let builder = match kernel {
             Kernel::V6_1 => builder.on_serial(),
-            Kernel::V6_12 => builder.args(["--serial", "off", "--console", "tty"]),
+            Kernel::V6_12 | Kernel::V6_12Generic => builder.args(["--serial", "off", "--console", "tty"]),
         };
         builder.cmdline("quiet panic=-1 random.trust_cpu=on").initramfs(kernel.initramfs().as_os_str())
     }

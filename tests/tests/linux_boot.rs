@@ -1,5 +1,6 @@
 //! Stock kernels: that they boot, what machine they see, and how they end.
 
+use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Architecture, Feature, Form, Kernel, MonitorBuilder, lacks, native};
 
@@ -37,6 +38,27 @@ fn debians_6_12_boots_from_the_image_it_comes_in() {
 fn debians_6_12_boots_through_pvh_or_on_arm_from_a_gzip_file() {
     let form = if native() == Architecture::Aarch64 { Form::Gzip } else { Form::Elf };
     boots(Kernel::V6_12, form);
+}
+
+fn boots_from_zboot(method: &'static str) {
+    if !lacks(Feature::Zboot) {
+        boots(Kernel::V6_12, Form::Zboot(method));
+    }
+}
+
+#[test]
+fn debians_6_12_boots_from_a_zboot_image_with_gzip() {
+    boots_from_zboot("gzip");
+}
+
+#[test]
+fn debians_6_12_boots_from_a_zboot_image_with_zstd() {
+    boots_from_zboot("zstd");
+}
+
+#[test]
+fn debians_6_12_boots_from_a_zboot_image_with_xz() {
+    boots_from_zboot("xz");
 }
 
 /// Prints, for each CPU, what `/proc/cpuinfo` and `/sys` say of where it is.
@@ -249,6 +271,33 @@ fn a_signal_presses_the_power_button() {
     monitor.signal(libc::SIGUSR1);
     monitor.wait_for("pressed");
     monitor.succeed();
+}
+
+/// Without ACPI a guest knows the button as a key at a GPIO controller. The first event is that it is down, as `linux/input.h` lays
+/// it out: time, type 1, code 116, value 1.
+#[test]
+fn a_call_presses_the_power_button_that_a_device_tree_tells_of() {
+    if lacks(Feature::DeviceTree) {
+        return;
+    }
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let kernel = Kernel::with_more_drivers();
+    let mut monitor = MonitorBuilder::linux(kernel, Form::BzImage)
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(
+            "set -e; [ ! -e /sys/firmware/acpi ]; modprobe -a gpio_keys evdev
+            grep -x 'N: Name=\"gpio-keys\"' /proc/bus/input/devices
+            exec 3</dev/input/event0; echo @@waiting
+            dd bs=24 count=1 <&3 >/tmp/event 2>/dev/null
+            hexdump -s 16 -e '\"@@event \" 1/2 \"%u \" 1/2 \"%u \" 1/4 \"%u\" \"\\n\"' /tmp/event",
+        )
+        .start();
+    monitor.wait_for("@@waiting");
+    done(&socket, &["power-button"]);
+    let output = monitor.succeed();
+    assert!(output.contains("@@event 1 116 1"), "{output}");
 }
 
 #[test]

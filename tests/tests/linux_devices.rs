@@ -16,7 +16,7 @@ fn full(kernel: Kernel, folder: &Folder, tap: &Tap) -> MonitorBuilder {
         .args(["--net", &format!("tap={}", tap.name)]);
     match kernel {
         Kernel::V6_1 => builder.replace("--console", "null"),
-        Kernel::V6_12 => builder.replace("--serial", "null"),
+        Kernel::V6_12 | Kernel::V6_12Generic => builder.replace("--serial", "null"),
     }
 }
 
@@ -24,10 +24,10 @@ fn has_no_complaint(kernel: Kernel) {
     let (folder, tap) = (Folder::new(), Tap::new("viv3", 1, "192.0.2.1/24"));
     let output = full(kernel, &folder, &tap)
         .script(
-            r#"modprobe pvpanic-pci 2>/dev/null; echo "== lspci"; /usr/bin/lspci -vvD || exit 1
+            r#"modprobe pvpanic-pci 2>/dev/null; echo "== lspci"; /usr/bin/lspci -vvD >/tmp/lspci || exit 1; cat /tmp/lspci
             echo "== drivers"; for d in /sys/bus/pci/devices/*; do [ -e $d/driver ] && echo "$(basename $d) $(basename $(readlink $d/driver))"; done
             echo "== dmesg"; dmesg -r | sed -n 's/^<[0-4]>//p'
-            echo "== all"; dmesg"#,
+            echo "== all"; dmesg | cat"#,
         )
         .start()
         .succeed();

@@ -13,7 +13,7 @@ const SCRIPT: &str = r#"set -e
     sleep 600"#;
 
 fn guest(option: &[&str]) -> MonitorBuilder {
-    let kernel = Kernel::V6_12;
+    let kernel = Kernel::with_more_drivers();
     MonitorBuilder::linux(kernel, Form::Elf)
         .initramfs(kernel.tools().as_os_str())
         .args(["--watchdog"])
@@ -23,9 +23,6 @@ fn guest(option: &[&str]) -> MonitorBuilder {
 
 #[test]
 fn a_silent_guest_is_restarted_and_learns_why() {
-    if lacks(Feature::WatchdogDriver) {
-        return;
-    }
     let output = guest(&[]).start().succeed();
     assert!(output.contains("i6300ESB"), "{output}");
     let restarted = output.find("@@RESTARTED").expect("the guest was restarted");
@@ -34,9 +31,6 @@ fn a_silent_guest_is_restarted_and_learns_why() {
 
 #[test]
 fn a_silent_guest_is_powered_off_where_that_is_wanted() {
-    if lacks(Feature::WatchdogDriver) {
-        return;
-    }
     let exit = guest(&["action=poweroff"]).start().wait();
     assert_eq!(exit.status, Some(0), "{}{}", exit.output, exit.errors);
     assert!(exit.output.contains("@@STARTS") && !exit.output.contains("@@RC"), "{}", exit.output);
@@ -44,7 +38,7 @@ fn a_silent_guest_is_powered_off_where_that_is_wanted() {
 
 #[test]
 fn a_silent_guest_is_interrupted_where_that_is_wanted() {
-    if lacks(Feature::WatchdogDriver) {
+    if lacks(Feature::UnmaskedInterrupt) {
         return;
     }
     let script = r#"set -e; rmmod i6300esb; modprobe i6300esb heartbeat=1
@@ -52,7 +46,7 @@ fn a_silent_guest_is_interrupted_where_that_is_wanted() {
         before=$(nmis); exec 3>/dev/watchdog
         while [ $(nmis) = $before ]; do :; done
         echo "@@INTERRUPTED""#;
-    let kernel = Kernel::V6_12;
+    let kernel = Kernel::with_more_drivers();
     let output = MonitorBuilder::linux(kernel, Form::Elf)
         .initramfs(kernel.tools().as_os_str())
         .args(["--watchdog", "action=inject-nmi,model=i6300esb"])
