@@ -41,7 +41,7 @@ fn disks_work_behind_ports_switches_and_beside_each_other() {
             disk("d", "bus=rp2"),
         ])
         .script(&format!(
-            r#"echo "== tree"; /usr/bin/lspci -tv; echo "== lspci"; /usr/bin/lspci -vv; echo "== slots"; ls /sys/bus/pci/slots
+            r#"echo "== tree"; /usr/bin/lspci -tv | cat; echo "== lspci"; /usr/bin/lspci -vv | cat; echo "== slots"; ls /sys/bus/pci/slots
             for link in /sys/block/vd*; do
                 name=$(basename $link); serial=$(cat $link/serial)
                 ln -s /dev/$name /dev/disk-$serial
@@ -49,7 +49,7 @@ fn disks_work_behind_ports_switches_and_beside_each_other() {
             done
             {USE_DISKS}
             echo "== interrupts"; cat /proc/interrupts
-            echo "== dmesg"; dmesg"#
+            echo "== dmesg"; dmesg | cat"#
         ))
         .start()
         .succeed();
