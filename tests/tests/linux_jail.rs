@@ -124,3 +124,26 @@ fn a_machine_that_takes_more_memory_than_it_may_ends_alone() {
     assert!(exit.output.contains("@@ hello") && !exit.output.contains("@@ memory"), "{}", exit.output);
     assert!(!group.exists() && !Path::new("/run/vivarium/jail/memory").exists());
 }
+
+#[test]
+fn limits_of_a_killed_jail_are_not_those_of_the_next_one() {
+    if !has_control_groups() {
+        return;
+    }
+    let folder = files();
+    let run = |settings: &str| {
+        let (mut monitor, group) = start("again", &[settings.to_owned()], &folder, "hello; end=spin");
+        monitor.wait_for("@@ hello");
+        (monitor, group)
+    };
+    let (monitor, group) = run("pids.max=48");
+    monitor.signal(libc::SIGKILL);
+    monitor.wait();
+    assert!(group.exists(), "who is killed cannot clean up");
+    let (monitor, group) = run("memory.max=1073741824");
+    assert_eq!(std::fs::read_to_string(group.join("pids.max")).unwrap().trim(), "max");
+    monitor.signal(libc::SIGTERM);
+    let exit = monitor.wait();
+    assert_eq!(exit.status, Some(0), "{}", exit.errors);
+    assert!(!group.exists() && !Path::new("/run/vivarium/jail/again").exists());
+}

@@ -2,9 +2,14 @@
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where the hierarchy is mounted.
 const HIERARCHY: &str = "/sys/fs/cgroup";
+
+/// How long a machine that was killed may take to end, and how often it is looked at.
+const PATIENCE: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(10);
 
 /// The jail's group. Dropping it removes it, once nothing is in it.
 pub struct Group {
@@ -18,8 +23,7 @@ impl Group {
     /// Names the setting, or what the host lacks.
     pub fn make(parent: &str, id: &str, settings: &[String]) -> Result<Self> {
         let hierarchy = Path::new(HIERARCHY);
-        // A jail whose process was killed left its group, with limits of its own. One with a process in it stays.
-        let _ = std::fs::remove_dir(hierarchy.join(parent).join(id));
+        clear(&hierarchy.join(parent).join(id));
         if settings.is_empty() {
             return Ok(Self { path: None });
         }
@@ -61,6 +65,17 @@ impl Group {
         match &self.path {
             Some(path) => std::fs::write(path.join("cgroup.procs"), std::process::id().to_string()),
             None => Ok(()),
+        }
+    }
+}
+
+/// Takes away the group that a jail left whose process was killed, with limits of its own. The machine in it was killed with that, and
+/// takes a moment to end. A group that still has a process in it then stays.
+fn clear(path: &Path) {
+    for _ in 0..PATIENCE.as_millis() / STEP.as_millis() {
+        match std::fs::remove_dir(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => std::thread::sleep(STEP),
+            _ => break,
         }
     }
 }
