@@ -171,7 +171,12 @@ pub fn arguments(command: &clap::Command) -> Vec<(String, String, String)> {
         .get_arguments()
         .filter_map(|argument| {
             let (flag, value) = shape(argument);
-            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            let mut help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            let default: Vec<_> =
+                argument.get_default_values().iter().map(|word| word.to_string_lossy()).collect();
+            if argument.get_action().takes_values() && !default.is_empty() {
+                help = format!("{help} [default: {}]", default.join(" "));
+            }
             Some((flag?, value.unwrap_or_default(), help))
         })
         .collect()

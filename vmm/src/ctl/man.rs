@@ -182,7 +182,11 @@ impl Page {
         page.line(".nh\n.ad l");
         page.section("NAME");
         // By its form, apropos(1) finds the page.
-        page.line(&format!("{} \\- {}", escaped(name), escaped(about.trim_end_matches('.'))));
+        page.line(&format!(
+            "{} \\- {}",
+            escaped(name),
+            escaped(about.split(". ").next().unwrap_or_default().trim_end_matches('.'))
+        ));
         page
     }
 

@@ -112,7 +112,9 @@ fn verb(route: &Route) -> &'static str {
 /// All that can be said.
 pub(crate) fn command(name: &'static str) -> Command {
     let verbs = ROUTES.iter().map(|route| {
-        let command = Command::new(verb(route)).about(format!("{}.", route.summary));
+        let supported = !matches!(route.serves, Serves::Call(Takes::Unsupported(_)));
+        let remark = if supported { "" } else { " Not supported: the monitor refuses it." };
+        let command = Command::new(verb(route)).about(format!("{}.{remark}", route.summary));
         match &route.serves {
             Serves::Call(Takes::Body(kind, _)) => body::with_arguments(kind, command),
             Serves::Call(Takes::Unsupported(_)) => command.arg(
