@@ -27,6 +27,14 @@ pub(super) fn option_of(kind: &str) -> Option<&'static str> {
     crate::config_help::entry(&name).map(|entry| entry.name)
 }
 
+/// The keys that a body of this kind is written with, if it is.
+pub(super) fn keys_of(kind: &str) -> Option<&'static [Field]> {
+    match kind {
+        "SetRateLimit" => Some(RATE_LIMIT_KEYS),
+        _ => option_of(kind).and_then(crate::config_help::entry).map(|entry| entry.fields),
+    }
+}
+
 /// The fields of a body of this kind that the command line has under another name, and that.
 pub(super) fn fields(kind: &str) -> &'static [(&'static str, &'static str)] {
     match kind {
@@ -142,7 +150,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
             .arg(size("size", "Its new size.").required(true)),
         "SetRateLimit" => command
             .arg(id("The disk or network interface."))
-            .arg(keys(RATE_LIMIT_KEYS).required(false).help("The new limits; none lifts them.")),
+            .arg(keys(RATE_LIMIT_KEYS).required(false)).after_help("Without KEYS there is no limit."),
         "SetLink" => command
             .arg(id("The network interface."))
             .arg(Arg::new("link").value_name("up|down").required(true).value_parser(["up", "down"])),

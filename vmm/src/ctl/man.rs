@@ -1,6 +1,6 @@
 //! Manual pages (man(7)), from the definitions of the options: of the machine, of each command and of each verb.
 
-use super::body::option_of;
+use super::body::{keys_of, option_of};
 use crate::api::routes::{ROUTES, Serves, Takes};
 use crate::cli::{self, shape};
 use crate::config_help::{self, ENTRIES, Entry, SYNTAX};
@@ -150,11 +150,16 @@ fn verb(command: &Command) -> String {
     }
     let kind = ROUTES.iter().find(|route| super::verb(route) == name).map(|route| &route.serves);
     if let Some(Serves::Call(Takes::Body(kind, _))) = kind
-        && let Some(entry) = option_of(kind).and_then(config_help::entry)
+        && let Some(fields) = keys_of(kind)
     {
         page.section("KEYS");
         page.paragraph(SYNTAX);
-        page.keys(&Entry { example: "", ..*entry });
+        let doc = option_of(kind).and_then(config_help::entry).map_or("", |entry| entry.doc);
+        page.keys(&Entry { name: "", doc, fields, example: "" });
+    }
+    if let Some(remark) = command.get_after_help() {
+        page.section("NOTES");
+        page.paragraph(&remark.to_string());
     }
     page.items("EXIT STATUS", CLIENT_STATUSES);
     page.see_also(&["vivarium-ctl(1)", "vivarium(1)"])
@@ -262,7 +267,9 @@ impl Page {
 
     /// What an option with keys is for, an example, and its keys.
     fn keys(&mut self, entry: &Entry) {
-        self.paragraph(entry.doc.trim());
+        if !entry.doc.is_empty() {
+            self.paragraph(entry.doc.trim());
+        }
         if !entry.example.is_empty() {
             self.line(".RS 4");
             self.code(entry.example);

@@ -1,7 +1,7 @@
 //! What can stand at a place of the command line, for completion in a shell: from the definitions of the options, as they are at the
 //! moment. The shells' scripts ask for it with `vivarium ctl complete`.
 
-use super::body::option_of;
+use super::body::keys_of;
 use crate::api::routes::{ROUTES, Serves, Takes};
 use crate::cli;
 use crate::config::options::Field;
@@ -101,12 +101,12 @@ fn verb(verb: &Command, before: &[String], current: &str) -> Vec<Offer> {
     let mut own = verb.get_positionals().filter(|argument| !argument.is_last_set());
     if let Some(argument) = own.nth(given.count()) {
         let route = ROUTES.iter().find(|route| super::verb(route) == verb.get_name());
-        let entry = match route.map(|route| &route.serves) {
-            Some(Serves::Call(Takes::Body(kind, _))) if argument.get_id() == "keys" => option_of(kind),
+        let fields = match route.map(|route| &route.serves) {
+            Some(Serves::Call(Takes::Body(kind, _))) if argument.get_id() == "keys" => keys_of(kind),
             _ => None,
         };
-        all.extend(match entry.and_then(config_help::entry) {
-            Some(entry) => keys(entry.fields, "", current),
+        all.extend(match fields {
+            Some(fields) => keys(fields, "", current),
             None => values(argument, "", current),
         });
     }
@@ -287,6 +287,7 @@ mod tests {
             ("ctl set-link n0 ", &["up", "down"]),
             ("ctl set-link ", &[]),
             ("ctl add-disk --timeout 5 pa", &["path=", "packed="]),
+            ("ctl set-rate-limit d0 bw_s", &["bw_size="]),
             ("ctl add-disk --ti", &["--timeout"]),
             ("ctl create ", &["<file>"]),
             ("ctl create -- --ker", &["--kernel"]),
