@@ -105,9 +105,10 @@ pub fn rules(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<Rules> {
             rules = allow(rules, &file.option, parent, AccessFs::MakeSock | AccessFs::RemoveFile)?;
         } else if file.read_only || file.path.exists() {
             rules = allow(rules, &file.option, &file.path, if file.read_only { read } else { both })?;
-        } else {
+        } else if file.made {
             rules = allow(rules, &file.option, parent, both | AccessFs::MakeReg)?;
         }
+        // What is missing and not made is found to be so when it is opened.
     }
     for rule in &config.landlock_rules {
         let making = AccessFs::MakeReg | AccessFs::MakeSock | AccessFs::RemoveFile;
