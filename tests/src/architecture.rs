@@ -127,6 +127,15 @@ impl Architecture {
         }
     }
 
+    /// Requests that a test has a disk take at once, in a time that is short beside a second.
+    pub fn burst(self) -> u32 {
+        match self {
+            X86_64 => 3000,
+            // In emulation a thousand take most of one.
+            Aarch64 => 500,
+        }
+    }
+
     /// How many of the `all` variants of a test that takes long are run; the first ones are.
     pub fn variants(self, all: usize) -> usize {
         match self {
