@@ -6,18 +6,18 @@
 mod booting;
 mod deadlines;
 mod ending;
+mod figures;
 
 pub use booting::Progress;
 pub use deadlines::Limits;
 
-use crate::api::request::{AddDevice, InfoReply, PingReply, VmState};
+use crate::api::request::AddDevice;
 use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
 use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine, addition, resize};
 use crate::message::{Event, Inbox, Message, Work};
-use crate::metrics::Sample;
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use crate::{guest_faults, metrics};
@@ -25,6 +25,7 @@ use anyhow::{Context, Result};
 use booting::Booting;
 use deadlines::Outstanding;
 use ending::{AfterEnd, Leaving};
+use figures::{all_samples, ping};
 use hypervisor::Hypervisor;
 use machine::inspect::{Value, inspect_at};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -423,72 +424,6 @@ impl Monitor {
         }
         None
     }
-
-    fn info(&self) -> Answer {
-        Reply::json(&self.description().ok_or_else(not_created)?)
-    }
-
-    fn metrics(&self) -> String {
-        let (state, cpus, memory) = self.description().map_or(("absent", 0, 0), |info| {
-            let state = match info.state {
-                VmState::Created => "created",
-                VmState::Running => "running",
-                VmState::Shutdown => "shutdown",
-                VmState::Paused => "paused",
-            };
-            (state, info.config.cpus.boot_vcpus, info.memory_actual_size)
-        });
-        let mut samples = metrics::overview(state, cpus, memory);
-        let of_machine = if let Vm::Booted(machine) = &self.vm { machine.samples() } else { Vec::new() };
-        samples.extend(all_samples(of_machine));
-        metrics::prometheus(&samples)
-    }
-
-    /// What `vm.info` tells of the machine, if there is one.
-    fn description(&self) -> Option<InfoReply> {
-        let still = |config: &VmConfig, state| InfoReply {
-            config: config.clone(),
-            state,
-            memory_actual_size: config.memory.first_size(),
-            throttle_percent: 0,
-            device_tree: Default::default(),
-        };
-        let mut info = match &self.vm {
-            Vm::Absent => return None,
-            Vm::Created(config) => still(config, VmState::Created),
-            Vm::Booting(booting) => still(booting.config(), VmState::Created),
-            Vm::Leaving(leaving) => still(leaving.config(), VmState::Shutdown),
-            Vm::Booted(machine) => InfoReply {
-                config: machine.config().clone(),
-                state: match machine.paused() {
-                    true => VmState::Paused,
-                    false if machine.ending() => VmState::Shutdown,
-                    false => VmState::Running,
-                },
-                memory_actual_size: machine.memory_size(),
-                throttle_percent: machine.throttle_percent(),
-                device_tree: machine.device_tree(),
-            },
-        };
-        // Clients read a number here.
-        info.config.cpus.max_vcpus = Some(info.config.cpus.limit());
-        Some(info)
-    }
-}
-
-/// The figures of a machine and of the process.
-fn all_samples(mut of_machine: Vec<Sample>) -> Vec<Sample> {
-    of_machine.extend([crate::log::sample(), crate::api::event_monitor::sample()]);
-    of_machine
-}
-
-fn ping() -> Answer {
-    Reply::json(&PingReply {
-        build_version: concat!("v", env!("CARGO_PKG_VERSION")).into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        features: vec!["kvm".into()],
-    })
 }
 
 /// A network interface whose tap came with the call.
