@@ -6,6 +6,7 @@
 use crate::bus::Range;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory,
@@ -30,6 +31,25 @@ pub type GuestRam = vm_memory::GuestMemoryMmap<DirtyLog>;
 /// A shared handle on guest RAM. Regions stay mapped while any handle is held; a memory change is
 /// published by giving devices a new handle.
 pub type Memory = Arc<GuestRam>;
+
+/// Whether a page of guest memory was lost.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// A page of guest memory was lost: the host could not give it, and there are zeroes in its place. The machine is about to end. Safe in a
+/// signal handler.
+pub fn note_loss() {
+    LOST.store(true, Ordering::SeqCst);
+}
+
+/// Whether [`note_loss`] was called: nothing that was read from guest memory since can be told to be safe.
+pub fn is_lost() -> bool {
+    LOST.load(Ordering::Relaxed)
+}
+
+/// The memory is that of another machine.
+pub fn forget_loss() {
+    LOST.store(false, Ordering::SeqCst);
+}
 
 /// What a device that changes how much memory the guest has may do about the host pages behind guest RAM.
 ///

@@ -10,7 +10,7 @@ use vivarium_tests::host::Folder;
 use vivarium_tests::{Feature, lacks};
 use vmm::api::Request;
 use vmm::api::request::Resize;
-use vmm::config::PciPlaceConfig;
+use vmm::config::{PciPlaceConfig, WatchdogModel};
 use vmm::machine::Machine;
 use vmm::machine::debugger::{Going, Link};
 
@@ -46,6 +46,28 @@ fn a_cpu_that_comes_under_a_debugger_stops_where_the_others_do() {
     for number in 0..3 {
         assert!(told(number).contains("debugger None"), "{}", told(number));
     }
+    control.end();
+}
+
+#[test]
+fn a_watchdog_that_was_held_by_a_pause_is_let_go_by_a_restart() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut machine = config(&folder);
+    machine.watchdog = true;
+    machine.watchdog_model = WatchdogModel::Virtio;
+    machine.pci_places = vec![PciPlaceConfig {
+        id: "__watchdog_virtio".into(),
+        pci_device_id: Some(7),
+        ..PciPlaceConfig::default()
+    }];
+    let control = Control::boot(&sim, machine);
+    let held = || control.inspect("pci/0000:00:07.0/device/held");
+    assert_eq!(held(), false);
+    control.done(Request::Pause);
+    assert_eq!(held(), true);
+    control.done(Request::Reboot);
+    assert_eq!(held(), false);
     control.end();
 }
 

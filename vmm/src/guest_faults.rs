@@ -2,11 +2,12 @@
 //!
 //! A CPU that reaches for such memory fails, and the machine ends as it does whenever a CPU fails. A thread of this process that
 //! does so in the guest's name, such as a device's worker, gets SIGBUS, which ends the process. So there is a handler: it puts
-//! a page of zeros where the memory should be, has the thread go on, and tells the machine thread, which ends the machine.
+//! a page of zeros where the memory should be, has the thread go on, and tells the machine thread, which ends the machine. Disks
+//! call nothing stable any more that was read from guest memory meanwhile.
 
 use devices::host_console::restore_terminal;
 use machine::doorbell::Doorbell;
-use machine::memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegion, Memory};
+use machine::memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegion, Memory, forget_loss, note_loss};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
@@ -45,11 +46,12 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 pub struct Watched(Vec<&'static Entry>);
 
 impl Watched {
-    /// Watches all regions of `memory`.
+    /// Watches all regions of `memory`, that of a new machine.
     ///
     /// # Errors
     /// When the host does not say what kind of pages it has there.
     pub fn new(memory: &Memory) -> io::Result<Self> {
+        forget_loss();
         let mut watched = Self::default();
         memory.iter().try_for_each(|region| watched.add(region))?;
         Ok(watched)
@@ -71,15 +73,10 @@ impl Watched {
         Ok(())
     }
 
-    /// The region that begins at guest-physical address `start` goes.
-    pub fn remove(&mut self, start: u64) {
-        self.0.retain(|entry| {
-            let goes = entry.guest.load(Ordering::Relaxed) == start;
-            if goes {
-                entry.free();
-            }
-            !goes
-        });
+    /// The region that begins at guest-physical address `start` goes: it is watched by itself from now on.
+    pub fn take(&mut self, start: u64) -> Self {
+        let goes = |entry: &mut &'static Entry| entry.guest.load(Ordering::Relaxed) == start;
+        Self(self.0.extract_if(.., goes).collect())
     }
 }
 
@@ -203,10 +200,11 @@ fn replace(address: usize) -> bool {
     let start = entry.start.load(Ordering::Relaxed).wrapping_add(offset);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a whole page of guest memory, which has no content that could be lost.
+    // SAFETY: a whole page of guest memory, which the host does not have: whatever it held is lost already.
     if unsafe { libc::mmap(start as *mut _, page, access, flags, -1, 0) } == libc::MAP_FAILED {
         return false;
     }
+    note_loss();
     let guest = entry.guest.load(Ordering::Relaxed).wrapping_add(offset as u64);
     let _ = LOST.compare_exchange(NOTHING, guest, Ordering::AcqRel, Ordering::Relaxed);
     if let Some(bell) = BELL.get() {

@@ -12,6 +12,7 @@ use crate::image::{Completed, Stream};
 use load::Load;
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
+use machine::memory;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -326,6 +327,8 @@ impl BlockHandler {
     /// Gives a request's chain back to the driver, `written` bytes of data before the status.
     fn answer(&mut self, tag: u16, status: Status, written: u64) {
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
+        // What was copied from guest memory may not be what the guest wrote.
+        let status = if status == Status::Ok && memory::is_lost() { Status::IoError } else { status };
         let at = request::status_offset(&slot.chain).unwrap_or(0);
         let status = slot.chain.write_at(at, &[status as u8]) as u64;
         // All bytes up to the status are only said to be written if they were.

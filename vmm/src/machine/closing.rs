@@ -4,32 +4,42 @@
 //! a while, so that whoever is told that a device is gone finds its files free, and no longer.
 
 use crate::message::Work;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// How long is waited. Closing files takes no time where the file system has nothing to do for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Drops `what`, which is of `device`, on a thread, and waits until that is done, but not for ever. It is work for the machine until it is.
-pub fn close(what: impl Send + 'static, device: &str, work: &Work) {
-    let (work, (done, closed)) = (work.clone(), channel::<()>());
-    let close = move || {
-        drop(what);
-        drop((work, done));
-    };
-    // Where the host gives no thread, it is done here.
-    let Ok(thread) = std::thread::Builder::new().name("close".into()).stack_size(256 << 10).spawn(close)
-    else {
-        return;
-    };
-    if closed.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        tracing::warn!(
-            "device {device}: the host has not closed its files yet; look after the file system that they are on"
-        );
-        return;
+/// What closes for a machine.
+#[derive(Default)]
+pub struct Closing(Arc<()>);
+
+impl Closing {
+    /// Drops `what`, which is of `device`, on a thread, and waits until that is done, but not for ever, and not at all while the host
+    /// has not done with an earlier one. It is work for the machine until it is.
+    pub fn close(&self, what: impl Send + 'static, device: &str, work: &Work) {
+        let hangs = Arc::strong_count(&self.0) > 1;
+        let (counted, work, (done, closed)) = (Arc::clone(&self.0), work.clone(), channel::<()>());
+        let close = move || {
+            drop(what);
+            drop((counted, work, done));
+        };
+        // Where the host gives no thread, it is done here.
+        let Ok(thread) = std::thread::Builder::new().name("close".into()).stack_size(256 << 10).spawn(close)
+        else {
+            return;
+        };
+        let patience = if hangs { Duration::ZERO } else { PATIENCE };
+        if closed.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "device {device}: the host has not closed its files yet; look after the file system that they are on"
+            );
+            return;
+        }
+        // If it panicked, the hook has said so.
+        let _ = thread.join();
     }
-    // If it panicked, the hook has said so.
-    let _ = thread.join();
 }
 
 #[cfg(test)]
@@ -49,15 +59,16 @@ mod tests {
 
     #[test]
     fn what_closes_is_waited_for_and_what_hangs_is_work_until_it_has() {
-        let (work, (let_go, told), (gone, is_gone)) = (Work::default(), channel(), channel());
-        close(Hanging(told, gone), "hangs", &work);
+        let (closing, work) = (Closing::default(), Work::default());
+        let ((let_go, told), (gone, is_gone)) = (channel(), channel());
+        closing.close(Hanging(told, gone), "hangs", &work);
         assert!(work.is_shared() && is_gone.try_recv().is_err());
         let_go.send(()).unwrap();
         is_gone.recv().unwrap();
         let (let_go, told) = channel();
         drop(let_go);
         let (gone, is_gone) = channel();
-        close(Hanging(told, gone), "closes", &Work::default());
+        Closing::default().close(Hanging(told, gone), "closes", &Work::default());
         assert!(is_gone.try_recv().is_ok());
     }
 }

@@ -159,10 +159,6 @@ impl Cpus {
     /// When the host refuses; there is no such CPU then.
     fn add(&mut self, number: u32) -> Result<()> {
         if let Some(thread) = self.kept.remove(&number) {
-            if !thread.has_ended() {
-                self.kept.insert(number, thread);
-                anyhow::bail!("CPU {number}: {}", cpu::KEPT);
-            }
             self.park(number, thread);
         }
         let (vcpu, set_up): (_, SetUp) = match self.parked.remove(&number) {
@@ -211,6 +207,11 @@ impl Cpus {
     /// A CPU, if it is there.
     pub fn get(&self, number: u32) -> Option<&CpuThread> {
         self.threads.get(&number)
+    }
+
+    /// Whether a CPU is not there and can come.
+    fn is_absent(&self, number: u32) -> bool {
+        !self.threads.contains_key(&number) && self.kept.get(&number).is_none_or(CpuThread::has_ended)
     }
 
     /// The CPUs with their numbers, ascending.
@@ -281,7 +282,7 @@ impl Machine {
     /// When the host refuses one; none is added then.
     pub(super) fn add_missing_cpus(&mut self, desired: u32) -> Result<Vec<u32>> {
         let missing = desired.saturating_sub(self.cpus.count()) as usize;
-        let absent = (0..self.config.cpus.limit()).filter(|number| self.cpus.get(*number).is_none());
+        let absent = (0..self.config.cpus.limit()).filter(|number| self.cpus.is_absent(*number));
         let mut added = Vec::new();
         for number in absent.take(missing).collect::<Vec<_>>() {
             if let Err(error) = self.cpus.add(number) {
@@ -289,6 +290,10 @@ impl Machine {
                 return Err(error);
             }
             added.push(number);
+        }
+        if added.len() < missing {
+            self.withdraw_cpus(&added);
+            anyhow::bail!("{}", cpu::KEPT);
         }
         Ok(added)
     }

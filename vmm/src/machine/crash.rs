@@ -48,9 +48,18 @@ impl Machine {
             }
             None => {}
         }
+        let memory = matches!(failure, Some(Failure::Memory { .. }));
+        match &mut self.crash {
+            // What a page of zeros is in place of may be shared with others: no machine goes on with it.
+            Some(crash) if memory => crash.failure = failure.clone(),
+            _ => {}
+        }
         if self.crash.is_some() || self.ending() {
             // Another one did, too.
             return Ok(None);
+        }
+        if memory && self.resetting() {
+            return Ok(failure.and_then(|failure| self.end(Ended::Failed(failure))));
         }
         let asks_for_nothing = match &self.config.on_crash {
             Some(config) => config.coredump.is_none() && config.action == CrashAction::None,
@@ -99,6 +108,7 @@ impl Machine {
         let Some(Crash { failure }) = self.crash.take().filter(|_| !self.ending()) else { return Ok(None) };
         let action = self.config.on_crash.as_ref().map_or(CrashAction::None, |config| config.action);
         Ok(match (action, failure) {
+            (_, Some(failure @ Failure::Memory { .. })) => self.end(Ended::Failed(failure)),
             (CrashAction::Pause, _) => None,
             (CrashAction::Reset, _) => return self.reset(None),
             (CrashAction::Poweroff | CrashAction::None, Some(failure)) => self.end(Ended::Failed(failure)),

@@ -77,6 +77,7 @@ use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::{Effect, FunctionAddress};
 use machine::memory::GuestMemoryRegion;
+use machine::memory::Memory;
 use memory_devices::MemoryDevices;
 use observe::Gatherings;
 use pci_bus::PciBus;
@@ -174,6 +175,8 @@ pub struct Machine {
     pmem: PmemSpace,
     vm: Arc<dyn Vm>,
     watched: Watched,
+    /// Memory without which functions have not gone on yet.
+    memory_in_use: Vec<(Watched, Memory)>,
     memory: GuestMemory,
     flash: Flash,
 }
@@ -283,6 +286,7 @@ impl Machine {
             pmem: PmemSpace::new(pmem),
             vm,
             watched,
+            memory_in_use: Vec::new(),
             memory,
             flash,
         };

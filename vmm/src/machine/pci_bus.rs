@@ -7,7 +7,7 @@ pub mod observe;
 mod ports;
 mod windows;
 
-use super::closing;
+use super::closing::Closing;
 use super::control::Control;
 use super::shared_memory::SharedMemory;
 use super::workers::{self, FunctionWorkers, Purpose};
@@ -99,6 +99,7 @@ pub struct PciBus {
     beside: BTreeMap<FunctionAddress, FunctionWorkers>,
     /// The memory that BARs are, by function and BAR.
     shared_memory: BTreeMap<(FunctionAddress, u8), SharedMemory>,
+    closing: Closing,
     /// No worker is started.
     paused: bool,
     /// The doorbells attached at the hypervisor, by where they are.
@@ -141,6 +142,7 @@ impl PciBus {
             ports: Ports::default(),
             beside: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
+            closing: Closing::default(),
             paused: false,
             doorbells: BTreeMap::new(),
         })
@@ -350,7 +352,7 @@ impl PciBus {
         }
         drop(transport);
         if !leaving.is_empty() {
-            closing::close(leaving, &function.id, &self.surroundings.work);
+            self.closing.close(leaving, &function.id, &self.surroundings.work);
         }
         match purpose {
             Purpose::Rest if again => {

@@ -86,7 +86,8 @@ impl Machine {
     }
 
     fn forget_region(&mut self, start: u64, size: u64) {
-        self.watched.remove(start);
+        let (ram, watched) = (Arc::clone(&self.memory.ram), self.watched.take(start));
+        self.memory_in_use.push((watched, ram));
         if let Ok((ram, _)) = self.memory.ram.remove_region(GuestAddress(start), size) {
             self.memory.ram = Arc::new(ram);
         }
@@ -94,11 +95,8 @@ impl Machine {
 
     /// Does `then` when all of `restarting` have stopped.
     pub(super) fn after_restart(&mut self, restarting: BTreeSet<FunctionAddress>, then: AfterRestart) {
-        if restarting.is_empty() {
-            self.restarted(then);
-        } else {
-            self.restarts.push((restarting, then));
-        }
+        self.restarts.push((restarting, then));
+        self.complete_restarts();
     }
 
     /// The workers of a function have stopped.
@@ -118,6 +116,9 @@ impl Machine {
     fn complete_restarts(&mut self) {
         while let Some(index) = self.restarts.iter().position(|(restarting, _)| restarting.is_empty()) {
             let (_, then) = self.restarts.remove(index);
+            if self.restarts.is_empty() {
+                self.memory_in_use.clear();
+            }
             self.restarted(then);
         }
     }

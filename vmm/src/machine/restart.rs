@@ -142,6 +142,7 @@ impl Machine {
         };
         if restarted.is_ok() {
             self.start();
+            self.release_watchdog();
             self.tell_of_restart("rebooted", respond.is_none());
         }
         if let Some(respond) = respond {

@@ -98,6 +98,7 @@ impl VirtioDevice for Watchdog {
 
 machine::inspect!(Watchdog, this => {
     enabled: this.watch.running,
+    held: this.watch.held,
     reloads: this.watch.pings,
     expirations: this.watch.expirations,
 });
