@@ -180,6 +180,7 @@ pub(crate) struct Held {
 struct HeldState {
     waiting: BTreeMap<u16, String>,
     done: VecDeque<Completed>,
+    release_at_kick: bool,
 }
 
 impl HeldImage {
@@ -193,6 +194,11 @@ impl Held {
     /// Requests that were submitted and not released, in words.
     pub(crate) fn waiting(&self) -> Vec<String> {
         self.state.lock().unwrap().waiting.values().cloned().collect()
+    }
+
+    /// Ends all requests waiting well when the stream is kicked next.
+    pub(crate) fn release_at_kick(&self) {
+        self.state.lock().unwrap().release_at_kick = true;
     }
 
     /// Ends all requests waiting, with an error number or 0.
@@ -227,7 +233,11 @@ impl Stream for HeldStream {
         assert_eq!(present, None, "a tag names one request at a time");
     }
 
-    fn kick(&mut self) {}
+    fn kick(&mut self) {
+        if std::mem::take(&mut self.0.state.lock().unwrap().release_at_kick) {
+            self.0.release(0);
+        }
+    }
 
     fn complete(&mut self) -> Option<Completed> {
         self.0.state.lock().unwrap().done.pop_front()

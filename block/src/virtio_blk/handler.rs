@@ -175,7 +175,8 @@ impl BlockHandler {
         if self.load.is_alone() {
             return Started::Full;
         }
-        let Some(tag) = self.free.last().copied() else { return Started::Nothing };
+        // Settling the cache takes a slot too, so that the driver may have made one more available.
+        let Some(tag) = self.free.last().copied() else { return Started::Full };
         let idle = self.idle();
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return Started::Nothing };
         // An error has been told to the driver; nothing comes from the queue until it is reset.
@@ -420,6 +421,8 @@ impl QueueHandler for BlockHandler {
         }
         self.stream.kick();
         self.take_completed();
+        // There may be a slot for it only now, and no event to come.
+        self.settle();
         // What completions made necessary, such as the rest of a short transfer.
         self.stream.kick();
         self.tell_driver();
@@ -446,10 +449,10 @@ impl QueueHandler for BlockHandler {
     fn quiesce(&mut self) -> bool {
         self.disarm();
         self.quiescing = true;
-        self.settle();
         loop {
             self.stream.kick();
             self.take_completed();
+            self.settle();
             if self.idle() {
                 break;
             }

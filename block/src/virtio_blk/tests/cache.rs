@@ -151,3 +151,49 @@ fn an_old_flush_does_not_settle_what_came_later() {
     cache.flushed(cache.flush_begins());
     assert!(!cache.unsettled());
 }
+
+/// The flush takes one of the places for requests, so there may be one more request than places.
+#[test]
+fn a_request_without_a_place_waits_for_one_without_polling() {
+    for layout in layouts() {
+        let image = HeldImage::new(1 << 20);
+        let held = Arc::clone(&image.held);
+        let mut rig = Rig::new(Arc::new(image), options(), layout);
+        rig.device().config_write(32, &[0]);
+        for _ in 0..16 {
+            rig.submit(&Wanted::new(IN, 0).room(512).indirect());
+        }
+        assert_eq!(rig.run_once(), Progress::Idle);
+        assert_eq!(held.waiting().len(), 16, "the flush and all but one of the requests");
+        assert!(!rig.has_work() && !rig.arm(), "waiting for a place is not polling");
+        held.release(0);
+        assert!(rig.has_work());
+        rig.run_once();
+        held.release(0);
+        rig.run_once();
+        assert_eq!(rig.answers().len(), 16);
+    }
+}
+
+/// All places become free at the end of a run, and then no event comes any more.
+#[test]
+fn the_cache_is_settled_when_places_become_free_at_last() {
+    for quiesces in [false, true] {
+        let image = HeldImage::new(1 << 20);
+        let held = Arc::clone(&image.held);
+        let mut rig = Rig::new(Arc::new(image), options(), layouts()[0]);
+        for _ in 0..16 {
+            rig.submit(&Wanted::new(IN, 0).room(512).indirect());
+        }
+        rig.run_once();
+        rig.device().config_write(32, &[0]);
+        held.release_at_kick();
+        if quiesces {
+            assert!(!rig.quiesce());
+        } else {
+            rig.run_once();
+        }
+        assert_eq!(rig.answers().len(), 16);
+        assert_eq!(held.waiting(), ["flush"]);
+    }
+}
