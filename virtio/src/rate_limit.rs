@@ -163,6 +163,20 @@ impl RateLimiter {
         }
         Ok(())
     }
+
+    /// Gives back what [`Self::consume`] took for one operation of `bytes` that is to be asked for again. What came from a
+    /// one-time burst comes back as time.
+    pub fn restore(&self, bytes: u64) {
+        if !self.is_limited() {
+            return;
+        }
+        if let Some(operations) = self.buckets.operations.load().as_ref() {
+            operations.restore(1);
+        }
+        if let Some(bucket) = self.buckets.bytes.load().as_ref() {
+            bucket.restore(bytes);
+        }
+    }
 }
 
 machine::inspect!(RateLimiter, this => {
@@ -257,6 +271,20 @@ mod tests {
         }
         clock.advance(Duration::from_secs(1));
         assert!(limiter.consume(1).is_ok(), "refusals cost no operations");
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let clock = Arc::new(ManualClock::default());
+        let limiter = RateLimiter::new(Some(limit(1000, 1000, 0)), Some(limit(1, 1000, 0)), clock);
+        for _ in 0..3 {
+            assert_eq!(limiter.consume(1000), Ok(()));
+            limiter.restore(1000);
+        }
+        limiter.restore(1 << 40);
+        assert_eq!(limiter.consume(1000), Ok(()), "the buckets hold no more than before");
+        assert!(limiter.consume(1).is_err());
+        RateLimiter::unlimited(Arc::new(ManualClock::default())).restore(1);
     }
 
     #[test]

@@ -117,6 +117,16 @@ enum Doing {
     },
 }
 
+impl Doing {
+    /// The bytes that the rate limit took for it.
+    fn limited_bytes(self) -> u64 {
+        match self {
+            Self::Read { length, .. } | Self::Write { length, .. } => length,
+            _ => 0,
+        }
+    }
+}
+
 /// What became of an attempt to start a request.
 enum Started {
     Yes,

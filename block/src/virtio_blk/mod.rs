@@ -114,6 +114,13 @@ impl Shared {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.consume(bytes))
     }
 
+    /// Gives back what [`Self::limit`] took for a request that is to be begun anew.
+    fn refund(&self, bytes: u64) {
+        if let Some(limiter) = &self.limiter {
+            limiter.restore(bytes);
+        }
+    }
+
     fn settle(&self) -> MutexGuard<'_, Option<Doorbell>> {
         self.settle.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,6 +4,9 @@
 //! can ask for 4 GiB with each request, and for 8 GiB of zeroes: what is begun is therefore limited by its bytes. Long
 //! transfers are made in pieces. A request beyond the limit is begun alone, when nothing else is in flight, so that it can
 //! be put back into the ring between two of its parts, and begun anew later: reading, writing and zeroing can be repeated.
+//! It is then begun from its start, also by the same handler, since a saved queue has no place for how far it came; what
+//! the rate limit took for it is given back before. A machine that is paused again and again has to run in between for as
+//! long as such a request takes.
 
 /// Bytes that all queues of a disk have in flight, each the same share: what slow storage does in a few seconds.
 const IN_FLIGHT: u64 = 256 << 20;

@@ -89,6 +89,7 @@ impl BlockHandler {
     /// Leaves the only request in flight to be begun anew.
     fn put_back(&mut self, tag: u16) {
         if let Some(slot) = self.slots.get(usize::from(tag)) {
+            self.shared.refund(slot.doing.limited_bytes());
             self.queue.unpop(slot.chain.token());
         }
         self.release(tag);

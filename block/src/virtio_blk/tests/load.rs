@@ -179,3 +179,32 @@ fn a_run_ends_when_it_has_begun_enough() {
     rig.run_once();
     assert_eq!(rig.answers().len(), 16);
 }
+
+#[test]
+fn a_request_that_is_begun_anew_pays_the_rate_limit_once() {
+    let clock = Arc::new(ManualClock::default());
+    let limit = |size| Limit { size, refill_time: Duration::from_secs(1), one_time_burst: 0 };
+    let limiter = RateLimiter::new(Some(limit(504 << 20)), Some(limit(1)), clock);
+    let options = BlockOptions { limiter: Some(limiter), ..options() };
+    let image = HeldImage::new(64 << 30);
+    let held = Arc::clone(&image.held);
+    let mut rig = Rig::new(Arc::new(image), options, layouts()[2]);
+    rig.submit_long(OUT, 0, 4 << 20, 126);
+    for _ in 0..3 {
+        while rig.run_once() == Progress::More {}
+        assert_eq!(held.waiting(), ["write 0 stable=false"], "it need not wait");
+        assert!(!rig.quiesce());
+        held.release(0);
+        assert!(rig.quiesce());
+    }
+    rig.submit(&Wanted::new(IN, 0).room(512));
+    finish_throttled(&mut rig, &held);
+    assert_eq!((rig.answers().len(), rig.in_flight()), (1, 1), "what was done is paid for");
+}
+
+/// Ends what is in flight, again and again, until what is left waits for the rate limit.
+fn finish_throttled(rig: &mut Rig, held: &crate::image::testing::Held) {
+    while !matches!(rig.run_once(), Progress::Until(_)) {
+        held.release(0);
+    }
+}
