@@ -95,6 +95,11 @@ impl Ivshmem {
         function.doorbell = Some(Doorbell { number, peers });
         Ok((function, handle))
     }
+
+    /// Lets go of the peers, for a function that its driver still has when the device is gone: it rings nobody any more.
+    pub fn withdraw(&mut self) {
+        self.doorbell = None;
+    }
 }
 
 impl Function for Ivshmem {

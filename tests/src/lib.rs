@@ -18,6 +18,7 @@ pub mod monitor;
 pub mod rate;
 pub mod registers;
 pub mod report;
+pub mod shared_memory;
 pub mod terminal;
 pub mod tiny_kernel;
 pub mod transfer;

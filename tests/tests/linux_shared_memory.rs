@@ -1,12 +1,13 @@
 //! Memory that a stock kernel's guest shares with the host, and a real-time clock beside it.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
+use vivarium_tests::shared_memory::{event, send};
 use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
 const SIZE: u64 = 1 << 20;
@@ -63,34 +64,6 @@ fn guest_and_host_read_what_the_other_writes() {
     ] {
         assert!(output.contains(told), "{told}: {output}");
     }
-}
-
-/// Sends what an ivshmem server sends: a number, and a descriptor with it.
-fn send(socket: &UnixStream, number: i64, descriptor: Option<RawFd>) {
-    let mut bytes = number.to_le_bytes();
-    let Some(descriptor) = descriptor else { return (&*socket).write_all(&bytes).unwrap() };
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // Aligned as a control message has to be.
-    let mut control = [0_u64; 4];
-    // SAFETY: zeroes are a valid header, and what its pointers lead to lives until the call is over.
-    unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let head = libc::CMSG_FIRSTHDR(&raw const message);
-        (*head).cmsg_level = libc::SOL_SOCKET;
-        (*head).cmsg_type = libc::SCM_RIGHTS;
-        (*head).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(head).cast::<RawFd>().write_unaligned(descriptor);
-        assert_eq!(libc::sendmsg(socket.as_raw_fd(), &raw const message, 0), 8);
-    }
-}
-
-fn event() -> File {
-    // SAFETY: makes a new descriptor, which nothing else owns.
-    File::from(unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) })
 }
 
 /// Waits for an event, which the other side may have made not to block.

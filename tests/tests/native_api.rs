@@ -140,6 +140,64 @@ fn devices_come_and_go_and_everything_can_be_looked_at() {
     assert_eq!(monitor.wait().status, Some(0));
 }
 
+/// Under system call filters and Landlock, each kind of device is had of the host, and given back.
+#[test]
+fn every_kind_comes_and_goes_in_the_sandbox() {
+    let folder = Folder::new();
+    let socket = folder.join("api.sock");
+    folder.sparse("disk.img", 1 << 20);
+    folder.sparse("pmem.img", 2 << 20);
+    folder.sparse("shared", 1 << 20);
+    let mut monitor = MonitorBuilder::bare("hello; end=spin")
+        .args(["--landlock", "--landlock-rules", &format!("path={},access=rw", folder.join("").display())])
+        .arg("--api-socket")
+        .arg(&socket)
+        .start();
+    monitor.wait_for("@@ hello");
+    let here = |name: &str| folder.join(name).display().to_string();
+    let held = || {
+        let process = PathBuf::from(format!("/proc/{}", monitor.pid()));
+        ["fd", "task"].map(|kind| std::fs::read_dir(process.join(kind)).unwrap().count())
+    };
+    let channel = format!("--channel name=org.example.0,socket={}", here("channel"));
+    ctl(&socket, "reboot");
+    let before = held();
+    for words in [
+        format!("disk path={},id=new", here("disk.img")),
+        format!("pmem file={},id=new", here("pmem.img")),
+        format!("vsock socket={},id=new", here("vsock")),
+        "rng id=new".to_owned(),
+        "rtc id=new".to_owned(),
+        "balloon id=new,size=4M".to_owned(),
+        "watchdog id=new".to_owned(),
+        "watchdog id=new,model=virtio,action=none".to_owned(),
+        format!("ivshmem id=new,path={},size=1M", here("shared")),
+        "console null,id=new".to_owned(),
+        format!("console pty,id=new {channel}"),
+        format!("console socket={},id=new {channel}", here("console")),
+        format!("console file={},id=new", here("output")),
+    ] {
+        let added = ctl(&socket, &format!("add-{words}"));
+        assert!(added.starts_with("new at 0000:00:"), "{words}: {added}");
+        let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+        assert!(info["device_tree"]["new"].is_object(), "{words}: {info}");
+        ctl(&socket, "remove-device new --force");
+        // This guest lets go of nothing before.
+        ctl(&socket, "reboot");
+        // A thread that opened something, and the connection of a call, are counted until they have ended.
+        while held().iter().zip(&before).any(|(now, before)| now > before) {
+            assert!(monitor.elapsed().as_secs() < 60, "{words}: {:?}, not {before:?}", held());
+            std::thread::yield_now();
+        }
+    }
+    let outside = refused(&socket, "add-rng src=/etc/hostname");
+    assert!(outside.contains("--rng src=/etc/hostname") && outside.contains("--landlock-rules"), "{outside}");
+    assert!(refused(&socket, "add-console off").contains("say where it ends"));
+    ctl(&socket, "shutdown-vmm");
+    let exit = monitor.wait();
+    assert_eq!((exit.status, exit.errors.matches("vivarium: --console is at").count()), (Some(0), 1));
+}
+
 #[test]
 fn a_tap_comes_as_a_descriptor() {
     if File::options().read(true).write(true).open("/dev/net/tun").is_err() {

@@ -10,7 +10,7 @@ use vivarium_tests::host::Folder;
 use vivarium_tests::{Feature, lacks};
 use vmm::api::Request;
 use vmm::api::request::Resize;
-use vmm::config::{PciPlaceConfig, WatchdogModel};
+use vmm::config::{PciPlaceConfig, WatchdogConfig, WatchdogModel};
 use vmm::machine::Machine;
 use vmm::machine::debugger::{Going, Link};
 
@@ -54,8 +54,8 @@ fn a_watchdog_that_was_held_by_a_pause_is_let_go_by_a_restart() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, ignore);
     let mut machine = config(&folder);
-    machine.watchdog = true;
-    machine.watchdog_model = WatchdogModel::Virtio;
+    let watchdog = WatchdogConfig { model: WatchdogModel::Virtio, ..WatchdogConfig::default() };
+    machine.watchdog = vec![watchdog].into();
     machine.pci_places = vec![PciPlaceConfig {
         id: "__watchdog_virtio".into(),
         pci_device_id: Some(7),
@@ -84,7 +84,7 @@ fn time_does_not_pass_for_a_watchdog_while_a_debugger_holds_the_guest() {
         ignore(cpu);
     });
     let mut machine = config(&folder);
-    machine.watchdog = true;
+    machine.watchdog = vec![WatchdogConfig::default()].into();
     machine.pci_places =
         vec![PciPlaceConfig { id: "__watchdog".into(), pci_device_id: Some(7), ..PciPlaceConfig::default() }];
     let control = Control::boot(&sim, machine);

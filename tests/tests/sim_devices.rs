@@ -12,7 +12,7 @@ use vmm::api::request::{AddDevice, Opening, ResizeDisk, SetRateLimit};
 use vmm::api::{ErrorKind, Reply, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig, RateLimiterConfig,
-    RtcConfig, TokenBucketConfig,
+    RtcConfig, TokenBucketConfig, WatchdogConfig,
 };
 
 #[test]
@@ -38,7 +38,6 @@ fn a_disk_comes_and_goes_and_its_image_is_free_again() {
         assert!(control.info()["device_tree"].get("data").is_none());
     }
     assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::NotFound);
-    assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
     control.end();
 }
 
@@ -246,7 +245,7 @@ fn every_device_is_where_it_was_told_to_be() {
     let port = |id: &str| PciPortConfig { id: id.into(), ..PciPortConfig::default() };
     machine.pci_ports = vec![port("rp0"), port("rp1")];
     machine.balloon = Some(BalloonConfig::default());
-    machine.watchdog = true;
+    machine.watchdog = vec![WatchdogConfig::default()].into();
     machine.pci_places = vec![
         place("__rng", None, Some(20)),
         place("__balloon", Some("rp0"), None),
@@ -268,7 +267,7 @@ fn every_device_is_where_it_was_told_to_be() {
     ] {
         assert_eq!(tree[id]["pci_bdf"], bdf, "{id}");
     }
-    assert_eq!(kind(control.call(remove("__rng", true, 1))), ErrorKind::BadRequest);
+    assert_eq!(kind(control.call(remove("rp0", true, 1))), ErrorKind::BadRequest);
     control.done(Request::Delete);
     machine.pci_places.push(place("__console", None, None));
     control.done(Request::Create(machine));

@@ -8,9 +8,9 @@ mod control;
 mod model;
 
 use control::instructions::{read32, reset, write32};
-use control::{Control, Random, STUCK, config, disk, release, remove};
+use control::{Control, Random, STUCK, config, disk, kind, release, remove};
 use hypervisor::sim::{Resources, Sim};
-use model::{Counts, Images, PORT, label, machine, may_refuse, shrink};
+use model::{Counts, Images, label, machine, may_refuse, shrink, standing};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,12 +85,7 @@ fn guest(sim: &Sim, seed: u64) {
 
 /// Has a machine give back all that came.
 fn remove_all(control: &Control) {
-    for id in control.info()["device_tree"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .filter(|id| !id.starts_with("__") && *id != PORT)
-    {
+    for id in control.info()["device_tree"].as_object().unwrap().keys().filter(|id| !standing(id)) {
         control.done(remove(id, true, 60_000));
     }
     shrink(control);
@@ -118,7 +113,16 @@ fn boot_that_hangs(
     let path = folder.sparse(&id, 1 << 20);
     let hangs = HangingFile::new(&path);
     control.done(disk(path, &id));
-    let boot = control.begin(Request::Boot);
+    let boot = loop {
+        let boot = control.begin(Request::Boot);
+        control.done(Request::Ping);
+        // Refused while the host lets go of what was opened for the machine before.
+        match boot.try_recv() {
+            Err(_) => break boot,
+            Ok(answer) => assert_eq!(kind(answer), ErrorKind::Conflict),
+        }
+        std::thread::yield_now();
+    };
     let mut calls: Vec<_> = (0..random.below(3)).map(|_| control.begin(images.any(random, false))).collect();
     if random.below(2) == 0 {
         calls.push(control.begin(Request::Pause));

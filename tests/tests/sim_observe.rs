@@ -15,7 +15,7 @@ use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::{Architecture, native, tiny_kernel};
 use vmm::api::request::{Coredump, Inspect, SetAffinity};
 use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
-use vmm::config::{ByteSize, ConsoleMode, CpuAffinity, DiskConfig, VmConfig};
+use vmm::config::{ByteSize, CpuAffinity, DiskConfig, VmConfig};
 use vmm::message::{Event, Inbox};
 use vmm::monitor::Monitor;
 
@@ -36,7 +36,6 @@ impl Machine {
         config.payload.kernel = Some(kernel);
         config.memory.size = ByteSize(64 << 20);
         config.cpus.boot_vcpus = 2;
-        config.console.mode = ConsoleMode::Off;
         config.disks.push(DiskConfig {
             path: Some(folder.sparse("disk", 1 << 20)),
             id: Some("data".to_owned()),

@@ -4,7 +4,7 @@ use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
-    BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
+    BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
     FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
     NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig,
     RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
@@ -50,7 +50,7 @@ pub const ENTRIES: &[Entry] = &[
     of::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
     of::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
     of::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
-    of::<ChannelConfig>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
+    of::<ChannelOption>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),
     of::<SerialConfig>("serial", "--serial file=/var/log/guest.log"),
     of::<DebugConsoleConfig>("debug-console", "--debug-console file=/tmp/debug.log"),
     of::<PlatformConfig>("platform", "--platform num_pci_segments=2,serial_number=X1"),

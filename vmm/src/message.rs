@@ -86,8 +86,8 @@ pub enum Message {
     Populated(anyhow::Result<()>),
     /// Pages of a module that went are given back to the host.
     MemoryReleased,
-    /// The guest was silent for too long for the watchdog that a worker runs.
-    WatchdogExpired,
+    /// The guest was silent for too long for the watchdog of that name, which a worker runs.
+    WatchdogExpired(String),
     /// A core dump is complete, or could not be written.
     Dumped(Result<(), ApiError>),
     /// A worker gave back what it ran for a function.

@@ -16,7 +16,7 @@ use vivarium_tests::registers::Register;
 use vivarium_tests::{native, tiny_kernel};
 use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
-use vmm::config::{ByteSize, ConsoleMode, DeviceConfig, DiskConfig, VmConfig};
+use vmm::config::{ByteSize, DeviceConfig, DiskConfig, VmConfig};
 use vmm::machine::Ended;
 use vmm::message::{Event, Inbox, Inquiry};
 use vmm::monitor::{Limits, Monitor};
@@ -141,7 +141,6 @@ pub fn config(folder: &Folder) -> Box<VmConfig> {
     let mut config = VmConfig::default();
     config.payload.kernel = Some(kernel);
     config.memory.size = ByteSize(64 << 20);
-    config.console.mode = ConsoleMode::Off;
     // On Arm nothing comes and goes without.
     config.platform.acpi = Some(true);
     Box::new(config)

@@ -10,12 +10,18 @@ use vmm::api::request::{
 };
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{
-    BalloonConfig, ByteSize, CpuAffinity, DeviceConfig, DiskConfig, HotplugMethod, MemoryZoneConfig,
-    PciPortConfig, PmemConfig, VmConfig,
+    BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CpuAffinity, DeviceConfig,
+    DiskConfig, HotplugMethod, IvshmemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig, RngConfig,
+    RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
 };
 
 /// The port that devices are plugged in at.
 pub const PORT: &str = "rp0";
+
+/// Whether a device is of those that a machine begins with.
+pub fn standing(id: &str) -> bool {
+    id.starts_with("__") || id == PORT
+}
 
 /// A machine to which everything can be done; one of two kinds, whose memory grows in different ways.
 pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
@@ -40,8 +46,12 @@ pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
     config
 }
 
+/// Kinds of devices that come and go beside disks and persistent memory.
+const OTHERS: &[&str] = &["balloon", "console", "ivshmem", "rng", "rtc", "watchdog"];
+
 /// The images of the devices that come and go, and where dumps are put.
 pub struct Images {
+    folder: PathBuf,
     disks: Vec<PathBuf>,
     files: Vec<PathBuf>,
     dump: PathBuf,
@@ -52,8 +62,17 @@ pub fn label(request: &Request) -> &'static str {
     match request {
         Request::Add(add) => match &add.device {
             DeviceConfig::Disk(disk) if disk.bus.is_some() => "add at a port",
-            DeviceConfig::Disk(_) => "add disk",
-            _ => "add pmem",
+            device => match device.common().kind() {
+                "balloon" => "add balloon",
+                "console" => "add console",
+                "disk" => "add disk",
+                "ivshmem" => "add ivshmem",
+                "pmem" => "add pmem",
+                "rng" => "add rng",
+                "rtc" => "add rtc",
+                "watchdog" => "add watchdog",
+                kind => kind,
+            },
         },
         Request::RemoveDevice(remove) if remove.force => "remove with force",
         Request::Resize(resize) if resize.desired_ram.is_some() => "resize memory",
@@ -65,8 +84,14 @@ pub fn label(request: &Request) -> &'static str {
 /// Each of these is done at least once, or nothing was tested of it.
 pub const LABELS: &[&str] = &[
     "add at a port",
+    "add balloon",
+    "add console",
     "add disk",
+    "add ivshmem",
     "add pmem",
+    "add rng",
+    "add rtc",
+    "add watchdog",
     "remove with force",
     "resize balloon",
     "resize memory",
@@ -114,7 +139,9 @@ impl Counts {
 impl Images {
     pub fn new(folder: &Folder) -> Self {
         let images = |name: &str, size| (0..3).map(|n| folder.sparse(&format!("{name}{n}"), size)).collect();
-        Self { disks: images("disk", 1 << 20), files: images("pmem", 2 << 20), dump: folder.join("dump") }
+        folder.sparse("shared", 1 << 20);
+        let (disks, files) = (images("disk", 1 << 20), images("pmem", 2 << 20));
+        Self { folder: folder.join(""), disks, files, dump: folder.join("dump") }
     }
 
     /// A call that changes or asks something of a machine, and leaves its state.
@@ -128,7 +155,7 @@ impl Images {
             id: Some(id.to_owned()),
             ..DiskConfig::default()
         };
-        match random.below(20) {
+        match random.below(24) {
             0 | 1 => add(of_disk(&disk_id, &self.disks[number])),
             2 => {
                 let file = Some(self.files[number].clone());
@@ -167,8 +194,44 @@ impl Images {
                 Request::Coredump(Coredump { destination_url: format!("file://{}", self.dump.display()) })
             }
             18 => Request::Inspect(Inspect::default()),
+            19 | 20 => self.other(random),
+            21 | 22 => {
+                let kind = OTHERS[random.below(OTHERS.len() as u64) as usize];
+                let id = if kind == "balloon" { "__balloon".into() } else { format!("{kind}{}", number % 2) };
+                remove(&id, random.below(2) == 0, patience)
+            }
             _ if random.below(2) == 0 => Request::Counters,
             _ => Request::Info,
+        }
+    }
+
+    /// Adds a device of another kind than a disk or persistent memory.
+    fn other(&self, random: &mut Random) -> Request {
+        let kind = OTHERS[random.below(OTHERS.len() as u64) as usize];
+        let number = random.below(2);
+        let id = Some(format!("{kind}{number}"));
+        match kind {
+            // The one that the machine began with is not there: it has its name.
+            "balloon" => add(BalloonConfig::default()),
+            "console" => add(ConsoleConfig {
+                mode: ConsoleMode::Pty,
+                channels: vec![ChannelConfig {
+                    name: format!("channel{number}"),
+                    socket: Some(self.folder.join(format!("channel{number}"))),
+                }],
+                id,
+                ..ConsoleConfig::default()
+            }),
+            "ivshmem" => {
+                let path = self.folder.join("shared");
+                add(IvshmemConfig { path, size: ByteSize(1 << 20), id, ..IvshmemConfig::default() })
+            }
+            "rng" => add(RngConfig { id, ..RngConfig::default() }),
+            "rtc" => add(RtcConfig { id, ..RtcConfig::default() }),
+            _ => {
+                let model = [WatchdogModel::I6300esb, WatchdogModel::Virtio][number as usize];
+                add(WatchdogConfig { model, id, ..WatchdogConfig::default() })
+            }
         }
     }
 
@@ -191,9 +254,12 @@ fn resize(cpus: Option<u32>, ram: Option<u64>, balloon: Option<u64>) -> Request 
     })
 }
 
-/// Gives a machine the sizes that it began with.
+/// Gives a machine the sizes that it began with, and its balloon.
 pub fn shrink(control: &Control) {
     let info = control.info();
+    if info["config"]["balloon"].is_null() {
+        control.done(add(BalloonConfig::default()));
+    }
     let size = info["config"]["memory"]["size"].as_u64().unwrap();
     if size > 0 {
         control.done(resize(Some(1), Some(size), None));

@@ -3,6 +3,7 @@
 //! A [`Call`] is a [`Request`] with the way its answer goes back. Whoever made it may wait for it or not; the machine thread
 //! never waits for them. Nothing else shares state with the machine thread.
 
+mod bodies;
 pub mod compatibility;
 pub mod connection;
 pub mod event_monitor;

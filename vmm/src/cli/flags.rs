@@ -64,9 +64,9 @@ pub(super) struct Flags {
     /// A network interface on a tap.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pub(super) net: Vec<String>,
-    /// The entropy source [default: src=/dev/urandom].
-    #[arg(long, value_name = "KEYS")]
-    pub(super) rng: Option<String>,
+    /// A source of entropy [default: src=/dev/urandom].
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pub(super) rng: Vec<String>,
     /// A real-time clock, by which the guest follows the host's clocks.
     #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
     pub(super) rtc: Option<String>,
@@ -77,14 +77,14 @@ pub(super) struct Flags {
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pub(super) pmem: Vec<String>,
     /// Memory shared with other machines and programs on the host.
-    #[arg(long, value_name = "KEYS")]
-    pub(super) ivshmem: Option<String>,
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pub(super) ivshmem: Vec<String>,
     /// Sockets between the guest and programs on the host.
     #[arg(long, value_name = "KEYS")]
     pub(super) vsock: Option<String>,
-    /// The virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
-    #[arg(long, value_name = "MODE")]
-    pub(super) console: Option<String>,
+    /// A virtio console: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
+    #[arg(long, value_name = "MODE", action = ArgAction::Append)]
+    pub(super) console: Vec<String>,
     /// Channels between programs in the guest and on the host, such as to a guest agent.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pub(super) channel: Vec<String>,
@@ -101,8 +101,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "KEYS")]
     pub(super) on_crash: Option<String>,
     /// Add a watchdog, which restarts a guest that hangs, or does with it what action=ACTION says.
-    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
-    pub(super) watchdog: Option<String>,
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "", action = ArgAction::Append)]
+    pub(super) watchdog: Vec<String>,
     /// The machine's identity and number of PCI segments.
     #[arg(long, value_name = "KEYS")]
     pub(super) platform: Option<String>,

@@ -12,13 +12,14 @@ pub(crate) use flags::{COMMANDS, arguments, command, shape, synopsis};
 
 use crate::api::event_monitor::EventMonitorConfig;
 use crate::api::socket::ApiSocketConfig;
+use crate::config::several::Repeated;
 use crate::config::{
-    BalloonConfig, ChannelConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig, FwCfgConfig,
-    GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig, NumaConfig, Options,
-    PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig, RtcConfig,
-    VmConfig, VsockConfig, WatchdogConfig, console,
+    BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
+    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
+    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig,
+    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, channel, console,
 };
-use crate::config::{PciPlaceConfig, PciPortConfig};
+use crate::config::{PciPlaceConfig, PciPortConfig, Several};
 use crate::log::{Format, Levels, LogOptions};
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
@@ -175,7 +176,6 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
     if flags.kernel.is_none() && flags.firmware.is_none() {
         return Err(UsageError("--kernel is missing; give the kernel to boot: --kernel PATH".into()));
     }
-    let watchdog = maybe::<WatchdogConfig>("--watchdog", flags.watchdog.as_deref())?;
     Ok(VmConfig {
         cpus: one::<CpusConfig>("--cpus", flags.cpus.as_deref())?,
         memory,
@@ -190,24 +190,21 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         rate_limit_groups: many::<RateLimitGroupConfig>("--rate-limit-group", &flags.rate_limit_group)?,
         disks: many::<DiskConfig>("--disk", &flags.disk)?,
         net: many::<NetConfig>("--net", &flags.net)?,
-        rng: one::<RngConfig>("--rng", flags.rng.as_deref())?,
+        rng: several::<RngConfig>("--rng", &flags.rng)?,
         rtc: maybe::<RtcConfig>("--rtc", flags.rtc.as_deref())?,
         balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
         pmem: many::<PmemConfig>("--pmem", &flags.pmem)?,
-        ivshmem: maybe::<IvshmemConfig>("--ivshmem", flags.ivshmem.as_deref())?,
+        ivshmem: several::<IvshmemConfig>("--ivshmem", &flags.ivshmem)?,
         vsock: maybe::<VsockConfig>("--vsock", flags.vsock.as_deref())?,
         serial: console("--serial", flags.serial.as_deref().unwrap_or("null"))?,
-        console: console("--console", flags.console.as_deref().unwrap_or("tty"))?,
-        channels: many::<ChannelConfig>("--channel", &flags.channel)?,
+        console: consoles(&flags.console, many::<ChannelOption>("--channel", &flags.channel)?)?,
         debug_console: console::<DebugConsoleConfig>(
             "--debug-console",
             flags.debug_console.as_deref().unwrap_or("off"),
         )?,
         pvpanic: flags.pvpanic,
         on_crash: maybe::<CrashConfig>("--on-crash", flags.on_crash.as_deref())?,
-        watchdog: watchdog.is_some(),
-        watchdog_action: watchdog.as_ref().map(|watchdog| watchdog.action).unwrap_or_default(),
-        watchdog_model: watchdog.map(|watchdog| watchdog.model).unwrap_or_default(),
+        watchdog: several::<WatchdogConfig>("--watchdog", &flags.watchdog)?,
         numa: many::<NumaConfig>("--numa", &flags.numa)?,
         platform: one::<PlatformConfig>("--platform", flags.platform.as_deref())?,
         pci_segments: many::<PciSegmentConfig>("--pci-segment", &flags.pci_segment)?,
@@ -229,6 +226,21 @@ fn maybe<T: Options>(flag: &str, text: Option<&str>) -> Result<Option<T>, UsageE
 
 fn many<T: Options>(flag: &str, texts: &[String]) -> Result<Vec<T>, UsageError> {
     texts.iter().map(|text| one(flag, Some(text))).collect()
+}
+
+/// What is given of a kind; if nothing, what a machine has in any case.
+fn several<T: Repeated>(flag: &str, texts: &[String]) -> Result<Several<T>, UsageError> {
+    if texts.is_empty() { Ok(Several::default()) } else { many(flag, texts).map(Several::from) }
+}
+
+/// The virtio consoles with their channels.
+fn consoles(texts: &[String], channels: Vec<ChannelOption>) -> Result<Several<ConsoleConfig>, UsageError> {
+    let usual = ["tty".to_owned()];
+    let texts = if texts.is_empty() { &usual } else { texts };
+    let all = texts.iter().map(|text| console::<ConsoleConfig>("--console", text));
+    let mut all: Vec<_> = all.collect::<Result<_, _>>()?;
+    channel::share_out(&mut all, channels)?;
+    Ok(all.into())
 }
 
 fn console<T: Options + console::Console>(flag: &str, text: &str) -> Result<T, UsageError> {

@@ -1,11 +1,12 @@
 //! `--balloon`.
 
-use super::options::{ByteSize, options};
+use super::device::device_options;
+use super::options::ByteSize;
 use super::validate::ConfigError;
 
-options! {
+device_options! {
     /// A memory balloon (virtio-balloon), by which the guest gives memory back to the host.
-    pub struct BalloonConfig {
+    pub struct BalloonConfig is "balloon" first |_| "__balloon", told by size {
         /// How much memory the guest gives back, at first.
         ["size"] size: ByteSize = ByteSize(0),
         /// Let the guest take memory back from the balloon when it is short of memory.

@@ -1,5 +1,6 @@
 //! `--channel`.
 
+use super::ConsoleConfig;
 use super::options::options;
 use super::validate::ConfigError;
 use std::collections::BTreeSet;
@@ -13,6 +14,18 @@ const LONGEST_NAME: usize = 128;
 const LONGEST_PATH: usize = 107;
 
 options! {
+    /// A named channel between a program in the guest and one on the host: a further port of a virtio console.
+    pub struct ChannelOption {
+        /// The name by which the guest finds it, in Linux as `/dev/virtio-ports/<name>`.
+        ["name"] name: String = String::new(),
+        /// The UNIX socket by which a program on the host connects to it, one at a time.
+        ["socket"] socket: Option<PathBuf> = None,
+        /// The id of the console that it is a port of; the first if not given.
+        ["console"] console: Option<String> = None,
+    }
+}
+
+options! {
     /// A named channel between a program in the guest and one on the host: a further port of the virtio console.
     pub struct ChannelConfig {
         /// The name by which the guest finds it, in Linux as `/dev/virtio-ports/<name>`.
@@ -22,13 +35,42 @@ options! {
     }
 }
 
-/// Checks what `--channel` says.
+/// Gives consoles their channels. There is a console for them in any case.
+///
+/// # Errors
+/// When one names a console that is not there.
+pub fn share_out(consoles: &mut Vec<ConsoleConfig>, channels: Vec<ChannelOption>) -> Result<(), ConfigError> {
+    for ChannelOption { name, socket, console } in channels {
+        let channel = ChannelConfig { name, socket };
+        let place = match &console {
+            None if consoles.is_empty() => {
+                consoles.push(ConsoleConfig::default());
+                consoles.first_mut()
+            }
+            None => consoles.first_mut(),
+            Some(id) => consoles.iter_mut().find(|other| other.id.as_ref() == Some(id)),
+        };
+        let Some(place) = place else {
+            return Err(ConfigError {
+                option: format!("--channel name={}", channel.name),
+                reason: format!(
+                    "console={}: there is no --console of that id; give one id=, or leave this out",
+                    console.unwrap_or_default()
+                ),
+            });
+        };
+        place.channels.push(channel);
+    }
+    Ok(())
+}
+
+/// Checks the channels of all consoles.
 ///
 /// # Errors
 /// Names the channel at fault, and says what to do.
-pub(super) fn check(channels: &[ChannelConfig]) -> Result<(), ConfigError> {
+pub(super) fn check(consoles: &[ConsoleConfig]) -> Result<(), ConfigError> {
     let mut names = BTreeSet::new();
-    for channel in channels {
+    for channel in consoles.iter().flat_map(|console| &console.channels) {
         let name = channel.name.as_str();
         let wrong = |reason: String| {
             let option = if name.is_empty() { "--channel".into() } else { format!("--channel name={name}") };
@@ -52,11 +94,13 @@ pub(super) fn check(channels: &[ChannelConfig]) -> Result<(), ConfigError> {
             return wrong(format!("the path of its socket has more than {LONGEST_PATH} bytes; shorten it"));
         }
     }
-    if channels.len() > MOST {
-        let option = "--channel".into();
+    if let Some(console) = consoles.iter().find(|console| console.channels.len() > MOST) {
+        let count = console.channels.len();
         return Err(ConfigError {
-            option,
-            reason: format!("is given {} times; a machine has at most {MOST}", channels.len()),
+            option: "--channel".into(),
+            reason: format!(
+                "is given {count} times for one console, which has at most {MOST}; add a --console"
+            ),
         });
     }
     Ok(())

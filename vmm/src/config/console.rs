@@ -1,8 +1,11 @@
 //! `--serial`, `--console` and `--debug-console`.
 
-use super::VmConfig;
-use super::options::{Options, Setting, options};
+use super::device::device_options;
+use super::options::{NO_KEYS, Options, Setting, options};
+use super::several::Repeated;
+use super::{ChannelConfig, ConfigError, VmConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -38,15 +41,44 @@ impl Setting for ConsoleMode {
     }
 }
 
-options! {
-    /// A console of the guest: off, null, tty, pty, file=PATH or socket=PATH.
-    pub struct ConsoleConfig {
+device_options! {
+    /// A console of the guest, with the channels that are further ports of it: off, null, tty, pty, file=PATH or socket=PATH.
+    pub struct ConsoleConfig is "console" first |_| "__console", told by socket, file, mode {
         /// Where it ends on the host.
         ["mode" bare] mode: ConsoleMode = ConsoleMode::Off,
         /// Write the output to this file.
         ["file"] file: Option<PathBuf> = None,
         /// Listen on this UNIX socket.
         ["socket"] socket: Option<PathBuf> = None,
+        /// The channels between programs in the guest and on the host.
+        [nested NO_KEYS] channels: Vec<ChannelConfig> = Vec::new(),
+    }
+}
+
+impl Repeated for ConsoleConfig {
+    fn is_there(&self) -> bool {
+        // The first port of a device is a console in any case.
+        self.mode != ConsoleMode::Off || !self.channels.is_empty()
+    }
+
+    /// One that is off, as clients of cloud-hypervisor know it.
+    fn short_form(all: &[Self]) -> Option<Value> {
+        if all.is_empty() { serde_json::to_value(Self::default()).ok() } else { None }
+    }
+}
+
+impl ConsoleConfig {
+    /// Checks that there is something of it.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn check_there(&self) -> Result<(), ConfigError> {
+        if self.is_there() {
+            return Ok(());
+        }
+        let reason =
+            "is off; say where it ends by a mode (null, pty, tty, file, socket), or give it channels";
+        Err(ConfigError { option: "--console".into(), reason: reason.into() })
     }
 }
 
@@ -100,17 +132,23 @@ options! {
 }
 
 impl VmConfig {
-    /// Tells where pseudo-terminals are: in `file`, where clients look for it.
-    pub fn set_terminals(&mut self, by_option: &BTreeMap<&'static str, PathBuf>, console: Option<PathBuf>) {
+    /// Tells where pseudo-terminals are, by the options and by the names of consoles: in `file`, where clients look for it.
+    pub fn set_terminals(
+        &mut self,
+        by_option: &BTreeMap<&'static str, PathBuf>,
+        by_console: &BTreeMap<String, PathBuf>,
+    ) {
         let of = |option| by_option.get(option).cloned();
         for (mode, file, terminal) in [
             (self.serial.mode, &mut self.serial.file, of("--serial")),
-            (self.console.mode, &mut self.console.file, console),
             (self.debug_console.mode, &mut self.debug_console.file, of("--debug-console")),
         ] {
             if mode == ConsoleMode::Pty {
                 *file = terminal;
             }
+        }
+        for console in self.console.iter_mut().filter(|console| console.mode == ConsoleMode::Pty) {
+            console.file = console.id.as_ref().and_then(|id| by_console.get(id)).cloned();
         }
     }
 }

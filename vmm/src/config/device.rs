@@ -4,13 +4,19 @@
 //! rest of the machine then knows it: it is named, placed, added, found and forgotten like the others. How it is opened is
 //! told in the registry of the machine (`machine::registry`).
 
-use super::{ConfigError, DiskConfig, NetConfig, PciPlace, PmemConfig, RtcConfig, VmConfig, VsockConfig};
+use super::{
+    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PciPlace, PmemConfig,
+    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+};
 use std::collections::BTreeSet;
 
 /// A device's configuration, whatever its kind.
 pub trait Device {
     /// What made-up names begin with, such as `disk`.
     fn kind(&self) -> &'static str;
+
+    /// The name of the first that is given none, if clients know one: `__rng`. No other device can have it.
+    fn first_name(&self) -> Option<&'static str>;
 
     /// Its option with what tells it from others, for messages.
     fn option(&self) -> String;
@@ -26,11 +32,11 @@ pub trait Device {
 }
 
 /// Declares the configuration of a kind of device: as `options!`, with the kind's name and the settings that tell one device
-/// from another in messages. A name and a place on PCI are added.
+/// from another in messages; `first` says what the first is called that is given no name. A name and a place on PCI are added.
 macro_rules! device_options {
     (
         $(#[doc = $doc:literal])*
-        pub struct $name:ident is $kind:literal told by $($label:ident),+ {
+        pub struct $name:ident is $kind:literal $(first $first:expr,)? told by $($label:ident),+ {
             $($fields:tt)*
         }
     ) => {
@@ -54,6 +60,10 @@ macro_rules! device_options {
         impl $crate::config::device::Device for $name {
             fn kind(&self) -> &'static str {
                 $kind
+            }
+
+            fn first_name(&self) -> Option<&'static str> {
+                $crate::config::device::first_name(self, $crate::config::device::device_options!(@first $($first)?))
             }
 
             fn option(&self) -> String {
@@ -82,11 +92,22 @@ macro_rules! device_options {
             }
         }
     };
+
+    (@first $first:expr) => { Some($first) };
+    (@first) => { None };
 }
 pub(crate) use device_options;
 
+/// How the first of a kind is called.
+pub(crate) type FirstName<T> = fn(&T) -> &'static str;
+
+/// What `name`, if there is one, says of `device`.
+pub(crate) fn first_name<T>(device: &T, name: Option<FirstName<T>>) -> Option<&'static str> {
+    name.map(|name| name(device))
+}
+
 /// Where a configuration keeps the devices of a kind.
-trait Room<T> {
+pub(super) trait Room<T> {
     /// Puts a device there, if there is room.
     fn put(&mut self, device: T) -> bool;
     /// Forgets those that are not to be kept.
@@ -149,6 +170,13 @@ macro_rules! device_kinds {
                 devices.into_iter()
             }
 
+            /// The same, each by its kind: in the order in which a guest finds them.
+            pub fn device_configs(&self) -> Vec<DeviceConfig> {
+                Vec::new().into_iter()
+                    $(.chain(self.$field.iter().cloned().map(DeviceConfig::from)))+
+                    .collect()
+            }
+
             fn devices_mut(&mut self) -> Vec<&mut dyn Device> {
                 Vec::new().into_iter()
                     $(.chain(self.$field.iter_mut().map(|device| device as &mut dyn Device)))+
@@ -177,36 +205,54 @@ macro_rules! device_kinds {
                 }
             }
 
-            /// Forgets the device of that id.
+            /// Forgets the device of that id, and where it was told to be.
             pub fn forget_device(&mut self, id: &str) {
                 $(self.$field.keep(|device| device.id.as_deref() != Some(id));)+
+                self.pci_places.retain(|place| place.id != id);
             }
         }
     };
 }
 
 device_kinds! {
+    /// A console, with channels.
+    Console(ConsoleConfig) in console,
     /// A disk.
     Disk(DiskConfig) in disks,
     /// A network interface.
     Net(NetConfig) in net,
-    /// Persistent memory.
-    Pmem(PmemConfig) in pmem,
+    /// A source of entropy.
+    Rng(RngConfig) in rng,
     /// Sockets between guest and host.
     Vsock(VsockConfig) in vsock,
     /// A real-time clock.
     Rtc(RtcConfig) in rtc,
+    /// Memory shared with others.
+    Ivshmem(IvshmemConfig) in ivshmem,
+    /// A memory balloon.
+    Balloon(BalloonConfig) in balloon,
+    /// A watchdog.
+    Watchdog(WatchdogConfig) in watchdog,
+    /// Persistent memory.
+    Pmem(PmemConfig) in pmem,
 }
 
 impl VmConfig {
     /// Gives each device that has no id one that no other device has.
     pub fn name_devices(&mut self) {
-        let taken: BTreeSet<String> =
+        super::watchdog::part(&mut self.watchdog);
+        let mut taken: BTreeSet<String> =
             self.devices().filter_map(|device| device.id().map(str::to_owned)).collect();
         let mut next = (0, "");
         for device in self.devices_mut() {
             if next.1 != device.kind() {
                 next = (0, device.kind());
+            }
+            if device.id().is_none()
+                && let Some(first) = device.first_name()
+                && taken.insert(first.to_owned())
+            {
+                *device.id_mut() = Some(first.to_owned());
             }
             while device.id().is_none() {
                 let id = format!("_{}{}", next.1, next.0);
@@ -235,13 +281,32 @@ mod tests {
         let mut config = VmConfig { disks, vsock: Some(VsockConfig::default()), ..VmConfig::default() };
         config.name_devices();
         let ids: Vec<_> = config.devices().map(|device| device.id().unwrap().to_owned()).collect();
-        assert_eq!(ids, ["_disk0", "_disk1", "_disk2", "_vsock0"]);
+        assert_eq!(ids, ["_disk0", "_disk1", "_disk2", "__rng", "_vsock0"]);
         config.forget_device("_disk0");
         assert!(!config.has_device("_disk0") && config.has_device("_disk2"));
         let vsock = DeviceConfig::from(VsockConfig::default());
         assert!(config.put_device(vsock.clone()).unwrap_err().to_string().starts_with("--vsock"));
         config.forget_device("_vsock0");
         config.put_device(vsock).unwrap();
+    }
+
+    #[test]
+    fn the_first_of_a_kind_has_the_name_that_clients_know_while_nobody_has_it() {
+        let mut config = VmConfig::default();
+        let ids =
+            |config: &VmConfig| config.rng.iter().map(|rng| rng.id.clone().unwrap()).collect::<Vec<_>>();
+        for _ in 0..2 {
+            config.put_device(RngConfig::default().into()).unwrap();
+        }
+        config.name_devices();
+        assert_eq!(ids(&config), ["__rng", "_rng0", "_rng1"]);
+        config.forget_device("__rng");
+        config.put_device(RngConfig::default().into()).unwrap();
+        config.name_devices();
+        assert_eq!(ids(&config), ["_rng0", "_rng1", "__rng"]);
+        config.validate().unwrap();
+        config.disks.push(DiskConfig { id: Some("__rng".into()), ..DiskConfig::default() });
+        assert!(config.validate().unwrap_err().to_string().contains("--disk id=__rng: a device's name"));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! `--ivshmem`.
 
-use super::options::{ByteSize, options};
-use super::pci_port::PciPlace;
+use super::device::{Device, device_options};
+use super::options::ByteSize;
+use super::several::Repeated;
 use super::validate::ConfigError;
+use serde_json::Value;
 use std::path::PathBuf;
 
-options! {
+device_options! {
     /// Memory shared with other machines and with programs on the host (QEMU's ivshmem-plain): a file that the guest has as a PCI
     /// device's memory. With a server (ivshmem-doorbell), machines also interrupt each other.
-    pub struct IvshmemConfig {
+    pub struct IvshmemConfig is "ivshmem" first |_| "__ivshmem", told by socket, path {
         /// The file. All that have it share the memory.
         ["path"] path: PathBuf = PathBuf::new(),
         /// How much of it is shared, a power of two of at least 4K. A smaller file is enlarged.
@@ -17,32 +19,16 @@ options! {
         ["socket"] socket: Option<PathBuf> = None,
         /// Interrupts by which others reach this machine, with a server.
         ["vectors", 1..=64] vectors: u16 = 1,
-        /// Name of the device; __ivshmem if not given.
-        ["id"] id: Option<String> = None,
-        /// PCI segment the device is in.
-        ["pci_segment", 0..=63] pci_segment: u16 = 0,
-        /// The --pci-port the device is below, instead of on a root bus.
-        ["bus"] bus: Option<String> = None,
-        /// Device number on a root bus; the first that is free if not given.
-        ["pci_device_id", 0..=31] pci_device_id: Option<u8> = None,
+    }
+}
+
+impl Repeated for IvshmemConfig {
+    fn short_form(all: &[Self]) -> Option<Value> {
+        all.is_empty().then_some(Value::Null)
     }
 }
 
 impl IvshmemConfig {
-    /// Where on PCI it is to be.
-    pub fn place(&self) -> PciPlace {
-        let &Self { pci_segment: segment, pci_device_id: device, .. } = self;
-        PciPlace { segment, bus: self.bus.clone(), device, function: 0 }
-    }
-
-    /// The option, for messages.
-    pub fn option(&self) -> String {
-        match &self.socket {
-            Some(socket) => format!("--ivshmem socket={}", socket.display()),
-            None => format!("--ivshmem path={}", self.path.display()),
-        }
-    }
-
     /// Checks the path or socket, and the size.
     ///
     /// # Errors

@@ -27,15 +27,17 @@ pub mod pci_port;
 pub mod platform;
 pub mod pmem;
 pub mod rate_limit;
+pub mod rng;
 pub mod rtc;
 #[cfg(test)]
 pub(crate) mod schema;
+pub mod several;
 pub mod validate;
 pub mod vsock;
 pub mod watchdog;
 
 pub use balloon::BalloonConfig;
-pub use channel::ChannelConfig;
+pub use channel::{ChannelConfig, ChannelOption};
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig, SerialModel};
 pub use cpus::{CoreScheduling, CpuAffinity, CpuFeature, CpuTopology, CpusConfig};
 pub use crash::{CrashAction, CrashConfig};
@@ -52,10 +54,12 @@ pub use numa::{NumaConfig, NumaDistance};
 pub use options::{ByteSize, Options};
 pub use pci_place::PciPlaceConfig;
 pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
-pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig, RngConfig};
+pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig};
 pub use pmem::PmemConfig;
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
+pub use rng::RngConfig;
 pub use rtc::RtcConfig;
+pub use several::Several;
 pub use validate::ConfigError;
 pub use vsock::VsockConfig;
 pub use watchdog::{WatchdogAction, WatchdogConfig, WatchdogModel};
@@ -85,9 +89,9 @@ pub struct VmConfig {
     /// The network interfaces.
     #[serde(deserialize_with = "null_is_default")]
     pub net: Vec<NetConfig>,
-    /// The entropy source.
+    /// The sources of entropy.
     #[serde(deserialize_with = "null_is_default")]
-    pub rng: RngConfig,
+    pub rng: Several<RngConfig>,
     /// The real-time clock.
     pub rtc: Option<RtcConfig>,
     /// The memory balloon.
@@ -96,18 +100,16 @@ pub struct VmConfig {
     #[serde(deserialize_with = "null_is_default")]
     pub pmem: Vec<PmemConfig>,
     /// The memory shared with others.
-    pub ivshmem: Option<IvshmemConfig>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub ivshmem: Several<IvshmemConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// The serial port.
     #[serde(deserialize_with = "null_is_default")]
     pub serial: SerialConfig,
-    /// The virtio console.
+    /// The virtio consoles.
     #[serde(deserialize_with = "null_is_default")]
-    pub console: ConsoleConfig,
-    /// The channels between programs in the guest and on the host.
-    #[serde(deserialize_with = "null_is_default")]
-    pub channels: Vec<ChannelConfig>,
+    pub console: Several<ConsoleConfig>,
     /// The debug console.
     #[serde(deserialize_with = "null_is_default")]
     pub debug_console: DebugConsoleConfig,
@@ -116,15 +118,9 @@ pub struct VmConfig {
     pub pvpanic: bool,
     /// What is done when the guest crashes.
     pub on_crash: Option<CrashConfig>,
-    /// Whether there is a watchdog.
+    /// The watchdogs; `true` is one.
     #[serde(deserialize_with = "null_is_default")]
-    pub watchdog: bool,
-    /// What it does to a guest that hangs.
-    #[serde(deserialize_with = "null_is_default")]
-    pub watchdog_action: WatchdogAction,
-    /// Which watchdog it is.
-    #[serde(deserialize_with = "null_is_default")]
-    pub watchdog_model: WatchdogModel,
+    pub watchdog: Several<WatchdogConfig>,
     /// The NUMA nodes.
     #[serde(deserialize_with = "null_is_default")]
     pub numa: Vec<NumaConfig>,

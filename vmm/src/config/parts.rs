@@ -65,9 +65,7 @@ impl VmConfig {
         let mut parts: Vec<(&'static str, &dyn Part)> = vec![
             ("--cpus", &self.cpus),
             ("--memory", &self.memory),
-            ("--rng", &self.rng),
             ("--serial", &self.serial),
-            ("--console", &self.console),
             ("--debug-console", &self.debug_console),
             ("--platform", &self.platform),
         ];
@@ -75,13 +73,16 @@ impl VmConfig {
         parts.extend(all("--memory-zone", self.memory.zones.iter().flatten()));
         parts.extend(all("--rate-limit-group", &self.rate_limit_groups));
         parts.extend(all("--disk", &self.disks));
+        parts.extend(all("--rng", &self.rng));
         parts.extend(all("--net", &self.net));
-        parts.extend(all("--channel", &self.channels));
+        parts.extend(all("--console", &self.console));
+        parts.extend(all("--channel", self.console.iter().flat_map(|console| &console.channels)));
         parts.extend(all("--balloon", &self.balloon));
         parts.extend(all("--pmem", &self.pmem));
         parts.extend(all("--vsock", &self.vsock));
         parts.extend(all("--rtc", &self.rtc));
         parts.extend(all("--ivshmem", &self.ivshmem));
+        parts.extend(all("--watchdog", &self.watchdog));
         parts.extend(all("--on-crash", &self.on_crash));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));
@@ -148,7 +149,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConsoleConfig, DiskConfig, MemoryZoneConfig, SerialConfig};
+    use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryZoneConfig, SerialConfig};
 
     #[test]
     fn every_file_of_a_configuration_is_found() {
@@ -158,7 +159,8 @@ mod tests {
         config.payload.firmware_vars = Some("/v".into());
         config.disks.push(DiskConfig { path: Some("/d".into()), readonly: true, ..DiskConfig::default() });
         config.serial = SerialConfig { socket: Some("/s".into()), ..SerialConfig::default() };
-        config.console = ConsoleConfig { file: Some("/c".into()), ..ConsoleConfig::default() };
+        let (mode, file) = (ConsoleMode::File, Some("/c".into()));
+        config.console = vec![ConsoleConfig { mode, file, ..ConsoleConfig::default() }].into();
         let zone = MemoryZoneConfig { file: Some("/m".into()), ..MemoryZoneConfig::default() };
         config.memory.zones = Some(vec![zone]);
         let found: Vec<_> = config.named_files();

@@ -100,8 +100,7 @@ impl VmConfig {
         let devices = self.devices().map(|device| (device.option(), device.place()));
         let others =
             self.pci_places.iter().map(|place| (format!("--pci-place id={}", place.id), place.place()));
-        let ivshmem = self.ivshmem.iter().map(|ivshmem| (ivshmem.option(), ivshmem.place()));
-        ports.chain(devices).chain(others).chain(ivshmem)
+        ports.chain(devices).chain(others)
     }
 
     /// Checks ports, and that no two devices are told to be in one place.
@@ -162,6 +161,17 @@ impl VmConfig {
         }
         if let Some(id) = super::validate::twice(self.pci_places.iter().map(|place| &place.id)) {
             return fail(&format!("--pci-place id={id}"), "is given twice".into());
+        }
+        let twice = self.pci_places.iter().find(|place| {
+            let own =
+                self.devices().find(|device| device.id() == Some(&place.id)).map(|device| device.place());
+            own.is_some_and(|own| own != PciPlace::default())
+        });
+        if let Some(place) = twice {
+            return fail(
+                &format!("--pci-place id={}", place.id),
+                "the device has bus or pci_device_id of its own; leave this out".into(),
+            );
         }
         let mut taken = BTreeSet::new();
         for (option, place) in self.placed() {

@@ -1,4 +1,4 @@
-//! `--firmware`, `--kernel`, `--platform`, `--pci-segment` and `--rng`.
+//! `--firmware`, `--kernel`, `--platform` and `--pci-segment`.
 
 use super::fw_cfg::FwCfgConfig;
 use super::options::options;
@@ -97,13 +97,5 @@ options! {
         ["mmio32_aperture_weight", 1..=1000] mmio32_aperture_weight: u32 = 1,
         /// Its weight above the memory.
         ["mmio64_aperture_weight", 1..=1000] mmio64_aperture_weight: u32 = 1,
-    }
-}
-
-options! {
-    /// The entropy source (virtio-rng).
-    pub struct RngConfig {
-        /// Where the entropy comes from.
-        ["src"] src: PathBuf = PathBuf::from("/dev/urandom"),
     }
 }

@@ -1,7 +1,7 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
 use super::disk::QueueAffinity;
-use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, VmConfig};
+use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, IvshmemConfig, VmConfig};
 use crate::pmem::UNIT as PMEM_UNIT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -254,7 +254,7 @@ impl VmConfig {
         for device in self.devices() {
             let Some(id) = device.id() else { continue };
             let option = format!("--{} id={id}", device.kind());
-            if id.is_empty() || id.starts_with("__") {
+            if id.is_empty() || id.starts_with("__") && device.first_name() != Some(id) {
                 return error(
                     option,
                     "a device's name is not empty and does not start with \"__\"; choose another",
@@ -264,16 +264,7 @@ impl VmConfig {
                 return error(option, "is given to two devices; names must differ");
             }
         }
-        if let Some(rtc) = &self.rtc {
-            self.check_segment("--rtc", rtc.pci_segment)?;
-        }
-        if let Some(ivshmem) = &self.ivshmem {
-            ivshmem.check()?;
-            self.check_segment(&ivshmem.option(), ivshmem.pci_segment)?;
-            if let Some(id) = ivshmem.id.as_deref().filter(|id| !ids.insert(id)) {
-                return error(format!("--ivshmem id={id}"), "is given to two devices; names must differ");
-            }
-        }
+        self.ivshmem.iter().try_for_each(IvshmemConfig::check)?;
         let mut paths = BTreeSet::new();
         for disk in &self.disks {
             let Some(path) = disk.path.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
@@ -385,17 +376,16 @@ impl VmConfig {
                 );
             }
         }
-        super::channel::check(&self.channels)?;
+        super::channel::check(&self.console)?;
         self.validate_consoles()
     }
 
     fn validate_consoles(&self) -> Result<(), ConfigError> {
-        let (serial, console, debug) = (&self.serial, &self.console, &self.debug_console);
-        let consoles = [
-            ("--serial", serial.mode, &serial.file, &serial.socket),
-            ("--console", console.mode, &console.file, &console.socket),
-            ("--debug-console", debug.mode, &debug.file, &None),
-        ];
+        let (serial, debug) = (&self.serial, &self.debug_console);
+        let mut consoles = vec![("--serial", serial.mode, &serial.file, &serial.socket)];
+        let several = self.console.iter();
+        consoles.extend(several.map(|console| ("--console", console.mode, &console.file, &console.socket)));
+        consoles.push(("--debug-console", debug.mode, &debug.file, &None));
         let mut terminal = None;
         for (flag, mode, file, socket) in consoles {
             let (word, path) = match mode {

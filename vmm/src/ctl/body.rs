@@ -8,8 +8,8 @@ use crate::cli::UsageError;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
-    CpusConfig, DiskConfig, NetConfig, Options, PmemConfig, RateLimiterConfig, RtcConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, DiskConfig, IvshmemConfig, NetConfig, Options,
+    PmemConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
@@ -88,6 +88,15 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         "AddNet" => command.arg(keys(NetConfig::FIELDS)).arg(opening()),
         "AddPmem" => command.arg(keys(PmemConfig::FIELDS)).arg(opening()),
         "AddVsock" => command.arg(keys(VsockConfig::FIELDS)).arg(opening()),
+        "AddRng" => command.arg(keys(RngConfig::FIELDS).required(false)).arg(opening()),
+        "AddIvshmem" => command.arg(keys(IvshmemConfig::FIELDS)).arg(opening()),
+        "AddWatchdog" => command.arg(keys(WatchdogConfig::FIELDS).required(false)).arg(opening()),
+        "AddBalloon" => command.arg(keys(BalloonConfig::FIELDS).required(false)).arg(opening()),
+        "AddConsole" => {
+            let channels = keys(ChannelConfig::FIELDS).id("channel").long("channel").required(false);
+            let channels = channels.value_name("KEYS").action(ArgAction::Append);
+            command.arg(keys(ConsoleConfig::FIELDS).required(false)).arg(channels).arg(opening())
+        }
         "AddRtc" => command.arg(keys(RtcConfig::FIELDS).required(false)).arg(opening()),
         "SetAffinity" => command
             .arg(Arg::new("cpus").long("cpus").value_name("LIST").help(
@@ -172,6 +181,19 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "AddDisk" => addition(&options::<DiskConfig>("add-disk", &text("keys"))?, matches),
         "AddPmem" => addition(&options::<PmemConfig>("add-pmem", &text("keys"))?, matches),
         "AddVsock" => addition(&options::<VsockConfig>("add-vsock", &text("keys"))?, matches),
+        "AddRng" => addition(&options::<RngConfig>("add-rng", &text("keys"))?, matches),
+        "AddIvshmem" => addition(&options::<IvshmemConfig>("add-ivshmem", &text("keys"))?, matches),
+        "AddWatchdog" => addition(&options::<WatchdogConfig>("add-watchdog", &text("keys"))?, matches),
+        "AddBalloon" => addition(&options::<BalloonConfig>("add-balloon", &text("keys"))?, matches),
+        "AddConsole" => {
+            let text = text("keys");
+            let mut console: ConsoleConfig = crate::config::console::parse(&text)
+                .map_err(|error| anyhow!("add-console {text}: {error}"))?;
+            for text in matches.get_many::<String>("channel").into_iter().flatten() {
+                console.channels.push(options("add-console --channel", text)?);
+            }
+            addition(&console, matches)
+        }
         "AddRtc" => addition(&options::<RtcConfig>("add-rtc", &text("keys"))?, matches),
         "SetAffinity" => {
             let cpus = affinity::<CpusConfig>("--cpus", "affinity", &text("cpus"))?.affinity;

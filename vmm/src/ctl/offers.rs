@@ -268,7 +268,7 @@ mod tests {
             ("--seccomp ", &["true", "log", "false"]),
             ("--seccomp=l", &["--seccomp=log"]),
             ("--log-format ", &["text", "json"]),
-            ("--console p", &["pty"]),
+            ("--console pt", &["pty"]),
             ("--console file=/t", &["file=<file>"]),
             ("--help-option net", &["net"]),
             ("--log-levels blo", &["block="]),

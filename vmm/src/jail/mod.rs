@@ -278,7 +278,7 @@ mod tests {
         };
         let needed = needed_files(&run).unwrap();
         let paths: Vec<_> = needed.iter().map(|file| file.path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["/proc/version", "/dev/urandom", "/run/nope", "/proc/uptime", "/tmp"]);
+        assert_eq!(paths, ["/proc/version", "/run/nope", "/dev/urandom", "/proc/uptime", "/tmp"]);
     }
 
     #[test]

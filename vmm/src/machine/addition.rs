@@ -7,7 +7,7 @@
 use super::Machine;
 use super::pci_bus::Plugged;
 use super::persistent_memory::AfterRestart;
-use super::registry::{self, Backend, Opened};
+use super::registry::{self, Backend, Opened, Part};
 use crate::api::request::{AddDevice, AddedReply};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::config::{ConfigError, Device, DeviceConfig, VmConfig};
@@ -56,7 +56,13 @@ impl From<ConfigError> for ApiError {
 ///
 /// # Errors
 /// When the device cannot be among the others.
-pub fn with_device(config: &VmConfig, device: DeviceConfig) -> Result<VmConfig, ApiError> {
+pub fn with_device(config: &VmConfig, mut device: DeviceConfig) -> Result<VmConfig, ApiError> {
+    if let DeviceConfig::Watchdog(watchdog) = &mut device {
+        watchdog.choose_model();
+    }
+    if let DeviceConfig::Console(console) = &device {
+        console.check_there()?;
+    }
     let mut config = config.clone();
     config.put_device(device)?;
     config.name_devices();
@@ -161,9 +167,14 @@ impl Machine {
     /// Puts the devices that are open in their places. The machine is not busy.
     pub(super) fn seat_opened(&mut self) {
         for (addition, result, files) in std::mem::take(&mut self.additions.open) {
-            let Some(Addition { device, respond, .. }) = self.additions.opening.remove(&addition) else {
+            let Some(Addition { mut device, respond, .. }) = self.additions.opening.remove(&addition) else {
                 continue;
             };
+            if let (DeviceConfig::Console(console), Ok(opened)) = (&mut device, &result)
+                && let Some(terminal) = opened.seat.terminal()
+            {
+                console.file = Some(terminal.to_owned());
+            }
             let seated = result.and_then(|opened| self.seat(*opened));
             match seated {
                 Ok((id, address, restarting)) => {
@@ -190,11 +201,14 @@ impl Machine {
     ) -> Result<(String, FunctionAddress, BTreeSet<FunctionAddress>)> {
         let Opened { backend, seat } = opened;
         let id = seat.id.clone();
-        let (device, restarting) = match backend {
-            Backend::Device(device) => (device, BTreeSet::new()),
-            Backend::Memory(file) => self.map_pmem(&id, file)?,
+        let (part, restarting) = match backend {
+            Backend::Ready(part) => (part, BTreeSet::new()),
+            Backend::Memory(file) => {
+                let (device, restarting) = self.map_pmem(&id, file)?;
+                (Part::Virtio(device), restarting)
+            }
         };
-        match seat.take(device, &mut self.pci) {
+        match seat.take(part, &self.memory_devices, &mut self.pci) {
             Ok(address) => Ok((id, address, restarting)),
             Err(error) => {
                 let restarting = self.unmap_pmem(&id);

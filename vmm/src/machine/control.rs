@@ -5,6 +5,10 @@ use super::registry::buckets;
 use crate::api::request::{ResizeDisk, SetLink, SetRateLimit};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use block::virtio_blk::BlockControl;
+use devices::ivshmem::Ivshmem;
+use devices::virtio::balloon::BalloonControl;
+use devices::virtio::watchdog::Hold;
+use devices::watchdog::Watchdog;
 use net::virtio_net::NetHandle;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +18,14 @@ pub enum Control {
     Disk(BlockControl),
     /// A network interface.
     Net(NetHandle),
+    /// The balloon.
+    Balloon(BalloonControl),
+    /// Memory shared with others.
+    SharedMemory(Arc<Mutex<Ivshmem>>),
+    /// Intel's watchdog, which is looked at.
+    Watchdog(Arc<Mutex<Watchdog>>),
+    /// Virtio's watchdog, which tells by itself.
+    VirtioWatchdog(Hold),
 }
 
 fn no_such(kind: &str, id: &str) -> ApiError {
@@ -82,7 +94,7 @@ impl Machine {
             Some(Control::Net(net)) => {
                 net.limiters().iter().for_each(|limiter| limiter.set(bytes, operations));
             }
-            None => return Err(no_such("disk or network interface", &id)),
+            _ => return Err(no_such("disk or network interface", &id)),
         }
         // What waits for the old limits asks for leave by the new ones.
         self.pci.ring(&id);

@@ -4,7 +4,6 @@
 //! last worker that came to rest. A call that waits for it is answered then.
 
 use super::pci_bus::Completion;
-use super::watchdog::GuestWatchdog;
 use super::{Ended, Machine};
 use crate::api::{ApiError, ErrorKind, Reply, Respond};
 use crate::cpu::CpuThread;
@@ -135,7 +134,7 @@ impl Machine {
                 self.seat_opened_if_idle();
             }
             Message::CpuParked => return self.when_parked(),
-            Message::WatchdogExpired => return self.watchdog_expired(),
+            Message::WatchdogExpired(id) => return self.watchdog_expired(&id),
             Message::Opened { addition, result, files, work } => {
                 self.opened(addition, result, files);
                 drop(work);
@@ -364,9 +363,9 @@ impl Machine {
             Phase::Pausing { deadline, .. } | Phase::Ending { deadline, .. } => Some(*deadline),
             _ => None,
         };
-        // While it comes to rest, or stands still for a debugger, the watchdog waits.
+        // While it comes to rest, or stands still for a debugger, watchdogs wait.
         let looked_at = self.at_ease() && !self.stopped_by_debugger();
-        let watchdog = self.watchdog.as_ref().filter(|_| looked_at).and_then(GuestWatchdog::deadline);
+        let watchdog = self.watchdog_deadline().filter(|_| looked_at);
         let calls = self.removal_deadline().into_iter().chain(self.addition_deadline());
         let devices = watchdog.into_iter().chain(self.clock_deadline()).chain(self.throttle.deadline());
         calls.chain(phase).chain(devices).chain(self.gathering_deadline()).min()

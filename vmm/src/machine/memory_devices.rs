@@ -1,17 +1,17 @@
 //! The devices by which a guest's memory grows and shrinks: a balloon, and virtio-mem for each zone that can grow.
 
 use super::pci_bus::PciBus;
-use super::workers;
-use crate::config::{NumaConfig, VmConfig};
+use super::registry;
+use crate::config::{BalloonConfig, NumaConfig, VmConfig};
 use crate::host_pages;
 use crate::memory::{GuestMemory, ZoneExtent};
-use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use devices::virtio::mem::{Mem, MemControl, MemOptions};
 use machine::inspect::{Value, json};
+use machine::memory::HostPages;
+use std::sync::Arc;
 use std::time::Duration;
-use virtio::device::VirtioDevice;
 use virtio::pci_transport;
 
 /// Memory that can be added to a zone.
@@ -24,26 +24,33 @@ pub struct GrowingZone {
     pub control: MemControl,
 }
 
-/// The devices' controls.
-#[derive(Default)]
+/// The devices' controls, and what balloons are made of.
 pub struct MemoryDevices {
-    /// The balloon, if there is one.
-    pub balloon: Option<BalloonControl>,
     /// The zones that can grow.
     pub zones: Vec<GrowingZone>,
+    /// The host's pages behind the memory that the machine began with, and what it can grow by.
+    pages: Arc<dyn HostPages>,
+    /// All of that, in bytes.
+    most: u64,
 }
 
 impl MemoryDevices {
-    /// Adds the devices that `config` asks for.
+    /// For this memory, without devices.
+    ///
+    /// # Errors
+    /// When the host does not say what kind of pages it has there.
+    pub fn new(memory: &GuestMemory) -> Result<Self> {
+        let pages = host_pages::of(&memory.ram).context("--memory: asking the host for its kind of pages")?;
+        let zones: u64 = memory.zones.iter().map(ZoneExtent::most).sum();
+        let most = zones.saturating_add(memory.modules.map_or(0, |range| range.size));
+        Ok(Self { zones: Vec::new(), pages, most })
+    }
+
+    /// Adds the devices by which zones grow.
     ///
     /// # Errors
     /// When one cannot be had, naming its option.
-    pub fn add(config: &VmConfig, memory: &GuestMemory, pci: &mut PciBus) -> Result<Self> {
-        let mut devices = Self::default();
-        if config.balloon.is_none() && memory.zones.iter().all(|zone| zone.hotplug.is_none()) {
-            return Ok(devices);
-        }
-        let pages = host_pages::of(&memory.ram).context("--memory: asking the host for its kind of pages")?;
+    pub fn add(&mut self, config: &VmConfig, memory: &GuestMemory, pci: &mut PciBus) -> Result<()> {
         for zone in &memory.zones {
             let Some(extent) = zone.hotplug else { continue };
             let (option, requested) = at_first(config, zone);
@@ -54,27 +61,30 @@ impl MemoryDevices {
                 node: node_of(&config.numa, &zone.id),
                 populate: extent.hugepages,
             };
-            let mem = Mem::new(options, pages.clone()).with_context(|| option.clone())?;
+            let mem = Mem::new(options, Arc::clone(&self.pages)).with_context(|| option.clone())?;
             let control = mem.control();
             let boot = zone.boot();
             let id = if zone.id.is_empty() { "__mem".to_owned() } else { format!("__mem_{}", zone.id) };
-            add(pci, &id, Box::new(mem)).context(option)?;
-            devices.zones.push(GrowingZone { id: zone.id.clone(), boot, control });
+            let (transport, workers) = (pci_transport::Options::default(), registry::worker_options());
+            pci.add_virtio(&id, 0, Box::new(mem), transport, workers).context(option)?;
+            self.zones.push(GrowingZone { id: zone.id.clone(), boot, control });
         }
-        if let Some(balloon) = &config.balloon {
-            let options = BalloonOptions {
-                size: balloon.size.0,
-                ram: (memory.zones.iter().map(ZoneExtent::most).sum::<u64>())
-                    .saturating_add(memory.modules.map_or(0, |range| range.size)),
-                deflate_on_oom: balloon.deflate_on_oom,
-                free_page_reporting: balloon.free_page_reporting,
-                statistics_interval: Duration::from_secs(balloon.statistics_interval.into()),
-            };
-            let balloon = Balloon::new(options, pages).context("--balloon: making an event")?;
-            devices.balloon = Some(balloon.control());
-            add(pci, "__balloon", Box::new(balloon)).context("--balloon")?;
-        }
-        Ok(devices)
+        Ok(())
+    }
+
+    /// A balloon.
+    ///
+    /// # Errors
+    /// When the host is out of descriptors.
+    pub fn balloon(&self, config: &BalloonConfig) -> Result<Balloon> {
+        let options = BalloonOptions {
+            size: config.size.0,
+            ram: self.most,
+            deflate_on_oom: config.deflate_on_oom,
+            free_page_reporting: config.free_page_reporting,
+            statistics_interval: Duration::from_secs(config.statistics_interval.into()),
+        };
+        Balloon::new(options, Arc::clone(&self.pages)).context("making an event")
     }
 
     /// The machine restarts: what was added is taken away, until the guest asks for it again. No worker runs.
@@ -84,16 +94,15 @@ impl MemoryDevices {
         }
     }
 
-    /// What of `boot` bytes of memory the guest has now: with what was added, without what is in the balloon.
-    pub fn adjust(&self, boot: u64) -> u64 {
+    /// What the guest has with what was added to `boot` bytes of memory.
+    pub fn with_added(&self, boot: u64) -> u64 {
         let added = self.zones.iter().map(|zone| zone.control.plugged());
-        let size = added.fold(boot, u64::saturating_add);
-        size.saturating_sub(self.balloon.as_ref().map_or(0, BalloonControl::actual))
+        added.fold(boot, u64::saturating_add)
     }
 
     /// The devices, for inspection. The guest's statistics are those that it told last; who looks has it tell anew.
-    pub fn inspect(&self) -> Value {
-        if let Some(balloon) = &self.balloon {
+    pub fn inspect(&self, balloon: Option<&BalloonControl>) -> Value {
+        if let Some(balloon) = balloon {
             balloon.request_statistics();
         }
         let zones = self.zones.iter().map(|zone| {
@@ -101,7 +110,7 @@ impl MemoryDevices {
             (name.to_owned(), zone.control.inspect())
         });
         json!({
-            "balloon": self.balloon.as_ref().map(BalloonControl::inspect),
+            "balloon": balloon.map(BalloonControl::inspect),
             "zones": zones.collect::<Value>(),
         })
     }
@@ -123,14 +132,4 @@ fn at_first(config: &VmConfig, zone: &ZoneExtent) -> (String, u64) {
 fn node_of(numa: &[NumaConfig], zone: &str) -> u16 {
     let node = numa.iter().find(|node| node.memory_zones.iter().any(|known| known == zone));
     node.map_or(0, |node| node.guest_numa_id as u16)
-}
-
-fn add(pci: &mut PciBus, id: &str, device: Box<dyn VirtioDevice>) -> Result<()> {
-    let workers = workers::Options {
-        poll: Duration::ZERO,
-        affinity: Vec::new(),
-        sharing: None,
-        confine: || seccomp::confine(ThreadKind::Worker),
-    };
-    pci.add_virtio(id, 0, device, pci_transport::Options::default(), workers).map(drop)
 }

@@ -65,10 +65,12 @@ use anyhow::{Context, Result};
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use boot_files::BootFiles;
+use control::Control;
 use cpus::Cpus;
 use crash::Crash;
 use debugger::Debugger;
 use devices::fw_cfg::vmcoreinfo::VmcoreInfo;
+use devices::virtio::balloon::BalloonControl;
 use flash::Flash;
 use hypervisor::{Hypervisor, MemorySlot, Vm};
 use life::Phase;
@@ -76,6 +78,7 @@ use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::{Effect, FunctionAddress};
+use machine::interrupt::MsiAllocator;
 use machine::memory::GuestMemoryRegion;
 use machine::memory::Memory;
 use memory_devices::MemoryDevices;
@@ -85,7 +88,7 @@ use persistent_memory::AfterRestart;
 pub(crate) use platform::calls;
 use platform::{Foundation, Platform, Pumps};
 pub use registry::Opened;
-use registry::Site;
+use registry::{Site, Turn};
 use removal::Removal;
 use resize::Growth;
 pub use restart::Loaded;
@@ -94,7 +97,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use throttle::Throttle;
-use watchdog::GuestWatchdog;
 
 /// How a machine came to its end.
 #[derive(Debug)]
@@ -165,7 +167,8 @@ pub struct Machine {
     leaving: BTreeMap<FunctionAddress, Vec<u32>>,
     /// What waits for functions to go on with other memory.
     restarts: Vec<(BTreeSet<FunctionAddress>, AfterRestart)>,
-    watchdog: Option<GuestWatchdog>,
+    /// The watchdogs that told of a silent guest while it came to rest or stood still: they wait until it goes on.
+    watchdogs_told: BTreeSet<String>,
     memory_devices: MemoryDevices,
     _consoles: Consoles,
     clock: Arc<dyn Clock>,
@@ -233,12 +236,14 @@ impl Machine {
             layout.segments(),
         )?;
         let escape = Doorbell::new().context("making an event")?;
-        let site = Site::new(&config, &clock, escape.clone(), events.clone());
+        let msi: Arc<dyn MsiAllocator> = Arc::clone(&vm) as _;
+        let site = Site::new(&config, &clock, escape.clone(), events.clone(), &msi, own_mailbox.clone());
         pci.add_ports(&config)?;
-        site.add_all(&config, &mut pci)?;
-        config.set_terminals(&pumps.terminals, site.terminal());
-        let memory_devices = MemoryDevices::add(&config, &memory, &mut pci)?;
-        let watchdog = GuestWatchdog::add(&config, &clock, &own_mailbox, &mut pci)?;
+        let mut memory_devices = MemoryDevices::new(&memory)?;
+        let terminals = site.add(&config, Turn::First, &memory_devices, &mut pci)?;
+        config.set_terminals(&pumps.terminals, &terminals);
+        memory_devices.add(&config, &memory, &mut pci)?;
+        site.add(&config, Turn::AfterMemory, &memory_devices, &mut pci)?;
         registry::add_pvpanic(&config, &mut pci)?;
 
         let (ram, zones) = (&memory.ram, &memory.zones);
@@ -277,7 +282,7 @@ impl Machine {
             removals: BTreeMap::new(),
             leaving: BTreeMap::new(),
             restarts: Vec::new(),
-            watchdog,
+            watchdogs_told: BTreeSet::new(),
             memory_devices,
             _consoles: served,
             clock,
@@ -331,7 +336,16 @@ impl Machine {
     /// Memory that the guest can use, in bytes.
     pub fn memory_size(&self) -> u64 {
         let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
-        self.memory_devices.adjust(boot.saturating_add(self.modules.size()))
+        let size = self.memory_devices.with_added(boot.saturating_add(self.modules.size()));
+        size.saturating_sub(self.balloon().map_or(0, BalloonControl::actual))
+    }
+
+    /// The balloon, if there is one.
+    fn balloon(&self) -> Option<&BalloonControl> {
+        self.pci.controls().find_map(|(_, control)| match control {
+            Control::Balloon(balloon) => Some(balloon),
+            _ => None,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
 pub mod observe;
+mod plain;
 mod ports;
 mod windows;
 
@@ -21,13 +22,15 @@ use machine::bus::{BusHandle, Range};
 use machine::clock::Clock;
 use machine::doorbell::DoorbellAddress;
 use machine::effect::{DeviceChange, FunctionAddress};
-use machine::interrupt::{InterruptController, MsiAllocator};
+use machine::interrupt::InterruptController;
 use machine::memory::Memory;
 use pci::capability::ExpressKind;
 use pci::function::FunctionHandle;
 use pci::placement::Placement;
 use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE};
 use pci::segment::Segment;
+pub use plain::PlainDevice;
+use plain::PlainFunction;
 use ports::Ports;
 pub use ports::{Plugged, ReleaseRequest};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,10 +96,8 @@ pub struct PciBus {
     placement: Placement,
     virtio: BTreeMap<FunctionAddress, VirtioFunction>,
     /// What else has a name: ports, and functions that need no workers.
-    plain: BTreeMap<FunctionAddress, String>,
+    plain: BTreeMap<FunctionAddress, PlainFunction>,
     ports: Ports,
-    /// What runs beside functions that are no virtio devices.
-    beside: BTreeMap<FunctionAddress, FunctionWorkers>,
     /// The memory that BARs are, by function and BAR.
     shared_memory: BTreeMap<(FunctionAddress, u8), SharedMemory>,
     closing: Closing,
@@ -140,7 +141,6 @@ impl PciBus {
             virtio: BTreeMap::new(),
             plain: BTreeMap::new(),
             ports: Ports::default(),
-            beside: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
             closing: Closing::default(),
             paused: false,
@@ -192,56 +192,6 @@ impl PciBus {
             },
         );
         Ok(address)
-    }
-
-    /// Adds a function that is no virtio device, for something named `id`.
-    ///
-    /// # Errors
-    /// When there is no room where it is to be.
-    pub fn add_function(
-        &mut self,
-        id: &str,
-        place: impl Into<PciPlace>,
-        function: FunctionHandle,
-    ) -> Result<FunctionAddress> {
-        let address = self.place(id, &place.into())?;
-        self.insert(address, function).with_context(|| format!("adding device {id}"))?;
-        self.plain.insert(address, id.to_owned());
-        Ok(address)
-    }
-
-    /// What gives functions their interrupts.
-    pub fn msi_allocator(&self) -> Arc<dyn MsiAllocator> {
-        Arc::clone(&self.surroundings.vm) as _
-    }
-
-    /// Runs `task`, which has no queues, for the function at `address` as long as the machine is there.
-    ///
-    /// # Errors
-    /// When the host gives no thread.
-    pub fn run_beside(
-        &mut self,
-        address: FunctionAddress,
-        task: QueueTask,
-        options: workers::Options,
-    ) -> Result<()> {
-        let id = self.plain.get(&address).cloned().unwrap_or_default();
-        let (clock, mailbox) = (Arc::clone(&self.surroundings.clock), self.surroundings.mailbox.clone());
-        let mut workers = FunctionWorkers::new(&id, address, options, clock, mailbox);
-        workers.run(&mut vec![(task, Vec::new())])?;
-        self.beside.insert(address, workers);
-        Ok(())
-    }
-
-    /// A number that no shared memory of the machine has.
-    pub fn free_memory_number(&self) -> u32 {
-        let taken = |number| self.shared_memory.values().any(|memory| memory.number() == number);
-        (0..).find(|number| !taken(*number)).unwrap_or(u32::MAX)
-    }
-
-    /// Makes `memory` what the guest finds where it points BAR `bar` of the function at `address`.
-    pub fn back_bar(&mut self, address: FunctionAddress, bar: u8, memory: SharedMemory) {
-        self.shared_memory.insert((address, bar), memory);
     }
 
     /// Points all BARs at addresses in the segments' windows, as firmware does.
@@ -328,7 +278,7 @@ impl PciBus {
     /// # Errors
     /// As [`PciBus::apply`].
     pub fn stopped(&mut self, address: FunctionAddress, tasks: Vec<QueueTask>) -> Result<Completion> {
-        let Some(function) = self.virtio.get_mut(&address) else { return Ok(Completion::Done) };
+        let Some(function) = self.virtio.get_mut(&address) else { return self.plain_stopped(address, tasks) };
         let Some((purpose, tasks)) = function.workers.returned(tasks) else { return Ok(Completion::Later) };
         self.at_rest(address, purpose, tasks).map(|()| Completion::Done)
     }
@@ -371,7 +321,7 @@ impl PciBus {
     /// # Errors
     /// When the host refuses a change of the map.
     pub fn withdraw(&mut self, address: FunctionAddress) -> Result<Completion> {
-        let Some(function) = self.virtio.get_mut(&address) else { return self.remove(address) };
+        let Some(function) = self.virtio.get_mut(&address) else { return self.withdraw_plain(address) };
         if let Some(Control::Net(net)) = &function.control {
             net.set_link_up(false);
         }
@@ -385,8 +335,8 @@ impl PciBus {
 
     /// The functions at which something stands in for a device that is gone.
     pub fn stand_ins(&self) -> Vec<FunctionAddress> {
-        let gone = self.virtio.iter().filter(|(_, function)| function.presence == Presence::Gone);
-        gone.map(|(address, _)| *address).collect()
+        let gone = self.named().filter(|(_, _, presence)| *presence == Presence::Gone);
+        gone.map(|(address, ..)| address).collect()
     }
 
     /// Takes a function out of the machine. Its workers first complete what they have begun.
@@ -394,14 +344,11 @@ impl PciBus {
     /// # Errors
     /// When the host refuses a change of the map.
     pub fn remove(&mut self, address: FunctionAddress) -> Result<Completion> {
-        if let Some(function) = self.virtio.get_mut(&address) {
-            if function.workers.stop(Purpose::Remove) {
-                return Ok(Completion::Later);
-            }
-            self.at_rest(address, Purpose::Remove, Vec::new())?;
-        } else {
-            self.take_out(address)?;
+        let Some(function) = self.virtio.get_mut(&address) else { return self.remove_plain(address) };
+        if function.workers.stop(Purpose::Remove) {
+            return Ok(Completion::Later);
         }
+        self.at_rest(address, Purpose::Remove, Vec::new())?;
         Ok(Completion::Done)
     }
 
@@ -410,7 +357,6 @@ impl PciBus {
         self.carry_out(&changes)?;
         self.shared_memory.retain(|(function, _), _| *function != address);
         self.virtio.remove(&address);
-        self.beside.remove(&address);
         self.plain.remove(&address);
         if let Some(segment) = self.segments.get(usize::from(address.segment)) {
             segment.remove(address);
@@ -436,6 +382,8 @@ impl PciBus {
     pub fn set_control(&mut self, address: FunctionAddress, control: Control) {
         if let Some(function) = self.virtio.get_mut(&address) {
             function.control = Some(control);
+        } else if let Some(function) = self.plain.get_mut(&address) {
+            function.control = Some(control);
         }
     }
 
@@ -448,7 +396,14 @@ impl PciBus {
 
     /// What controls the device named `id`.
     pub fn control(&self, id: &str) -> Option<&Control> {
-        self.virtio.values().find(|function| function.id == id)?.control.as_ref()
+        self.controls().find(|(name, _)| *name == id).map(|(_, control)| control)
+    }
+
+    /// What controls devices, by their names.
+    pub fn controls(&self) -> impl Iterator<Item = (&str, &Control)> {
+        let virtio = self.virtio.values().map(|function| (&function.id, &function.control));
+        let all = virtio.chain(self.plain.values().map(|function| (&function.id, &function.control)));
+        all.filter_map(|(id, control)| Some((id.as_str(), control.as_ref()?)))
     }
 
     /// Where the device named `id` is.
@@ -458,16 +413,20 @@ impl PciBus {
 
     /// The name of the device at `address`.
     pub fn id_of(&self, address: FunctionAddress) -> Option<&str> {
-        let virtio = self.virtio.get(&address).filter(|function| function.presence != Presence::Gone);
-        let virtio = virtio.map(|function| function.id.as_str());
-        virtio.or_else(|| self.plain.get(&address).map(String::as_str))
+        self.ids().find(|(_, at)| *at == address).map(|(id, _)| id)
     }
 
     /// The devices that have names, and where they are.
     pub fn ids(&self) -> impl Iterator<Item = (&str, FunctionAddress)> {
-        let there = self.virtio.iter().filter(|(_, function)| function.presence != Presence::Gone);
-        let virtio = there.map(|(address, function)| (function.id.as_str(), *address));
-        virtio.chain(self.plain.iter().map(|(address, id)| (id.as_str(), *address)))
+        let there = self.named().filter(|(_, _, presence)| *presence != Presence::Gone);
+        there.map(|(address, id, _)| (id, address))
+    }
+
+    /// All functions that are or were devices with names.
+    fn named(&self) -> impl Iterator<Item = (FunctionAddress, &str, Presence)> {
+        let virtio = self.virtio.iter().map(|(at, function)| (*at, function.id.as_str(), function.presence));
+        let plain = self.plain.iter().map(|(at, function)| (*at, function.id.as_str(), function.presence));
+        virtio.chain(plain)
     }
 
     /// Whether there is a function at `address`.

@@ -159,6 +159,8 @@ impl Machine {
         let Some(removal) = self.removals.remove(&id) else { return };
         let address = removal.address;
         self.config.forget_device(&id);
+        self.pci.forget_place(&id);
+        self.watchdogs_told.remove(&id);
         self.passed_files.remove(&id);
         if self.pci.has(address) {
             self.ask_to_let_go(address);

@@ -67,7 +67,10 @@ fn failed(error: &anyhow::Error) -> ApiError {
 }
 
 fn no_balloon<T>() -> Result<T, ApiError> {
-    refuse("desired_balloon", "the machine has no balloon; give it one with --balloon".into())
+    refuse(
+        "desired_balloon",
+        "the machine has no balloon; give it one with --balloon, or vm.add-balloon".into(),
+    )
 }
 
 fn no_zone<T>(id: &str) -> Result<T, ApiError> {
@@ -193,7 +196,7 @@ impl Machine {
         if let (Some(added), HotplugMethod::Acpi) = (added, method) {
             self.resize_modules(added, place);
         }
-        if let (Some(size), Some(balloon)) = (resize.desired_balloon, &self.memory_devices.balloon) {
+        if let (Some(size), Some(balloon)) = (resize.desired_balloon, self.balloon()) {
             balloon.resize(size.0);
             if let Some(config) = &mut self.config.balloon {
                 config.size = size;
@@ -239,7 +242,7 @@ impl Machine {
     }
 
     fn check_balloon(&self, size: ByteSize) -> Result<(), ApiError> {
-        let Some(balloon) = &self.memory_devices.balloon else { return no_balloon() };
+        let Some(balloon) = self.balloon() else { return no_balloon() };
         if size.0 > balloon.most() {
             return refuse(
                 "desired_balloon",

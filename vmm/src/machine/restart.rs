@@ -38,9 +38,7 @@ impl Machine {
         if self.resetting() {
             return Ok(None);
         }
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.forget();
-        }
+        self.watchdogs_told.clear();
         self.tell_of_restart("rebooting", respond.is_none());
         self.phase = Phase::Resetting { respond, parked: false };
         self.park_cpus();

@@ -20,11 +20,11 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Maps a file, to be the memory number `number` of the machine.
+    /// Maps a file.
     ///
     /// # Errors
     /// When it cannot be opened or mapped, or is too small and cannot be enlarged.
-    pub fn open(config: &IvshmemConfig, number: u32) -> Result<Self> {
+    pub fn open(config: &IvshmemConfig) -> Result<Self> {
         let file = File::options().read(true).write(true).open(&config.path)?;
         let metadata = file.metadata()?;
         if metadata.is_dir() {
@@ -34,22 +34,22 @@ impl SharedMemory {
             file.set_len(config.size.0)
                 .with_context(|| format!("enlarging it to {}; give a smaller size", config.size))?;
         }
-        Self::of(file, config.size.0, number)
+        Self::of(file, config.size.0)
     }
 
     /// Maps what a server of shared memory has given, all of it.
     ///
     /// # Errors
     /// When it cannot be mapped, or no BAR is of its size.
-    pub fn given(file: File, number: u32) -> Result<Self> {
+    pub fn given(file: File) -> Result<Self> {
         let size = file.metadata().context("the server's memory")?.len();
         if !size.is_power_of_two() || size < 4096 {
             bail!("the server's memory has {}, which is not a power of two of at least 4K", ByteSize(size));
         }
-        Self::of(file, size, number)
+        Self::of(file, size)
     }
 
-    fn of(file: File, size: u64, number: u32) -> Result<Self> {
+    fn of(file: File, size: u64) -> Result<Self> {
         let length = usize::try_from(size).context("larger than this host's address space")?;
         let region = MmapRegionBuilder::new(length)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -57,7 +57,12 @@ impl SharedMemory {
             .with_file_offset(FileOffset::from_arc(Arc::new(file), 0))
             .build()
             .context("mapping it")?;
-        Ok(Self { region, slot: FIRST_SLOT.saturating_add(number), mapped: None })
+        Ok(Self { region, slot: FIRST_SLOT, mapped: None })
+    }
+
+    /// Makes it the memory number `number` of the machine.
+    pub fn set_number(&mut self, number: u32) {
+        self.slot = FIRST_SLOT.saturating_add(number);
     }
 
     /// Its number in the machine.

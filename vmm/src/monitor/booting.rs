@@ -55,8 +55,9 @@ struct NewFiles(Mutex<Vec<PathBuf>>);
 
 impl NewFiles {
     fn note(&self, config: &VmConfig) {
-        let files = [&config.serial.file, &config.console.file, &config.debug_console.file];
-        let absent = files.into_iter().flatten().filter(|path| !path.exists()).cloned().collect();
+        let files = [&config.serial.file, &config.debug_console.file].into_iter();
+        let files = files.chain(config.console.iter().map(|console| &console.file));
+        let absent = files.flatten().filter(|path| !path.exists()).cloned().collect();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = absent;
     }
 

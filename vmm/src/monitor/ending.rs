@@ -127,7 +127,7 @@ impl Monitor {
     fn take_apart(&mut self, mut machine: Box<Machine>, ended: Ended) {
         self.files.extend(machine.take_passed_files());
         let mut config = Box::new(machine.config().clone());
-        config.set_terminals(&BTreeMap::new(), None);
+        config.set_terminals(&BTreeMap::new(), &BTreeMap::new());
         let limit = if machine.stopping() { self.limits.leave.min(LAST_CHANCE) } else { self.limits.leave };
         let deadline = Instant::now() + limit;
         let (inbox, number, work) = (self.inbox.clone(), self.machines, self.work.clone());

@@ -28,9 +28,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
+use virtio::stand_in::Refusal;
 
 const DEVICE_TYPE: u16 = 5;
 const QUEUE_SIZE: u16 = 128;
+/// The queue of statistics, if they were agreed upon.
+const STATISTICS: u16 = 2;
 
 /// The unit of the balloon, whatever the guest's page size (5.5.6).
 pub const PAGE_SIZE: u64 = 4096;
@@ -140,6 +143,12 @@ impl VirtioDevice for Balloon {
 
     fn readings(&self) -> Vec<Reading> {
         self.shared.readings()
+    }
+
+    /// Linux waits for each answer, also while it lets go of the device. The buffer for statistics stays: a driver would give it
+    /// again at once.
+    fn refusal(&self) -> Refusal {
+        |asked| (asked.queue != STATISTICS || asked.features & feature::STATS_VQ == 0).then_some(0)
     }
 
     fn reset(&mut self) {

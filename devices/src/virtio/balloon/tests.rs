@@ -249,3 +249,16 @@ fn features_are_those_asked_for() {
     let (mut driver, ..) = rig(options(), Layout::SPLIT);
     assert_eq!(driver.offered_features() & 0x3f, 0b11_1110);
 }
+
+#[test]
+fn a_balloon_that_is_gone_answers_what_its_driver_waits_for_and_keeps_the_statistics_buffer() {
+    use virtio::chain::Chain;
+    use virtio::stand_in::Request;
+    let (refuse, chain) = (balloon().refusal(), Chain::new());
+    let answered = |features| {
+        let ask = |queue| refuse(&Request { queue, queues: 5, features, chain: &chain });
+        (0..5).map(|queue| ask(queue).is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(answered(feature::STATS_VQ), [true, true, false, true, true]);
+    assert_eq!(answered(0), [true; 5]);
+}

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio::device::{ActivateError, Activation, QueueTask, VirtioDevice, read_fields};
 use virtio::queue::Queue;
+use virtio::stand_in::Refusal;
 
 const DEVICE_TYPE: u16 = 3;
 const QUEUE_SIZE: u16 = 128;
@@ -168,6 +169,11 @@ impl VirtioDevice for Console {
             activation.config_changed,
         );
         Ok(vec![QueueTask { name: "console".to_owned(), queues: indices, handler: Box::new(handler) }])
+    }
+
+    /// What is transmitted is taken, since Linux waits for that. Buffers to receive in stay.
+    fn refusal(&self) -> Refusal {
+        |asked| (asked.queue % 2 == 1).then_some(0)
     }
 
     fn reset(&mut self) {

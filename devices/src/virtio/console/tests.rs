@@ -333,3 +333,14 @@ fn a_resized_window_is_told_to_the_driver() {
         }
     }
 }
+
+#[test]
+fn a_console_that_is_gone_takes_what_is_transmitted_and_keeps_buffers_to_receive_in() {
+    use virtio::chain::Chain;
+    use virtio::stand_in::Request;
+    let port = Port { name: String::new(), console: true, host: HostConsole::open(&Mode::Null).unwrap() };
+    let refuse = Console::new(vec![port]).unwrap().refusal();
+    let chain = Chain::new();
+    let answer = |queue| refuse(&Request { queue, queues: 4, features: 0, chain: &chain });
+    assert_eq!((0..4).map(answer).collect::<Vec<_>>(), [None, Some(0), None, Some(0)]);
+}

@@ -5,7 +5,10 @@ use crate::api::request::{
     SetAffinity, SetLink, SetRateLimit, SetThrottle,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
-use crate::config::{DiskConfig, NetConfig, PmemConfig, RtcConfig, VmConfig, VsockConfig};
+use crate::config::{
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, RngConfig, RtcConfig,
+    VmConfig, VsockConfig, WatchdogConfig,
+};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -18,6 +21,11 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "AddNet" => addition::<NetConfig>(name, generator),
         "AddPmem" => addition::<PmemConfig>(name, generator),
         "AddVsock" => addition::<VsockConfig>(name, generator),
+        "AddRng" => addition::<RngConfig>(name, generator),
+        "AddIvshmem" => addition::<IvshmemConfig>(name, generator),
+        "AddWatchdog" => addition::<WatchdogConfig>(name, generator),
+        "AddBalloon" => addition::<BalloonConfig>(name, generator),
+        "AddConsole" => addition::<ConsoleConfig>(name, generator),
         "AddRtc" => addition::<RtcConfig>(name, generator),
         "VmConfig" => generator.subschema_for::<VmConfig>(),
         "SetThrottle" => generator.subschema_for::<SetThrottle>(),

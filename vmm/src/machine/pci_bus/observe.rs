@@ -1,6 +1,6 @@
 //! What functions and their workers show of themselves.
 
-use super::{PciBus, Presence, VirtioFunction, lock};
+use super::{PciBus, PlainFunction, Presence, VirtioFunction, lock};
 use crate::metrics::Sample;
 use machine::effect::FunctionAddress;
 use machine::inspect::{Inspect, Value, json};
@@ -61,9 +61,10 @@ impl PciBus {
     }
 
     /// Every worker, with the function it works for.
-    pub fn workers(&self) -> impl Iterator<Item = (FunctionAddress, &Worker)> {
+    pub fn workers<'a>(&'a self) -> impl Iterator<Item = (FunctionAddress, &'a Worker)> {
         let virtio = self.virtio.iter().map(|(address, function)| (address, &function.workers));
-        let all = virtio.chain(&self.beside);
+        let beside = |(at, function): (_, &'a PlainFunction)| Some((at, function.beside.as_ref()?));
+        let all = virtio.chain(self.plain.iter().filter_map(beside));
         all.flat_map(|(address, workers)| workers.running().iter().map(|worker| (*address, worker)))
     }
 }

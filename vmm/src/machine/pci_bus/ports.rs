@@ -3,7 +3,7 @@
 //! A device on a root bus comes and goes through the machine's hotplug controller. One below a port does through the
 //! port's slot, whose registers the guest drives itself.
 
-use super::{Completion, PciBus, lock};
+use super::{Completion, PciBus, PlainFunction, lock};
 use crate::config::{PciPlace, PciPortConfig, PciPortKind, VmConfig};
 use anyhow::{Context, Result, bail, ensure};
 use machine::effect::{DeviceChange, FunctionAddress};
@@ -135,7 +135,7 @@ impl PciBus {
             lock(&above).occupy();
         }
         self.ports.ports.insert(address, PortEntry { id: config.id.clone(), bus, port });
-        self.plain.insert(address, config.id.clone());
+        self.plain.insert(address, PlainFunction::named(&config.id));
         Ok(())
     }
 
@@ -148,6 +148,11 @@ impl PciBus {
             Some(told) => self.resolve(told).with_context(|| format!("--pci-place id={id}")),
             None => self.resolve(place).with_context(|| format!("device {id}")),
         }
+    }
+
+    /// The device named `id` is gone: another of that name can be anywhere.
+    pub fn forget_place(&mut self, id: &str) {
+        self.ports.places.remove(id);
     }
 
     /// Checks that every device that was told where to be is there. All devices are.

@@ -1,0 +1,154 @@
+//! Each kind of device that can come while a stock kernel runs: its driver finds it, works with it, and gets over its going, also
+//! when it is torn out.
+
+use serde_json::Value;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use vivarium_tests::ctl::done;
+use vivarium_tests::host::Folder;
+use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, has};
+
+/// A kind: its name, what is said of it, and how a shell in the guest finds that it works. `$d` is its folder in sysfs.
+type Kind = (&'static str, String, &'static str);
+
+fn kinds(folder: &Folder) -> Vec<Kind> {
+    let here = |name: &str| folder.join(name).display().to_string();
+    let mut kinds = vec![
+        ("rng", String::new(), "grep -q virtio_rng.1 /sys/class/misc/hw_random/rng_available"),
+        (
+            "console",
+            format!("file={}", here("output")),
+            "grep -qs org.example.0 $d/virtio*/virtio-ports/*/name && echo from the guest >/dev/hvc1",
+        ),
+        ("balloon", "size=32M".into(), "[ $(total) -le $((before-32000)) ]"),
+        (
+            "ivshmem",
+            format!("path={},size=1M", here("shared")),
+            "echo 1 >$d/enable; set -- $(sed -n 3p $d/resource); [ $(devmem $(printf 0x%x $(($1 + 64))) 32) = 0xC0DECAFE ]",
+        ),
+        ("watchdog", "id=virtio,model=virtio".into(), "[ -e $d/virtio* ]"),
+    ];
+    if has(Feature::WatchdogDriver) {
+        kinds.push(("watchdog", String::new(), "grep -q i6300ESB /sys/class/watchdog/*/identity"));
+    }
+    kinds
+}
+
+/// Where the devices are, one for each kind: what is said of it, and its address in the guest.
+type Places = fn(usize) -> (String, String);
+
+/// It has to fit in a kernel's command line.
+fn script(kinds: &[Kind], place: Places, rounds: usize) -> String {
+    let at: Vec<_> = (0..kinds.len()).map(|number| place(number).1).collect();
+    let there: String = at.iter().zip(kinds).map(|(at, (.., works))| format!("t {at} '{works}'\n")).collect();
+    let all = at.join(" ");
+    format!(
+        r#"for m in virtio_rng virtio_console virtio_balloon i6300esb; do modprobe $m 2>/dev/null; done
+echo 20 >/proc/sys/kernel/hung_task_timeout_secs
+P=/sys/bus/pci/devices
+total() {{ sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo; }}
+w() {{ n=0; until ( eval "$1" ) 2>/dev/null; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || {{ echo "waited: $d: $1"; dmesg | tail -n 60; exit 1; }}; done; }}
+t() {{ d=$P/$1; w '[ -e $d/vendor ]'; w "$2"; }}
+before=$(total); dmesg -c >/dev/null; echo @@READY
+for r in $(seq {rounds}); do
+{there}echo "@@THERE $r"
+for d in {all}; do w "[ ! -e $P/$d ]"; done
+w '[ $(total) -ge $((before-1000)) ]'; echo "@@GONE $r"
+done
+dmesg"#
+    )
+}
+
+/// In each round a device of each kind comes, and goes: torn out in the rounds that say so, and otherwise when the guest lets go.
+fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
+    let folder = Folder::on_disk();
+    let socket = folder.join("api");
+    let shared = std::fs::File::create_new(folder.join("shared")).unwrap();
+    shared.write_all_at(&0xc0de_cafe_u32.to_le_bytes(), 64).unwrap();
+    let kinds = kinds(&folder);
+    let kernel = Kernel::V6_12;
+    let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
+        .initramfs(kernel.tools().as_os_str())
+        .args(["--platform", "acpi=on"])
+        .args(options)
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(&script(&kinds, place, rounds.len()))
+        .start();
+    monitor.wait_for("@@READY");
+    for (round, &force) in (1..).zip(rounds) {
+        let ids = add(&socket, &folder, &kinds, place);
+        monitor.wait_for(&format!("@@THERE {round}"));
+        assert_eq!(std::fs::read_to_string(folder.join("output")).unwrap().trim(), "from the guest");
+        assert_eq!(memory(&socket) + (32 << 20), size(&socket), "the balloon is full");
+        // All at once: a guest takes its time for each.
+        std::thread::scope(|scope| {
+            for id in &ids {
+                let how = if force { &["--force"][..] } else { &["--timeout", "60000"] };
+                let socket = &socket;
+                scope.spawn(move || done(socket, &[&["remove-device", id], how].concat()));
+            }
+        });
+        monitor.wait_for(&format!("@@GONE {round}"));
+        assert_eq!(memory(&socket), size(&socket));
+    }
+    end(monitor, rounds.len());
+}
+
+/// Adds one of each kind, and returns their names.
+fn add(socket: &Path, folder: &Folder, kinds: &[Kind], place: Places) -> Vec<String> {
+    let channel: PathBuf = folder.join("channel");
+    let channel = format!("name=org.example.0,socket={}", channel.display());
+    (0..)
+        .zip(kinds)
+        .map(|(number, (kind, keys, _))| {
+            let comma = if keys.is_empty() { "" } else { "," };
+            let (verb, keys) = (format!("add-{kind}"), format!("{keys}{comma}{}", place(number).0));
+            let mut words = vec!["--json", &verb, &keys];
+            if *kind == "console" {
+                words.extend(["--channel", &channel]);
+            }
+            let added: Value = serde_json::from_str(&done(socket, &words)).unwrap();
+            assert_eq!(added["bdf"], place(number).1, "{kind}");
+            added["id"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+fn info(socket: &Path) -> Value {
+    serde_json::from_str(&done(socket, &["--json", "info"])).unwrap()
+}
+
+fn memory(socket: &Path) -> u64 {
+    info(socket)["memory_actual_size"].as_u64().unwrap()
+}
+
+fn size(socket: &Path) -> u64 {
+    info(socket)["config"]["memory"]["size"].as_u64().unwrap()
+}
+
+fn end(monitor: Monitor, rounds: usize) {
+    let output = monitor.succeed();
+    let log = output.split_once(&format!("@@GONE {rounds}")).expect("the last round ended").1;
+    for bad in ["blocked for more than", "BUG", "Call Trace", "WARNING"] {
+        assert!(!log.contains(bad), "the log has \"{bad}\":\n{log}");
+    }
+}
+
+#[test]
+fn every_kind_comes_goes_and_is_torn_out_through_acpi() {
+    let place = |number| {
+        let device = number + 16;
+        (format!("pci_device_id={device}"), format!("0000:00:{device:02x}.0"))
+    };
+    come_and_go(&[], place, &[false, true]);
+}
+
+#[test]
+fn every_kind_comes_and_goes_in_slots_of_ports() {
+    let ports = ["rp0", "rp1", "rp2", "rp3", "rp4", "rp5"].map(|id| format!("id={id}"));
+    let mut options = vec!["--pci-port"];
+    options.extend(ports.iter().map(String::as_str));
+    let place = |number| (format!("bus=rp{number}"), format!("0000:{:02x}:00.0", number + 1));
+    come_and_go(&options, place, &[false]);
+}

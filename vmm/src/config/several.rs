@@ -1,0 +1,213 @@
+//! Parts of a configuration of which a machine can have several, and clients of cloud-hypervisor say one: the JSON form is an
+//! object for one, and a list for any other number.
+
+use super::device::Room;
+use super::options::Options;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// The names of these parts in a machine's configuration.
+pub const NAMES: &[&str] = &["console", "ivshmem", "rng", "watchdog"];
+
+/// What can be there several times.
+pub trait Repeated: Options {
+    /// What there is when nothing is said.
+    fn unless_said() -> Vec<Self> {
+        Vec::new()
+    }
+
+    /// Whether it says that there is something.
+    fn is_there(&self) -> bool {
+        true
+    }
+
+    /// What `true` and `false` stand for, if they are understood.
+    fn of_switch(_on: bool) -> Option<Vec<Self>> {
+        None
+    }
+
+    /// The JSON form of `all`, if that is neither one object nor a list.
+    fn short_form(_all: &[Self]) -> Option<Value> {
+        None
+    }
+}
+
+/// All of a kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Several<T>(Vec<T>);
+
+impl<T: Repeated> Default for Several<T> {
+    fn default() -> Self {
+        Self(T::unless_said())
+    }
+}
+
+impl<T: Repeated> From<Vec<T>> for Several<T> {
+    /// Those that are there.
+    fn from(mut all: Vec<T>) -> Self {
+        all.retain(T::is_there);
+        Self(all)
+    }
+}
+
+impl<T> Deref for Several<T> {
+    type Target = Vec<T>;
+
+    fn deref(&self) -> &Vec<T> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Several<T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.0
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Several<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<T> Room<T> for Several<T> {
+    fn put(&mut self, device: T) -> bool {
+        self.0.push(device);
+        true
+    }
+
+    fn keep(&mut self, wanted: impl Fn(&T) -> bool) {
+        self.0.retain(wanted);
+    }
+}
+
+impl<T: Repeated> Serialize for Several<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match (T::short_form(&self.0), self.0.as_slice()) {
+            (Some(short), _) => short.serialize(serializer),
+            (None, [one]) => one.serialize(serializer),
+            (None, all) => all.serialize(serializer),
+        }
+    }
+}
+
+impl<'de, T: Repeated> Deserialize<'de> for Several<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SeveralVisitor(PhantomData)).map(Self::from)
+    }
+}
+
+struct SeveralVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Repeated> Visitor<'de> for SeveralVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object, or a list of objects")?;
+        if T::of_switch(true).is_some() { f.write_str(", or true or false") } else { Ok(()) }
+    }
+
+    fn visit_bool<E: Error>(self, on: bool) -> Result<Self::Value, E> {
+        T::of_switch(on).ok_or_else(|| E::invalid_type(serde::de::Unexpected::Bool(on), &self))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(T::unless_said())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Item(item)) = items.next_element()? {
+            all.push(item);
+        }
+        Ok(all)
+    }
+}
+
+/// One of a list: an object, and not the list of its fields that serde takes for one.
+struct Item<T>(T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Item<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ItemVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ItemVisitor<T>(PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for ItemVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+#[cfg(test)]
+impl<T: Repeated + schemars::JsonSchema> schemars::JsonSchema for Several<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("Several{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let one = generator.subschema_for::<T>().to_value();
+        let mut forms = vec![one.clone(), serde_json::json!({"type": "array", "items": one})];
+        if T::of_switch(true).is_some() {
+            forms.push(serde_json::json!({"type": "boolean"}));
+        }
+        forms.push(serde_json::json!({"type": "null"}));
+        schemars::json_schema!({ "anyOf": forms })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{RngConfig, VmConfig};
+    use serde_json::{Value, json};
+
+    fn rng(json: &Value) -> VmConfig {
+        serde_json::from_value(json!({ "rng": json })).unwrap()
+    }
+
+    #[test]
+    fn one_is_an_object_and_any_other_number_a_list() {
+        let sources = |config: &VmConfig| {
+            config.rng.iter().map(|rng| rng.src.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(sources(&VmConfig::default()), ["/dev/urandom"]);
+        assert_eq!(sources(&rng(&Value::Null)), ["/dev/urandom"]);
+        assert_eq!(sources(&rng(&json!({"src": "/a"}))), ["/a"]);
+        assert_eq!(sources(&rng(&json!([{"src": "/a"}, {}]))), ["/a", "/dev/urandom"]);
+        assert!(rng(&json!([])).rng.is_empty());
+        for form in [json!({"src": "/a"}), json!([{"src": "/a"}, {}]), json!([])] {
+            let config = rng(&form);
+            let json = serde_json::to_value(&config).unwrap();
+            assert_eq!(json["rng"].is_object(), config.rng.len() == 1);
+            assert_eq!(serde_json::from_value::<VmConfig>(json).unwrap(), config);
+        }
+        for wrong in [json!([["/a"]]), json!(true), json!("/a"), json!({"source": "/a"})] {
+            assert!(serde_json::from_value::<VmConfig>(json!({ "rng": wrong })).is_err(), "{wrong}");
+        }
+        assert_eq!(RngConfig::default().src.to_str(), Some("/dev/urandom"));
+    }
+}
