@@ -7,7 +7,7 @@ use vmm::cli::{self, Command};
 use vmm::config::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, MemoryZoneConfig,
     NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
-    VmConfig, console,
+    VmConfig, WatchdogConfig, console,
 };
 
 /// The first byte chooses: an option, whose value is the rest, or the whole command line, one argument a line.
@@ -31,6 +31,7 @@ pub fn options(data: &[u8]) {
         11 => value::<RateLimitGroupConfig>(&text),
         12 => json(&text),
         13 => value::<BalloonConfig>(&text),
+        14 => value::<WatchdogConfig>(&text),
         _ => command_line(rest),
     }
 }

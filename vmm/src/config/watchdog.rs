@@ -18,21 +18,23 @@ device_options! {
 
 impl Repeated for WatchdogConfig {
     fn of_switch(on: bool) -> Option<Vec<Self>> {
-        Some(if on { vec![Self::default()] } else { Vec::new() })
+        Some(if on { usual() } else { Vec::new() })
     }
 
     /// As clients of cloud-hypervisor know it: whether there is one.
     fn short_form(all: &[Self]) -> Option<Value> {
-        let mut usual = vec![Self::default()];
-        if all == usual {
-            return Some(true.into());
-        }
-        part(&mut usual);
-        for watchdog in &mut usual {
-            watchdog.id = Some(watchdog.model.first_name().to_owned());
-        }
-        (all.is_empty() || all == usual).then_some((!all.is_empty()).into())
+        (all.is_empty() || all == usual()).then_some((!all.is_empty()).into())
     }
+}
+
+/// Of both models, with the names that they get, so that any guest finds the one it has a driver for.
+fn usual() -> Vec<WatchdogConfig> {
+    let mut both = vec![WatchdogConfig::default()];
+    part(&mut both);
+    for watchdog in &mut both {
+        watchdog.id = Some(watchdog.model.first_name().to_owned());
+    }
+    both
 }
 
 impl WatchdogConfig {
@@ -160,6 +162,7 @@ mod tests {
         assert_eq!(ids(&named(&json!(true))), both);
         assert_eq!(serde_json::to_value(named(&json!(true))).unwrap()["watchdog"], true);
         assert_eq!(serde_json::to_value(VmConfig::default()).unwrap()["watchdog"], false);
+        assert_eq!(named(&json!({})), named(&json!(true)));
         for told in [json!(false), json!(null), json!([])] {
             assert!(named(&told).watchdog.is_empty());
         }
