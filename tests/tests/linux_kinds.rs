@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, has};
+use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
 
 /// A kind: its name, what is said of it, and how a shell in the guest finds that it works. `$d` is its folder in sysfs.
 type Kind = (&'static str, String, &'static str);
 
 fn kinds(folder: &Folder) -> Vec<Kind> {
     let here = |name: &str| folder.join(name).display().to_string();
-    let mut kinds = vec![
+    vec![
         ("rng", String::new(), "grep -q virtio_rng.1 /sys/class/misc/hw_random/rng_available"),
         (
             "console",
@@ -27,11 +27,8 @@ fn kinds(folder: &Folder) -> Vec<Kind> {
             "echo 1 >$d/enable; set -- $(sed -n 3p $d/resource); [ $(devmem $(printf 0x%x $(($1 + 64))) 32) = 0xC0DECAFE ]",
         ),
         ("watchdog", "id=virtio,model=virtio".into(), "[ -e $d/virtio* ]"),
-    ];
-    if has(Feature::WatchdogDriver) {
-        kinds.push(("watchdog", String::new(), "grep -q i6300ESB /sys/class/watchdog/*/identity"));
-    }
-    kinds
+        ("watchdog", String::new(), "grep -q i6300ESB /sys/class/watchdog/*/identity"),
+    ]
 }
 
 /// Where the devices are, one for each kind: what is said of it, and its address in the guest.
@@ -66,7 +63,7 @@ fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
     let shared = std::fs::File::create_new(folder.join("shared")).unwrap();
     shared.write_all_at(&0xc0de_cafe_u32.to_le_bytes(), 64).unwrap();
     let kinds = kinds(&folder);
-    let kernel = Kernel::V6_12;
+    let kernel = Kernel::with_more_drivers();
     let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
         .initramfs(kernel.tools().as_os_str())
         .args(["--platform", "acpi=on"])
