@@ -3,20 +3,21 @@
 mod load;
 mod parts;
 mod settle;
+mod slot;
 
-use super::config::SEGMENTS_MAX;
 use super::counters::Counters;
 use super::request::{self, Parsed, Status};
 use super::{HostError, Shared};
 use crate::image::{Completed, Stream};
-use load::Load;
+use load::{Cost, Load};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::memory;
+use slot::{Doing, Ranges, Slot};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use virtio::chain::{Chain, Segment};
+use virtio::chain::Segment;
 use virtio::device::{Progress, QueueHandler};
 use virtio::queue::{Queue, QueueError};
 
@@ -60,6 +61,8 @@ pub(super) struct BlockHandler {
     /// Segments of the request being started.
     segments: Vec<Segment>,
     load: Load,
+    /// Requests taken from the queue and not put back.
+    taken: u64,
     /// The next request waits for some that are in flight.
     full: bool,
     /// Nothing new is to be started.
@@ -69,62 +72,6 @@ pub(super) struct BlockHandler {
     armed: bool,
     /// Chains were pushed since the driver was last told.
     pushed: bool,
-}
-
-/// A request in flight.
-struct Slot {
-    chain: Chain,
-    doing: Doing,
-    /// When it was taken, in monotonic nanoseconds.
-    since: u64,
-    /// While its flush is in flight: what the cache said when that began.
-    flush: Option<u64>,
-    /// The bytes that it counts as while in flight.
-    cost: u64,
-}
-
-impl Slot {
-    fn new() -> Self {
-        Self { chain: Chain::of_at_most(SEGMENTS_MAX), doing: Doing::Nothing, since: 0, flush: None, cost: 0 }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
-    Nothing,
-    /// Reading, of which the first `begun` bytes were given to the host.
-    Read {
-        offset: u64,
-        length: u64,
-        begun: u64,
-    },
-    Write {
-        offset: u64,
-        length: u64,
-        begun: u64,
-        stable: bool,
-    },
-    Flush,
-    /// Making stable what is in the cache, which the driver turned off; for no chain.
-    Settle,
-    /// Discarding or zeroing the ranges before `next`, of `ranges`.
-    Ranges {
-        zero: bool,
-        next: u32,
-        ranges: u32,
-        length: u64,
-        stable: bool,
-    },
-}
-
-impl Doing {
-    /// The bytes that the rate limit took for it.
-    fn limited_bytes(self) -> u64 {
-        match self {
-            Self::Read { length, .. } | Self::Write { length, .. } => length,
-            _ => 0,
-        }
-    }
 }
 
 /// What became of an attempt to start a request.
@@ -163,6 +110,7 @@ impl BlockHandler {
             free: (0..size).rev().collect(),
             segments: Vec::new(),
             load: Load::new(queues),
+            taken: 0,
             full: false,
             quiescing: false,
             throttled: None,
@@ -203,23 +151,25 @@ impl BlockHandler {
         } else {
             request::parse(&slot.chain, self.shared.image.size(), self.shared.image.read_only())
         };
-        let (bytes, cost) = match parsed {
-            Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => (length, length),
-            Ok(Parsed::WriteZeroes { length, .. }) => (0, length),
-            Ok(Parsed::Discard { .. }) => (0, self.load.discard()),
-            _ => (0, 0),
+        let cost = match parsed {
+            Ok(Parsed::Read { length, .. } | Parsed::Write { length, .. }) => Cost::Transfer(length),
+            Ok(Parsed::WriteZeroes { length, .. }) => Cost::Zeroes(length),
+            Ok(Parsed::Discard { .. }) => Cost::Discard,
+            _ => Cost::Nothing,
         };
         if !self.load.admits(cost, idle) {
             self.queue.unpop(slot.chain.token());
             return Started::Full;
         }
-        if let Err(until) = self.shared.limit(bytes) {
+        if let Err(until) = self.shared.limit(cost.limited()) {
             self.queue.unpop(slot.chain.token());
             self.counters.throttled.add(1);
             return Started::Throttled(until);
         }
         self.free.pop();
         slot.cost = cost;
+        slot.order = self.taken.wrapping_add(1);
+        self.taken = slot.order;
         self.load.take(cost);
         match parsed {
             Ok(parsed) => self.start(tag, parsed, room),
@@ -252,9 +202,12 @@ impl BlockHandler {
                 self.counters.get_ids.add(1);
                 self.answer(tag, Status::Ok, written);
             }
-            Parsed::Discard { ranges } | Parsed::WriteZeroes { ranges, .. } => {
-                let zero = matches!(parsed, Parsed::WriteZeroes { .. });
-                slot.doing = Doing::Ranges { zero, next: 0, ranges, length: 0, stable };
+            Parsed::Discard { ranges } => {
+                slot.doing = Doing::Ranges(Ranges::discard(ranges));
+                self.next_range(tag);
+            }
+            Parsed::WriteZeroes { ranges, length } => {
+                slot.doing = Doing::Ranges(Ranges::zero(ranges, length, stable));
                 self.next_range(tag);
             }
         }
@@ -284,9 +237,6 @@ impl BlockHandler {
             Doing::Write { offset, length, begun, stable } if self.must_flush(stable) => {
                 self.flush(tag, Doing::Write { offset, length, begun, stable: true });
             }
-            Doing::Ranges { zero: true, next, ranges, length, stable } if self.must_flush(stable) => {
-                self.flush(tag, Doing::Ranges { zero: true, next, ranges, length, stable: true });
-            }
             Doing::Read { length, .. } => {
                 self.counters.reads.add(1);
                 self.counters.read_bytes.add(length);
@@ -304,7 +254,7 @@ impl BlockHandler {
                 self.counters.flush_latency.record(took);
                 self.answer(tag, Status::Ok, 0);
             }
-            Doing::Ranges { .. } => self.next_range(tag),
+            Doing::Ranges(_) => self.next_range(tag),
             Doing::Nothing | Doing::Settle => {}
         }
     }
@@ -326,8 +276,8 @@ impl BlockHandler {
                     Doing::Read { .. } => "read",
                     Doing::Write { .. } => "write",
                     Doing::Flush | Doing::Settle => "flush",
-                    Doing::Ranges { zero: true, .. } => "write zeroes",
-                    Doing::Ranges { zero: false, .. } => "discard",
+                    Doing::Ranges(Ranges { zero: true, .. }) => "write zeroes",
+                    Doing::Ranges(Ranges { zero: false, .. }) => "discard",
                     _ => "request",
                 };
                 on_error(&HostError { operation: operation.into(), reason: error.to_string(), errors });

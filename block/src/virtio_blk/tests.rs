@@ -4,6 +4,7 @@ mod cache;
 mod load;
 mod rig;
 mod transport;
+mod zeroes;
 
 use super::config::{CONFIG_WCE, DISCARD, MQ, SEG_MAX, WRITE_ZEROES};
 use super::*;

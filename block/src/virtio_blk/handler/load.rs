@@ -7,22 +7,81 @@
 //! It is then begun from its start, also by the same handler, since a saved queue has no place for how far it came; what
 //! the rate limit took for it is given back before. A machine that is paused again and again has to run in between for as
 //! long as such a request takes.
+//!
+//! Zeroing transfers nothing where the host can do it without: it has a limit of its own, so that it keeps no transfer
+//! waiting. Where the host must write zeroes, it is slow: a pause puts it back between two pieces too, newest first, as
+//! long as nothing was answered that was taken from the queue later.
 
-/// Bytes that all queues of a disk have in flight, each the same share: what slow storage does in a few seconds.
-const IN_FLIGHT: u64 = 256 << 20;
-/// The least that one queue may have in flight.
-const IN_FLIGHT_LEAST: u64 = 32 << 20;
+use crate::image::SECTOR;
+use crate::virtio_blk::config::ZERO_SECTORS_MAX;
+
+/// Bytes that all queues of a disk transfer at once, each the same share: what slow storage does in a few seconds.
+const TRANSFERS: u64 = 256 << 20;
+/// The least that one queue may transfer at once.
+const TRANSFERS_LEAST: u64 = 32 << 20;
+/// Bytes that all queues of a disk zero at once, each the same share.
+const ZEROES: u64 = 512 << 20;
+/// The least that one queue may zero at once: the longest range.
+const ZEROES_LEAST: u64 = (ZERO_SECTORS_MAX as u64).saturating_mul(SECTOR);
 /// The most bytes that are transferred by one operation. Linux makes requests of up to 4 MiB of its own accord.
 pub(super) const PIECE: u64 = 4 << 20;
+/// The most bytes that are zeroed by one operation. The longest range takes few of them, and storage that must write
+/// zeroes does one in a short time.
+pub(super) const ZERO_PIECE: u64 = 8 << 20;
 /// A run ends once it has begun so many bytes.
 const RUN: u64 = 64 << 20;
 
-/// What one queue has in flight, in bytes.
+/// What a request counts as while in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Cost {
+    #[default]
+    Nothing,
+    /// So many bytes transferred.
+    Transfer(u64),
+    /// So many bytes zeroed.
+    Zeroes(u64),
+    /// The same for whatever length: it is a hint, and transfers nothing.
+    Discard,
+}
+
+impl Cost {
+    /// The bytes that the rate limit takes for it.
+    pub(super) fn limited(self) -> u64 {
+        match self {
+            Self::Transfer(bytes) => bytes,
+            _ => 0,
+        }
+    }
+
+    /// The bytes that may be zeroed.
+    pub(super) fn zeroes(self) -> u64 {
+        match self {
+            Self::Zeroes(bytes) => bytes,
+            _ => 0,
+        }
+    }
+}
+
+/// A queue's share of a limit, in bytes.
 #[derive(Debug)]
-pub(super) struct Load {
+struct Share {
     limit: u64,
     in_flight: u64,
-    /// A request beyond the limit is in flight.
+}
+
+impl Share {
+    fn of(all: u64, queues: usize, least: u64) -> Self {
+        let share = all.checked_div(queues as u64).unwrap_or(all);
+        Self { limit: share.max(least), in_flight: 0 }
+    }
+}
+
+/// What one queue has in flight.
+#[derive(Debug)]
+pub(super) struct Load {
+    transfers: Share,
+    zeroes: Share,
+    /// A request beyond its limit is in flight.
     alone: bool,
     /// Bytes begun in this run.
     begun: u64,
@@ -31,28 +90,44 @@ pub(super) struct Load {
 impl Load {
     /// Of one of so many queues of a disk.
     pub(super) fn new(queues: usize) -> Self {
-        let share = IN_FLIGHT.checked_div(queues as u64).unwrap_or(IN_FLIGHT);
-        Self { limit: share.max(IN_FLIGHT_LEAST), in_flight: 0, alone: false, begun: 0 }
+        Self {
+            transfers: Share::of(TRANSFERS, queues, TRANSFERS_LEAST),
+            zeroes: Share::of(ZEROES, queues, ZEROES_LEAST),
+            alone: false,
+            begun: 0,
+        }
     }
 
-    /// What a request to discard counts as, of whatever length: it is a hint, and transfers nothing.
-    pub(super) fn discard(&self) -> u64 {
-        self.limit >> 6
+    /// The share that a request takes from, and how many bytes.
+    fn share(&mut self, cost: Cost) -> (&mut Share, u64) {
+        match cost {
+            Cost::Nothing => (&mut self.transfers, 0),
+            Cost::Transfer(bytes) => (&mut self.transfers, bytes),
+            Cost::Discard => {
+                let bytes = self.transfers.limit >> 6;
+                (&mut self.transfers, bytes)
+            }
+            Cost::Zeroes(bytes) => (&mut self.zeroes, bytes),
+        }
     }
 
-    /// Whether a request of `cost` bytes may be begun. `idle`: nothing is in flight.
-    pub(super) fn admits(&self, cost: u64, idle: bool) -> bool {
-        !self.alone && (idle || cost <= self.limit.saturating_sub(self.in_flight))
+    /// Whether a request may be begun. `idle`: nothing is in flight.
+    pub(super) fn admits(&mut self, cost: Cost, idle: bool) -> bool {
+        let (share, bytes) = self.share(cost);
+        let room = share.limit.saturating_sub(share.in_flight);
+        !self.alone && (idle || bytes <= room)
     }
 
-    pub(super) fn take(&mut self, cost: u64) {
-        self.in_flight = self.in_flight.saturating_add(cost);
-        self.alone = cost > self.limit;
+    pub(super) fn take(&mut self, cost: Cost) {
+        let (share, bytes) = self.share(cost);
+        share.in_flight = share.in_flight.saturating_add(bytes);
+        self.alone = bytes > share.limit;
     }
 
-    pub(super) fn give_back(&mut self, cost: u64) {
-        self.in_flight = self.in_flight.saturating_sub(cost);
-        self.alone &= cost == 0;
+    pub(super) fn give_back(&mut self, cost: Cost) {
+        let (share, bytes) = self.share(cost);
+        share.in_flight = share.in_flight.saturating_sub(bytes);
+        self.alone &= bytes == 0;
     }
 
     /// Whether what is in flight is one request beyond the limit, the last one that was popped.

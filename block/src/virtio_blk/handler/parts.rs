@@ -1,14 +1,14 @@
 //! Requests that are done in several parts: pieces of a long transfer, and ranges to discard or to zero.
 
-use super::load::PIECE;
-use super::{BlockHandler, Doing};
+use super::load::{Cost, PIECE, ZERO_PIECE};
+use super::{BlockHandler, Doing, Ranges};
 use crate::image::Request;
 use crate::virtio_blk::request::{self, HEADER, Status};
 
 impl BlockHandler {
     /// Starts a transfer, or goes on with it.
     pub(super) fn next_piece(&mut self, tag: u16) {
-        if self.gives_up() {
+        if self.gives_up(tag) {
             return self.put_back(tag);
         }
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
@@ -35,45 +35,46 @@ impl BlockHandler {
         unsafe { self.stream.submit(tag, request) };
     }
 
-    /// Starts the next range of a request that has some, or ends it after the last.
+    /// Starts the next part of a request that has ranges, or ends it after the last.
     pub(super) fn next_range(&mut self, tag: u16) {
-        let gives_up = self.gives_up();
+        let gives_up = self.gives_up(tag);
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
-        let Doing::Ranges { zero, next, ranges, length, stable } = &mut slot.doing else { return };
+        let Doing::Ranges(ranges) = &mut slot.doing else { return };
         // A driver that discards does not rely on what it reads afterwards (5.2.6).
-        if *next >= *ranges || self.quiescing && !*zero {
-            let (zero, length) = (*zero, *length);
-            let (count, bytes) = if zero {
-                (&self.counters.write_zeroes, &self.counters.write_zeroes_bytes)
-            } else {
-                (&self.counters.discards, &self.counters.discard_bytes)
-            };
-            count.add(1);
-            bytes.add(length);
-            return self.answer(tag, Status::Ok, 0);
+        if ranges.next >= ranges.count || self.quiescing && !ranges.zero {
+            let ranges = *ranges;
+            return self.end_ranges(tag, ranges);
         }
         if gives_up {
             return self.put_back(tag);
         }
         // They were checked, but the driver may have changed them since.
-        let range = request::range(&slot.chain, *next, *zero, self.shared.image.size());
+        let range = request::range(&slot.chain, ranges.next, ranges.zero, self.shared.image.size());
         let range = range.and_then(|range| {
-            let sum = length.saturating_add(range.length);
-            if *zero && sum > slot.cost { Err(Status::IoError) } else { Ok((range, sum)) }
+            let left = range.length.saturating_sub(ranges.begun);
+            let part = if ranges.zero { left.min(ZERO_PIECE) } else { left };
+            let sum = ranges.length.saturating_add(part);
+            let offset = range.offset.saturating_add(ranges.begun);
+            let grew = ranges.zero && sum > slot.cost.zeroes();
+            if grew { Err(Status::IoError) } else { Ok((offset, part, part == left, sum, range.unmap)) }
         });
-        let (range, sum) = match range {
+        let (offset, length, last, sum, unmap) = match range {
             Ok(range) => range,
             Err(status) => {
                 self.counters.refused.add(1);
                 return self.answer(tag, status, 0);
             }
         };
-        *next = next.saturating_add(1);
-        *length = sum;
-        let (offset, length) = (range.offset, range.length);
-        let request = if *zero {
+        ranges.length = sum;
+        if last {
+            ranges.next = ranges.next.saturating_add(1);
+            ranges.begun = 0;
+        } else {
+            ranges.begun = ranges.begun.saturating_add(length);
+        }
+        let request = if ranges.zero {
             self.load.begin(length);
-            Request::WriteZeroes { offset, length, unmap: range.unmap, stable: *stable }
+            Request::WriteZeroes { offset, length, unmap, stable: ranges.stable }
         } else {
             Request::Discard { offset, length }
         };
@@ -81,16 +82,34 @@ impl BlockHandler {
         unsafe { self.stream.submit(tag, request) };
     }
 
-    /// Whether what is in flight is not to go on.
-    fn gives_up(&self) -> bool {
-        self.quiescing && self.load.is_alone()
+    /// All parts are over.
+    fn end_ranges(&mut self, tag: u16, ranges: Ranges) {
+        if ranges.zero && (ranges.flush || self.must_flush(ranges.stable)) {
+            return self.flush(tag, Doing::Ranges(Ranges { stable: true, flush: false, ..ranges }));
+        }
+        let (count, bytes) = if ranges.zero {
+            (&self.counters.write_zeroes, &self.counters.write_zeroes_bytes)
+        } else {
+            (&self.counters.discards, &self.counters.discard_bytes)
+        };
+        count.add(1);
+        bytes.add(ranges.length);
+        self.answer(tag, Status::Ok, 0);
     }
 
-    /// Leaves the only request in flight to be begun anew.
+    /// Whether a request in flight is not to go on: only what was taken last can be put back into the ring.
+    fn gives_up(&self, tag: u16) -> bool {
+        let Some(slot) = self.slots.get(usize::from(tag)) else { return false };
+        let repeats = self.load.is_alone() || matches!(slot.cost, Cost::Zeroes(_));
+        self.quiescing && repeats && slot.order == self.taken
+    }
+
+    /// Leaves a request to be begun anew: the last one that was taken.
     fn put_back(&mut self, tag: u16) {
         if let Some(slot) = self.slots.get(usize::from(tag)) {
-            self.shared.refund(slot.doing.limited_bytes());
+            self.shared.refund(slot.cost.limited());
             self.queue.unpop(slot.chain.token());
+            self.taken = self.taken.wrapping_sub(1);
         }
         self.release(tag);
     }

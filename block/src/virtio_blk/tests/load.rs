@@ -108,11 +108,11 @@ fn a_request_that_waited_for_others_is_begun_when_they_are_over() {
 fn a_request_beyond_the_limit_is_alone_and_begun_anew_after_a_pause() {
     let write = |rig: &mut Rig| rig.submit_long(OUT, 0, 4 << 20, 126);
     let zeroes = |rig: &mut Rig| {
-        let ranges = (0..4).flat_map(|i| range(i << 18, 1 << 18, 0)).collect::<Vec<_>>();
+        let ranges = (0..8).flat_map(|i| range(i << 18, 1 << 18, 0)).collect::<Vec<_>>();
         rig.submit(&Wanted::new(WRITE_ZEROES_KIND, 0).data(&ranges));
     };
     let submits: [fn(&mut Rig); 2] = [write, zeroes];
-    for (submit, parts) in submits.into_iter().zip([126, 4]) {
+    for (submit, parts) in submits.into_iter().zip([126, 8 * 16]) {
         let (mut rig, held) = held();
         rig.submit(&Wanted::new(IN, 0).room(512));
         submit(&mut rig);
