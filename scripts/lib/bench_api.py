@@ -29,13 +29,15 @@ def experiment():
             with Running([*command, "--api-socket", str(path)]) as running:
                 boot = first_instruction(running)
                 times = latencies(path)
-                anonymous, file = bench_memory.beyond_guest(running.pid, MEMORY_MIB << 20)
+                used = sum(bench_memory.beyond_guest(running.pid, MEMORY_MIB << 20))
+                rest = at_rest(running.pid, used)
         return {
             "api-info-p50": statistics.median(times) * 1e6,
             "api-info-p99": sorted(times)[len(times) * 99 // 100] * 1e6,
             "api-boot": boot,
             "api-boot-more": boot - without,
-            "api-memory": (anonymous + file) / 1e6,
+            "api-memory": rest / 1e6,
+            "api-memory-used": used / 1e6,
         }
 
     figures = [
@@ -43,7 +45,8 @@ def experiment():
         Figure("api-info-p99", "- 99 % within", "µs", False),
         Figure("api-boot", "exec to first guest instruction, with an API", "ms", False, goal=5.0),
         Figure("api-boot-more", "- more than without", "ms", False, goal=1.0),
-        Figure("api-memory", "memory beyond guest RAM, with an API that was used", "MB", False, goal=4.0),
+        Figure("api-memory", "memory beyond guest RAM, with an API that was used and rests", "MB", False, goal=4.0),
+        Figure("api-memory-used", "- right after the last of many calls", "MB", False),
     ]
     return Experiment("api", figures, measure, times=3, machine=machine)
 
@@ -52,6 +55,16 @@ def first_instruction(running):
     """Milliseconds from exec to the guest's first instruction."""
     hello, entered = running.lines(30)[:2]
     return (hello.arrived - entered.values["ns"]) / 1e6
+
+
+def at_rest(pid, used):
+    """Bytes beyond guest RAM when a monitor has given back what answering took, if it ever does."""
+    rest = used
+    deadline = time.monotonic() + 10
+    while rest > 0.95 * used and time.monotonic() < deadline:
+        time.sleep(0.5)
+        rest = sum(bench_memory.beyond_guest(pid, MEMORY_MIB << 20))
+    return rest
 
 
 def latencies(path):

@@ -96,6 +96,9 @@ fn run_logged(run: cli::Run) -> Result<()> {
         None => {
             log::begin(|| seccomp::confine(ThreadKind::Console))?;
             let _api = listener.map(|listener| serve(listener, &monitor)).transpose()?;
+            if serves {
+                monitor.settle_later();
+            }
             seccomp::confine(kind);
             monitor.run()?
         }

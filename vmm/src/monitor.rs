@@ -32,7 +32,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long after the last call the process gives back what answering it took.
+const REST: Duration = Duration::from_secs(3);
 
 /// What there is to run.
 enum Vm {
@@ -64,6 +67,8 @@ pub struct Monitor {
     outstanding: Outstanding,
     limits: Limits,
     after_end: Option<AfterEnd>,
+    /// When what calls took is given back.
+    rest: Option<Instant>,
     /// When the process was told to end.
     quitting: Option<Instant>,
     /// Machines wait for a debugger before their first instruction.
@@ -105,6 +110,7 @@ impl Monitor {
             outstanding: Outstanding::default(),
             limits: Limits::default(),
             after_end: None,
+            rest: None,
             quitting: None,
             held: false,
             own_sockets: Vec::new(),
@@ -126,6 +132,11 @@ impl Monitor {
     pub fn limit(&mut self, limits: Limits) {
         self.limits = limits;
         self.outstanding = Outstanding::new(limits);
+    }
+
+    /// The API does something: what that takes is given back when it has done nothing for a while.
+    pub fn settle_later(&mut self) {
+        self.rest = Instant::now().checked_add(REST);
     }
 
     /// Has machines wait for a debugger before their first instruction.
@@ -194,12 +205,16 @@ impl Monitor {
             Vm::Leaving(leaving) => Some(leaving.deadline()),
             Vm::Absent | Vm::Created(_) => None,
         };
-        of_machine.into_iter().chain(self.outstanding.deadline()).min()
+        of_machine.into_iter().chain(self.outstanding.deadline()).chain(self.rest).min()
     }
 
     /// Gives up what was not done in its time. `Some`: the machine has ended.
     fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
         self.outstanding.give_up(now);
+        if self.rest.is_some_and(|at| at <= now) {
+            self.rest = None;
+            settle();
+        }
         match &mut self.vm {
             Vm::Booted(machine) => machine.overdue(now),
             Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= now) => {
@@ -256,7 +271,10 @@ impl Monitor {
                 Vm::Booted(machine) if number == self.machines => machine.handle(message),
                 _ => Ok(None),
             },
-            Event::Call(call) => self.call(call),
+            Event::Call(call) => {
+                self.settle_later();
+                self.call(call)
+            }
             Event::Boot { machine, progress, work } => self.boot_went_on(machine, progress, work),
             Event::Gone { machine } => Ok(self.gone(machine)),
             Event::Debugger(ask) => {

@@ -1,4 +1,4 @@
-//! Gives back to the host what building a machine has left behind in the process.
+//! Gives back to the host what building a machine, or answering calls, has left behind in the process.
 //!
 //! To read options, lay out memory and write tables takes most of the program's code, and to run the machine little of it.
 //! The kernel maps code in pieces around what is used, and never takes it away by itself. Pages that are let go stay in
@@ -14,7 +14,7 @@ const KEPT: usize = 4 << 10;
 const DEEPEST: usize = 128 << 10;
 
 /// Lets go of free memory of the allocator, of what deep calls left of the stack, and of pages of the program's file. To be
-/// called when the machine runs.
+/// called when the machine runs, and when no client of the API has asked for anything for a while.
 pub fn settle() {
     // SAFETY: only returns free memory.
     #[cfg(target_env = "gnu")]
