@@ -6,16 +6,12 @@ mod control;
 use control::idle;
 use control::instructions::{config, power_off, read8, reset, write_config, write8};
 use hypervisor::sim::{Sim, SimCpu};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vivarium_tests::host::{Folder, lacks_call};
 use vivarium_tests::{native, tiny_kernel};
 use vmm::cli::{self, Command};
-use vmm::config::crash::CrashAction;
-use vmm::config::{ByteSize, CrashConfig, MemoryZoneConfig};
 use vmm::machine::Ended;
-use vmm::message::Failure;
 use vmm::monitor::Monitor;
 
 const RAM: u64 = native().ram_start();
@@ -71,31 +67,6 @@ fn a_cpu_that_fails_says_why() {
     let ended = run(&sim, &Folder::new(), "");
     assert!(
         matches!(&ended, Ended::Failed(failure) if failure.to_string().contains("triple fault")),
-        "{ended:?}"
-    );
-}
-
-#[test]
-fn memory_that_the_host_cannot_give_ends_the_machine_and_not_the_process() {
-    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
-    let path = folder.sparse("memory", 64 << 20);
-    let mut machine = control::config(&folder);
-    // No machine goes on with a page that was lost, whatever is to be done about crashes.
-    machine.on_crash = Some(CrashConfig { action: CrashAction::Reset, ..CrashConfig::default() });
-    machine.memory.size = ByteSize(0);
-    let zone = MemoryZoneConfig { id: "a".into(), size: ByteSize(64 << 20), ..MemoryZoneConfig::default() };
-    machine.memory.zones = Some(vec![MemoryZoneConfig { file: Some(path.clone()), shared: true, ..zone }]);
-    sim.program(0, move |cpu| {
-        File::options().write(true).open(&path).unwrap().set_len(32 << 20).unwrap();
-        cpu.write8(RAM + (48 << 20) + 5, 1);
-        control::ignore(cpu);
-    });
-    let mut monitor = Monitor::new(sim as _).unwrap();
-    monitor.boot(*machine).unwrap();
-    let ended = monitor.run().unwrap();
-    let address = RAM + (48 << 20);
-    assert!(
-        matches!(&ended, Ended::Failed(Failure::Memory { address: lost }) if *lost == address),
         "{ended:?}"
     );
 }
