@@ -71,12 +71,18 @@ pub(super) fn run(mut client: Client, matches: &ArgMatches, json: bool) -> Resul
         show(&mut client, before, interval)
     };
     match result {
-        // The monitor or the machine has gone: there is no more to be seen.
-        Err(error) if error.chain().any(|cause| cause.is::<hyper::Error>() || cause.is::<Refused>()) => {
-            Ok(())
-        }
+        Err(error) if has_gone(&error) => Ok(()),
         result => result,
     }
+}
+
+/// Whether a look failed as the monitor or the machine has gone: there is no more to be seen then. Without a machine the monitor knows
+/// no such path, or does not allow the method.
+fn has_gone(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let refused = cause.downcast_ref::<Refused>().map(|refused| refused.status);
+        cause.is::<hyper::Error>() || matches!(refused, Some(404 | 405))
+    })
 }
 
 /// Writes what is seen, `count` times or until the monitor ends.
@@ -309,6 +315,13 @@ mod tests {
             cpus: 1,
             memory: 1 << 20,
         }
+    }
+
+    #[test]
+    fn only_a_machine_that_has_gone_is_the_end() {
+        let refused = |status| anyhow::Error::new(Refused { status, body: "[]".into() }).context("looking");
+        let ends = [404, 405, 408, 500, 503].map(|status| has_gone(&refused(status)));
+        assert_eq!(ends, [true, true, false, false, false]);
     }
 
     #[test]
