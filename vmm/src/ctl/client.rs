@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::{Request, Response};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -103,7 +104,11 @@ impl Client {
             let mut body = send(sender, request).await?.into_body();
             let mut text = Vec::new();
             while let Some(frame) = body.frame().await {
-                let Ok(data) = frame.context("reading events")?.into_data() else { continue };
+                let frame = match frame {
+                    Err(error) if is_cut(&error) => break,
+                    frame => frame.context("reading events")?,
+                };
+                let Ok(data) = frame.into_data() else { continue };
                 text.extend_from_slice(&data);
                 while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = text.drain(..=end).collect();
@@ -118,6 +123,15 @@ impl Client {
             Ok(())
         })
     }
+}
+
+/// Whether a body stopped in its middle, as that of a monitor does which was killed.
+fn is_cut(error: &hyper::Error) -> bool {
+    let cut = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+    };
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    error.is_incomplete_message() || cause.is_some_and(cut)
 }
 
 fn request(method: &str, path: &str, body: Option<String>, accept: &str) -> Result<Request<Full<Bytes>>> {
@@ -141,4 +155,40 @@ async fn send(
     }
     let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
     bail!(Refused { status: status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn events_end_with_a_monitor_that_is_killed() {
+        let folder = std::env::temp_dir().join(format!("vivarium-client-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let monitor = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut bytes = [0; 256];
+                let count = stream.read(&mut bytes).unwrap();
+                request.extend_from_slice(&bytes[..count]);
+            }
+            // One whole chunk, and no last one.
+            let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nb\r\ndata: {}\n\n\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let mut heard = Vec::new();
+        let result = Client::connect(&path).unwrap().listen("/", |data| {
+            heard.push(data.to_owned());
+            ControlFlow::Continue(())
+        });
+        monitor.join().unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        result.unwrap();
+        assert_eq!(heard, ["{}"]);
+    }
 }
