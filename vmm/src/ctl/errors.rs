@@ -45,6 +45,10 @@ pub(super) fn one_line(error: &Error, verb: Option<&str>) -> String {
             let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             format!("{flag} {value}: {}; {help} says what it can be", crate::cli::reason(&reason))
         }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => match verb {
+            Some(verb) => format!("{verb}: nothing is given; {help} lists what it takes"),
+            None => format!("no verb is given; {help} lists them"),
+        },
         _ => crate::cli::one_line(error),
     }
 }
@@ -57,7 +61,8 @@ pub(super) fn verb_among(arguments: &[OsString]) -> Option<String> {
         if word == "--api-socket" {
             words.next();
         } else if !word.starts_with('-') {
-            return command.find_subcommand(word).map(|verb| verb.get_name().to_owned());
+            let verb = command.find_subcommand(word).filter(|verb| !verb.is_hide_set());
+            return verb.map(|verb| verb.get_name().to_owned());
         }
     }
     None
@@ -96,7 +101,8 @@ pub(super) fn in_the_words_of(verb: &str, told: &str) -> String {
 /// The verb that is spelt most like `word`, if one is close.
 fn nearest(word: &str) -> Option<String> {
     let command = super::command("vivarium ctl");
-    let verbs = command.get_subcommands().map(clap::Command::get_name);
+    let shown = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let verbs = shown.map(clap::Command::get_name);
     let distances = verbs.map(|verb| (crate::config::key_value::distance(word, verb), verb));
     let near = distances.filter(|(distance, _)| *distance <= 1 + word.len() / 6).min();
     near.map(|(_, verb)| verb.to_owned())
@@ -115,6 +121,13 @@ mod tests {
     fn what_is_wrong_is_told_in_one_line_with_the_remedy() {
         for (words, told) in [
             ("infos", "infos: there is no such verb; did you mean info? vivarium ctl --help lists them"),
+            ("complet", "complet: there is no such verb; vivarium ctl --help lists them"),
+            ("complete --bogus", "--bogus: there is no such option; vivarium ctl --help lists them"),
+            ("resize", "resize: nothing is given; vivarium ctl resize --help lists what it takes"),
+            (
+                "--json set-affinity",
+                "set-affinity: nothing is given; vivarium ctl set-affinity --help lists what it takes",
+            ),
             ("bogus", "bogus: there is no such verb; vivarium ctl --help lists them"),
             ("--bogus", "--bogus: there is no such option; vivarium ctl --help lists them"),
             (

@@ -72,7 +72,8 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     let matches = match command.try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error)
-            if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+            if error.use_stderr()
+                && (json || error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) =>
         {
             told(&errors::one_line(&error, errors::verb_among(arguments).as_deref()));
             return ExitCode::from(2);
