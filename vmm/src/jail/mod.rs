@@ -211,13 +211,14 @@ fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
     let machine = run.config.iter().flat_map(|config| config.named_files());
     let machine = machine.map(|file| (file.option, file.path, file.made, file.socket, file.read_only));
     let own = [
-        ("--log-file", run.log.file.clone()),
-        ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone())),
-        ("--api-socket path", run.api_socket.as_ref().and_then(|socket| socket.path.clone())),
-        ("--event-monitor path", run.event_monitor.as_ref().and_then(|monitor| monitor.path.clone())),
+        ("--log-file", run.log.file.clone(), false),
+        ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone()), true),
+        ("--api-socket path", run.api_socket.as_ref().and_then(|socket| socket.path.clone()), true),
+        ("--event-monitor path", run.event_monitor.as_ref().and_then(|monitor| monitor.path.clone()), false),
     ];
-    let own =
-        own.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path?, true, true, false)));
+    let own = own
+        .into_iter()
+        .filter_map(|(option, path, anew)| Some((option.to_owned(), path?, true, anew, false)));
     for (option, path, made, anew, read_only) in machine.chain(own) {
         if !path.is_absolute() {
             bail!("{option}={}: in a jail paths are absolute; write where it is from /", path.display());
@@ -272,13 +273,17 @@ mod tests {
     #[test]
     fn only_what_is_made_gives_the_jail_the_folder_it_is_in() {
         let flags = "--kernel /proc/version --serial file=/run/nope/log --console file=/proc/uptime";
-        let line = format!("jail --id a --uid 1 --gid 1 -- {flags} --log-file /tmp/log");
+        let line = format!(
+            "jail --id a --uid 1 --gid 1 -- {flags} --log-file /tmp/log --event-monitor path=/proc/loadavg"
+        );
         let Ok(Asked::Run(_, run)) = parse(line.split_whitespace().map(Into::into).collect()) else {
             panic!("{line}")
         };
         let needed = needed_files(&run).unwrap();
         let paths: Vec<_> = needed.iter().map(|file| file.path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["/proc/version", "/run/nope", "/dev/urandom", "/proc/uptime", "/tmp"]);
+        let expected =
+            ["/proc/version", "/run/nope", "/dev/urandom", "/proc/uptime", "/tmp", "/proc/loadavg"];
+        assert_eq!(paths, expected);
     }
 
     #[test]
