@@ -103,6 +103,9 @@ pub fn rules(config: &VmConfig, own_sockets: &[PathBuf]) -> Result<Rules> {
         let parent = folder_of(&file.path);
         if file.socket {
             rules = allow(rules, &file.option, parent, AccessFs::MakeSock | AccessFs::RemoveFile)?;
+        } else if file.anew {
+            // One that is there now may have been taken away by then; a part of one is removed again.
+            rules = allow(rules, &file.option, parent, both | AccessFs::MakeReg | AccessFs::RemoveFile)?;
         } else if file.read_only || file.path.exists() {
             rules = allow(rules, &file.option, &file.path, if file.read_only { read } else { both })?;
         } else if file.made {
@@ -146,4 +149,32 @@ fn allow(
     rules
         .add_rule(PathBeneath::new(place, access))
         .with_context(|| format!("{option}={}: allowing it", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CrashConfig;
+    use std::fs::{self, File};
+
+    /// On a kernel without Landlock nothing is refused to begin with.
+    #[test]
+    fn a_core_dump_can_be_made_and_taken_away_also_where_one_was() {
+        let folder = std::env::temp_dir().join(format!("vivarium-landlock-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("vm.core");
+        File::create(&path).unwrap();
+        let on_crash = CrashConfig { coredump: Some(path.clone()), ..CrashConfig::default() };
+        let config = VmConfig { on_crash: Some(on_crash), ..VmConfig::default() };
+        let rules = rules(&config, &[]).unwrap();
+        fs::remove_file(&path).unwrap();
+        let confined = std::thread::spawn(move || {
+            rules.0.restrict_self().unwrap();
+            File::create_new(&path).and_then(|file| file.set_len(4096))?;
+            fs::remove_file(&path)
+        });
+        let result = confined.join().unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        result.unwrap();
+    }
 }

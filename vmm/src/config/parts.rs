@@ -51,6 +51,8 @@ pub struct NamedFile {
     pub read_only: bool,
     /// It is made if it is not there; what only is read or changed has to be there.
     pub made: bool,
+    /// It is made where nothing is, and may be taken away again: sockets and core dumps.
+    pub anew: bool,
 }
 
 impl VmConfig {
@@ -118,6 +120,7 @@ impl VmConfig {
                 path: path.clone(),
                 socket: false,
                 made: false,
+                anew: false,
                 read_only: option != "--firmware-vars",
             }));
         }
@@ -133,11 +136,13 @@ impl VmConfig {
                 if option == "--ivshmem" && field.key == "socket" {
                     continue;
                 }
+                let anew = matches!(field.key, "socket" | "coredump");
                 files.push(NamedFile {
                     option: format!("{option} {}", field.key),
                     path: path.into(),
                     socket: field.key == "socket",
-                    made: matches!(field.key, "socket" | "coredump") || CONSOLES.contains(&option),
+                    made: anew || CONSOLES.contains(&option),
+                    anew,
                     read_only: option == "--rng" || at("readonly").and_then(Value::as_bool) == Some(true),
                 });
             }

@@ -209,7 +209,7 @@ fn named_descriptors(run: &Run) -> Vec<i32> {
 fn needed_files(run: &Run) -> Result<Vec<root::Needed>> {
     let mut needed = Vec::new();
     let machine = run.config.iter().flat_map(|config| config.named_files());
-    let machine = machine.map(|file| (file.option, file.path, file.made, file.socket, file.read_only));
+    let machine = machine.map(|file| (file.option, file.path, file.made, file.anew, file.read_only));
     let own = [
         ("--log-file", run.log.file.clone(), false),
         ("--gdb path", run.gdb.as_ref().map(|gdb| gdb.path.clone()), true),
@@ -272,7 +272,8 @@ mod tests {
 
     #[test]
     fn only_what_is_made_gives_the_jail_the_folder_it_is_in() {
-        let flags = "--kernel /proc/version --serial file=/run/nope/log --console file=/proc/uptime";
+        let flags = "--kernel /proc/version --serial file=/run/nope/log --console file=/proc/uptime \
+                     --on-crash coredump=/proc/cmdline";
         let line = format!(
             "jail --id a --uid 1 --gid 1 -- {flags} --log-file /tmp/log --event-monitor path=/proc/loadavg"
         );
@@ -282,7 +283,7 @@ mod tests {
         let needed = needed_files(&run).unwrap();
         let paths: Vec<_> = needed.iter().map(|file| file.path.to_str().unwrap()).collect();
         let expected =
-            ["/proc/version", "/run/nope", "/dev/urandom", "/proc/uptime", "/tmp", "/proc/loadavg"];
+            ["/proc/version", "/run/nope", "/dev/urandom", "/proc/uptime", "/proc", "/tmp", "/proc/loadavg"];
         assert_eq!(paths, expected);
     }
 
