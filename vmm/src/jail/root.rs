@@ -1,5 +1,6 @@
 //! The jail's root folder: an empty one in memory, into which files of the host are bound at the paths they have there.
 
+use super::privileges::effective_user;
 use anyhow::{Context, Result, bail};
 use std::ffi::CString;
 use std::fs::{self, File, Metadata, TryLockError};
@@ -43,10 +44,12 @@ impl Folder {
     /// Makes it, or takes over what a jail of that name left.
     ///
     /// # Errors
-    /// When a jail of that name runs, or the host refuses.
+    /// When a jail of that name runs, others can write to the folder or to the one it is in, or the host refuses.
     pub fn make(path: &Path) -> Result<Self> {
         if let Some(base) = path.parent() {
-            fs::create_dir_all(base).with_context(|| format!("making {}", base.display()))?;
+            let what = || format!("making {}", base.display());
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(base).with_context(what)?;
+            is_kept_by_us(base, &fs::metadata(base).with_context(what)?)?;
         }
         let what = || format!("making {}", path.display());
         loop {
@@ -73,6 +76,12 @@ impl Folder {
             };
             let locked = lock.metadata().with_context(what)?;
             if fs::symlink_metadata(path).is_ok_and(|found| same(&found, &locked)) {
+                if locked.uid() != effective_user() || locked.mode() & 0o077 != 0 {
+                    bail!(
+                        "{}: is there already and is no folder of a jail, which only its owner can enter; remove it, or give another name",
+                        path.display()
+                    );
+                }
                 return Ok(Self { path: path.to_owned(), lock });
             }
         }
@@ -82,6 +91,18 @@ impl Folder {
     pub fn descriptor(&self) -> RawFd {
         self.lock.as_raw_fd()
     }
+}
+
+/// Checks that nobody else can take away what this process makes in `base`.
+fn is_kept_by_us(base: &Path, found: &Metadata) -> Result<()> {
+    let others = found.mode() & 0o022 != 0 && found.mode() & libc::S_ISVTX == 0;
+    if others || ![0, effective_user()].contains(&found.uid()) {
+        bail!(
+            "{}: others can change what is in it; give a --base that only root can write to",
+            base.display()
+        );
+    }
+    Ok(())
 }
 
 impl Drop for Folder {
@@ -219,6 +240,7 @@ pub fn enter(root: &Path, needed: &[Needed], uid: u32, gid: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_folder_is_one_jails_and_what_a_killed_one_left_is_taken_over() {
@@ -230,9 +252,28 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         // A process that is killed lets go of the lock, and leaves the folder.
-        fs::create_dir(&path).unwrap();
+        fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
         drop(Folder::make(&path).unwrap());
         assert!(!path.exists());
+        fs::remove_dir(base).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_others_can_change_is_not_taken_over() {
+        let base = std::env::temp_dir().join(format!("vivarium-jail-open-{}", std::process::id()));
+        let path = base.join("web1");
+        fs::create_dir_all(&path).unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = || Folder::make(&path).err().map(|error| error.to_string()).unwrap_or_default();
+        mode(&base, 0o755);
+        mode(&path, 0o750);
+        assert!(refused().contains("is no folder of a jail"), "{}", refused());
+        mode(&path, 0o700);
+        mode(&base, 0o777);
+        assert!(refused().contains("others can change what is in it"), "{}", refused());
+        // As in /tmp: others can make files, and take away only their own.
+        mode(&base, 0o1777);
+        drop(Folder::make(&path).unwrap());
         fs::remove_dir(base).unwrap();
     }
 }
