@@ -1,6 +1,7 @@
 //! A control group (cgroup v2) of the jail's own.
 
 use anyhow::{Context, Result, bail};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ impl Group {
     /// Makes group `id` below `parent`, with what `settings` (`FILE=VALUE` each) say. Without settings there is none.
     ///
     /// # Errors
-    /// Names the setting, or what the host lacks.
+    /// Names the setting, what the host lacks, or the machine that is still in the group.
     pub fn make(parent: &str, id: &str, settings: &[String]) -> Result<Self> {
         let hierarchy = Path::new(HIERARCHY);
-        clear(&hierarchy.join(parent).join(id));
+        clear(&hierarchy.join(parent).join(id), PATIENCE)?;
         if settings.is_empty() {
             return Ok(Self { path: None });
         }
@@ -70,13 +71,22 @@ impl Group {
 }
 
 /// Takes away the group that a jail left whose process was killed, with limits of its own. The machine in it was killed with that, and
-/// takes a moment to end. A group that still has a process in it then stays.
-fn clear(path: &Path) {
-    for _ in 0..PATIENCE.as_millis() / STEP.as_millis() {
+/// takes a moment to end: as long as `patience`.
+///
+/// # Errors
+/// When there is still something in the group then.
+fn clear(path: &Path, patience: Duration) -> Result<()> {
+    let mut left = patience.as_millis() / STEP.as_millis();
+    loop {
         match std::fs::remove_dir(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => std::thread::sleep(STEP),
-            _ => break,
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && left > 0 => std::thread::sleep(STEP),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => bail!(
+                "{}: is still in use, as a machine of that name has not ended; wait, or give another name",
+                path.display()
+            ),
+            _ => return Ok(()),
         }
+        left -= 1;
     }
 }
 
@@ -88,5 +98,18 @@ impl Drop for Group {
             let _ = std::fs::write(outside, std::process::id().to_string());
             let _ = std::fs::remove_dir(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_is_still_in_use_is_not_taken_over() {
+        // A folder that cannot be removed for the same reason as a group with a process in it.
+        let refused = clear(Path::new("/"), Duration::ZERO).unwrap_err().to_string();
+        assert!(refused.contains("a machine of that name has not ended"), "{refused}");
+        clear(Path::new("/proc/nope"), Duration::ZERO).unwrap();
     }
 }
