@@ -169,9 +169,11 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
     // With a tap, the machine stays in the network namespace that the tap is in.
     let own_network = jail.netns.is_none() && run.config.as_ref().is_none_or(|config| config.net.is_empty());
     namespace::leave(own_network).context("jail: making namespaces")?;
-    namespace::run_first_process(move || {
+    namespace::run_first_process(move |parent| {
         privileges::close(lock);
-        let confined = privileges::close_descriptors(&named_descriptors(&run))
+        let mut kept = named_descriptors(&run);
+        kept.push(parent.descriptor());
+        let confined = privileges::close_descriptors(&kept)
             .context("jail: closing descriptors")
             .and_then(|()| {
                 root::enter(&root, &files, jail.uid, jail.gid).context("jail: making the root folder")
@@ -185,7 +187,7 @@ pub fn run(jail: &Jail, run: Run) -> Result<u8> {
             })
             .and_then(|()| privileges::limit(libc::RLIMIT_CORE, 0).context("jail: forbidding core dumps"))
             .and_then(|()| privileges::drop_to(jail.uid, jail.gid));
-        namespace::end_with_parent();
+        parent.end_with();
         match confined.and_then(|()| crate::run(run)) {
             Ok(()) => 0,
             Err(error) => {

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -34,25 +34,48 @@ pub fn leave(network: bool) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
-/// Has the calling process end with the one that started it, which cleans up after it. Becoming another user undoes it.
-pub fn end_with_parent() {
-    // SAFETY: plain numbers.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+/// The process that started this one and cleans up after it, as the reading end of a pipe that only that one can write to.
+pub struct Parent(PipeReader);
+
+impl Parent {
+    /// Has the calling process end with its parent from now on, at once if that has ended. Becoming another user undoes it.
+    pub fn end_with(self) {
+        // SAFETY: plain numbers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // A signal is only sent by a parent that ends after this was asked for.
+        if self.has_ended() {
+            std::process::exit(1);
+        }
+    }
+
+    /// The descriptor of the pipe.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut pipe = libc::pollfd { fd: self.0.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one initialized structure; nothing is waited for.
+        unsafe { libc::poll(&mut pipe, 1, 0) == 1 }
+    }
 }
 
-/// Runs `body` in a process of its own, which is the first one of its namespace: when it ends, so does all that it started.
-/// Signals that ask this process to end are passed on to it. Returns its exit status, 128 and the number of the signal that ended
-/// it.
+/// Runs `body`, which is told of its parent, in a process of its own, which is the first one of its namespace: when it ends, so does
+/// all that it started. Signals that ask this process to end are passed on to it. Returns its exit status, 128 and the number of the
+/// signal that ended it.
 ///
 /// # Errors
 /// When the host gives no process.
-pub fn run_first_process(body: impl FnOnce() -> u8) -> Result<u8> {
+pub fn run_first_process(body: impl FnOnce(Parent) -> u8) -> Result<u8> {
     crate::console_thread::hold_signals().context("jail: holding signals")?;
+    let (parent, alive) = std::io::pipe().context("jail: making a pipe")?;
     // SAFETY: the process has one thread, so the child has a whole copy of all it may use.
     let child = check(unsafe { libc::fork() }).context("jail: starting the machine's process")?;
     if child == 0 {
-        std::process::exit(i32::from(body()));
+        drop(alive);
+        std::process::exit(i32::from(body(Parent(parent))));
     }
+    drop(parent);
     let mut heard = crate::console_thread::heard_set();
     // SAFETY: the set is initialized. A child's end is a signal too, which is heard only if it is held.
     unsafe {
@@ -78,5 +101,19 @@ pub fn run_first_process(body: impl FnOnce() -> u8) -> Result<u8> {
             // SAFETY: the child has not been waited for, so the number is still its own.
             unsafe { libc::kill(child, signal) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_has_ended_is_seen() {
+        let (reader, alive) = io::pipe().unwrap();
+        let parent = Parent(reader);
+        assert!(!parent.has_ended());
+        drop(alive);
+        assert!(parent.has_ended());
     }
 }
