@@ -66,23 +66,14 @@ impl de::Error for Error {
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         // Where JSON spells a variant in capitals and the command line does not, only the latter helps here.
         let capital = |name: &str| name.starts_with(|c: char| c.is_ascii_uppercase());
-        let mut plain: Vec<&str> = Vec::new();
-        for name in expected.iter().copied().filter(|name| !capital(name)) {
-            // Another spelling of one before, such as `wr` of `rw`, helps nobody.
-            if !plain.iter().any(|known| letters(known) == letters(name)) {
-                plain.push(name);
-            }
-        }
+        let plain = expected.iter().copied().filter(|name| !capital(name) && !ALIASES.contains(name));
+        let plain: Vec<_> = plain.collect();
         Self::new(format!("\"{variant}\" is not one of {}", plain.join(", ")))
     }
 }
 
-/// The letters of a name in order, with hyphens as underscores.
-fn letters(name: &str) -> Vec<char> {
-    let mut letters: Vec<char> = name.replace('-', "_").chars().collect();
-    letters.sort_unstable();
-    letters
-}
+/// Other spellings of variants (`serde(alias)`), which are taken but not told.
+const ALIASES: [&str; 2] = ["wr", "inject_nmi"];
 
 /// Reads an option's text into its configuration type. `fields` are the keys it knows.
 ///
@@ -465,6 +456,22 @@ mod tests {
         shared: bool,
         pins: Vec<Pin>,
         limit: Limit,
+    }
+
+    #[derive(Debug, Deserialize)]
+    enum Direction {
+        #[serde(rename = "no")]
+        No,
+        #[serde(rename = "on")]
+        On,
+    }
+
+    #[test]
+    fn every_variant_is_told_also_one_with_the_letters_of_another() {
+        let error = Direction::deserialize(Text("x")).unwrap_err();
+        assert_eq!(error.to_string(), "\"x\" is not one of no, on");
+        assert!(matches!(Direction::deserialize(Text("no")), Ok(Direction::No)));
+        assert!(matches!(Direction::deserialize(Text("on")), Ok(Direction::On)));
     }
 
     #[derive(Debug, Default, PartialEq, Deserialize)]
