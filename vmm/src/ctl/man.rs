@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// What the machine's process ends with.
 const STATUSES: &[(&str, &str)] = &[
     ("0", "The guest powered off, or the process was asked to end."),
-    ("1", "Something failed: one line on standard error says what."),
+    ("1", "Something failed: one line on standard error says what; if a CPU did, its registers follow."),
     ("2", "The command line cannot be understood: one line on standard error names the option."),
     ("159", "A system call was made that the filters forbid."),
 ];
