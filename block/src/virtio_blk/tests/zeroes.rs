@@ -143,3 +143,20 @@ fn zeroes_of_several_parts_are_made_stable_together() {
         assert_eq!((rig.answers()[0].status, held.waiting().len()), (OK, 0));
     }
 }
+
+#[test]
+fn pieces_are_the_right_parts_of_the_file() {
+    for engine in ENGINES {
+        for unmap in [0, 1] {
+            let file = TempFile::new(0);
+            let mut contents = pattern(20 << 20, 1);
+            fs::write(file.path(), &contents).unwrap();
+            let mut rig = Rig::new(image(&file, engine), options(), layouts()[1]);
+            let sectors = (17 << 11) + 1;
+            let wanted = Wanted::new(WRITE_ZEROES_KIND, 0).data(&range(3, sectors, unmap));
+            assert_eq!(rig.request(wanted).status, OK);
+            contents[3 * 512..][..sectors as usize * 512].fill(0);
+            assert!(fs::read(file.path()).unwrap() == contents, "{engine:?}");
+        }
+    }
+}
