@@ -316,6 +316,48 @@ fn completions_and_manual_pages_are_made() {
     }
 }
 
+/// Sets what bash does for a completion of the words that are given, and calls the script's function. Outside of a completion there is no
+/// `compopt`.
+const ASK_BASH: &str = r#"
+compopt() { :; }
+. "$1"
+shift
+COMP_LINE=$1 COMP_POINT=${#1}
+shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_vivarium
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+
+#[test]
+fn bash_replaces_what_stands_behind_the_last_word_break() {
+    let folder = Folder::new();
+    let binary = required("VIVARIUM_BIN");
+    let script = folder.join("completions");
+    std::fs::write(&script, shell(&format!("{} ctl completions bash", binary.display()))).unwrap();
+    if Command::new("bash").arg("-c").arg("true").status().is_err() {
+        println!("@@SKIP bash is not installed");
+        return;
+    }
+    let image = folder.join("image.raw");
+    File::create(&image).unwrap();
+    let (begun, whole) = (folder.join("ima").display().to_string(), image.display().to_string());
+    // The words are divided at `=` too, as bash does it.
+    for (words, expected) in [
+        (vec![" --kern"], vec!["--kernel"]),
+        (vec![" --disk", " path", "=", "d,readonly", "=", "o"], vec!["on", "off"]),
+        (vec![" --disk", " path", "=", &begun], vec![&whole]),
+    ] {
+        let program = binary.display().to_string();
+        let mut command = Command::new("bash");
+        command.args(["-c", ASK_BASH, "bash"]).arg(&script).arg(program.clone() + &words.concat());
+        let output = command.arg(program).args(words.iter().map(|word| word.trim())).output().unwrap();
+        let offered = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(offered.lines().collect::<Vec<_>>(), expected, "{words:?}: {errors}");
+    }
+}
+
 #[test]
 fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the_same() {
     let folder = Folder::new();
