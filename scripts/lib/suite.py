@@ -294,7 +294,7 @@ PARTS = {"check": check, "unit": unit, "native": native, "nested": nested, "aarc
 CROSS_TARGET = TARGET / "aarch64"
 
 # Of the tests with the bare-metal guest, those that are about machines; the others are about the program that runs them.
-BARE_ON_ARM = ("native_boot", "native_devices", "native_hostile", "native_gic")
+BARE_ON_ARM = ("native_boot", "native_devices", "native_hostile")
 
 # Optimized, since an emulated processor runs it, but not for the last per cent, which takes minutes to build.
 CROSS_ENVIRONMENT = {
