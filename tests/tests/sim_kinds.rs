@@ -2,7 +2,8 @@
 
 mod control;
 
-use control::{Control, STUCK, add, config, kind, obey, release, remove};
+use control::instructions::write32;
+use control::{Control, STUCK, add, config, eject, ignore, kind, obey, release, remove};
 use hypervisor::sim::{Sim, SimCpu};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -142,9 +143,9 @@ fn consoles_come_with_their_channels_and_where_they_are_is_told() {
     let console = |mode, id: &str| ConsoleConfig { mode, id: Some(id.into()), ..ConsoleConfig::default() };
     machine.console = vec![console(ConsoleMode::Pty, "first")].into();
     let control = Control::boot(&sim, machine);
-    let consoles = |control: &Control| match &control.info()["config"]["console"] {
-        Value::Array(all) => all.clone(),
-        one => vec![one.clone()],
+    let consoles = |control: &Control| match &control.info()["config"] {
+        config if config["consoles"].is_array() => config["consoles"].as_array().unwrap().clone(),
+        config => vec![config["console"].clone()],
     };
     let terminal = |console: &Value| {
         let path = console["file"].as_str().unwrap_or_else(|| panic!("{console}")).to_owned();
@@ -272,6 +273,25 @@ fn an_armed_watchdog_that_goes_is_heard_no_more_and_another_is() {
 }
 
 #[test]
+fn a_guest_that_nobody_asked_does_without_its_disk_and_not_without_what_watches_it() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, |cpu| {
+        write32(cpu, eject(), !0);
+        ignore(cpu);
+    });
+    let mut machine = config(&folder);
+    let path = Some(folder.sparse("disk", 1 << 20));
+    machine.disks = vec![DiskConfig { path, id: Some("data".into()), ..DiskConfig::default() }];
+    machine.watchdog = vec![WatchdogConfig::default()].into();
+    let control = Control::boot(&sim, machine);
+    control.wait_for("device-removed");
+    let tree = control.info()["device_tree"].clone();
+    let ids: Vec<_> = tree.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(ids, ["__rng", "__watchdog", "__watchdog_virtio"]);
+    control.end();
+}
+
+#[test]
 fn what_the_machine_began_with_goes_too_and_stays_away() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, obey);
@@ -282,7 +302,8 @@ fn what_the_machine_began_with_goes_too_and_stays_away() {
     control.done(remove("__rng", false, 30_000));
     for again in [Request::Reboot, Request::Shutdown] {
         control.done(again);
-        assert_eq!(control.info()["config"]["rng"], serde_json::json!([]));
+        let config = &control.info()["config"];
+        assert_eq!((&config["rng"], &config["rngs"]), (&Value::Null, &serde_json::json!([])));
     }
     control.done(Request::Boot);
     assert!(control.info()["device_tree"].get("__rng").is_none());

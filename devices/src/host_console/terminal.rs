@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Once;
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use vmm_sys_util::epoll::EventSet;
 
 /// Ctrl-].
@@ -119,10 +119,37 @@ pub(super) struct Terminal {
     resized: Doorbell,
     escapes: u32,
     escaped: bool,
+    _held: Held,
+}
+
+/// The right to the process's one terminal. Who has it gave the terminal back before it was dropped.
+struct Held;
+
+/// Somebody has it.
+static HELD: AtomicBool = AtomicBool::new(false);
+
+impl Held {
+    fn take() -> Result<Self, OpenError> {
+        if HELD.swap(true, Ordering::AcqRel) {
+            let busy = io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another console has it, or has not given it back yet; try again later",
+            );
+            return Err(OpenError::new("taking", "/dev/stdin")(busy));
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.store(false, Ordering::Release);
+    }
 }
 
 impl Terminal {
     pub(super) fn open(watch: &Watch) -> Result<Self, OpenError> {
+        let held = Held::take()?;
         let (stdin, stdout) = (system::standard_input(), system::standard_output());
         let (input, _) = own(stdin, false).map_err(OpenError::new("opening", "/dev/stdin"))?;
         let (output, output_never_blocks) =
@@ -155,6 +182,7 @@ impl Terminal {
             resized,
             escapes: 0,
             escaped: false,
+            _held: held,
         })
     }
 

@@ -13,6 +13,9 @@ use serde_path_to_error::Segment;
 /// A machine's configuration, as clients of cloud-hypervisor send it.
 pub(super) fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
+    if let Value::Object(fields) = &mut tree {
+        several::take_all(fields);
+    }
     compatibility::adapt_machine(&mut tree);
     from_tree(&tree)
 }
@@ -128,10 +131,14 @@ fn array_for_object(said: &Value, meant: &Value) -> Option<String> {
             pairs.find_map(|(at, (said, meant))| Some(format!("[{at}]{}", array_for_object(said, meant)?)))
         }
         (Value::Object(said), Value::Object(meant)) => said.iter().find_map(|(name, said)| {
-            if said.is_array() && several::NAMES.contains(&name.as_str()) {
-                return None;
-            }
-            let rest = array_for_object(said, meant.get(name)?)?;
+            let meant = meant.get(name)?;
+            let rest = match (said, meant) {
+                // A list of one is shown as that one, and such a list is not taken for an object.
+                (Value::Array(items), Value::Object(_)) if several::NAMES.contains(&name.as_str()) => {
+                    format!("[0]{}", array_for_object(items.first()?, meant)?)
+                }
+                _ => array_for_object(said, meant)?,
+            };
             let joint = if rest.is_empty() || rest.starts_with('[') { "" } else { "." };
             Some(format!("{name}{joint}{rest}"))
         }),

@@ -238,6 +238,13 @@ device_kinds! {
 }
 
 impl VmConfig {
+    /// Whether the device of that id is there for the guest's own ends, so that it may do without: no watchdog and nothing that a machine
+    /// has in any case is.
+    pub fn is_for_guest(&self, id: &str) -> bool {
+        let kinds = ["disk", "net", "pmem", "vsock", "rtc"];
+        self.devices().any(|device| device.id() == Some(id) && kinds.contains(&device.kind()))
+    }
+
     /// Gives each device that has no id one that no other device has.
     pub fn name_devices(&mut self) {
         super::watchdog::part(&mut self.watchdog);

@@ -1,18 +1,49 @@
 //! Parts of a configuration of which a machine can have several, and clients of cloud-hypervisor say one: the JSON form is an
-//! object for one, and a list for any other number.
+//! object for one, and a list for any other number. What clients are shown keeps the form they know, with all of them in a field of
+//! its own.
 
 use super::device::Room;
 use super::options::Options;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 /// The names of these parts in a machine's configuration.
 pub const NAMES: &[&str] = &["console", "ivshmem", "rng", "watchdog"];
+
+/// Those of them that cloud-hypervisor's clients know as one, and the fields that have all.
+pub const KNOWN_AS_ONE: &[(&str, &str)] =
+    &[("console", "consoles"), ("rng", "rngs"), ("watchdog", "watchdogs")];
+
+/// Puts a machine's configuration, as JSON, in the form that clients know: one console, one source of entropy, and whether there is a
+/// watchdog. Where that does not tell all, all are in [a field of their own](KNOWN_AS_ONE).
+pub fn show_one(config: &mut Map<String, Value>) {
+    for (one, all) in KNOWN_AS_ONE {
+        let Some(value) = config.remove(*one) else { continue };
+        let is_watchdog = *one == "watchdog";
+        let (shown, list) = match value {
+            Value::Array(list) if is_watchdog => (Some((!list.is_empty()).into()), Some(list)),
+            Value::Array(list) => (list.first().cloned(), Some(list)),
+            Value::Object(_) if is_watchdog => (Some(true.into()), Some(vec![value])),
+            value => (Some(value), None),
+        };
+        config.extend(shown.map(|shown| ((*one).to_owned(), shown)));
+        config.extend(list.map(|list| ((*all).to_owned(), Value::Array(list))));
+    }
+}
+
+/// Undoes [`show_one`]: a field that has all goes before the one that has one.
+pub fn take_all(config: &mut Map<String, Value>) {
+    for (one, all) in KNOWN_AS_ONE {
+        if let Some(list) = config.remove(*all).filter(|list| !list.is_null()) {
+            config.insert((*one).to_owned(), list);
+        }
+    }
+}
 
 /// What can be there several times.
 pub trait Repeated: Options {
@@ -187,6 +218,38 @@ mod tests {
 
     fn rng(json: &Value) -> VmConfig {
         serde_json::from_value(json!({ "rng": json })).unwrap()
+    }
+
+    #[test]
+    fn clients_are_shown_what_they_know_and_all_of_it_comes_back() {
+        for (said, one, all) in [
+            (json!({}), json!({"console": true, "rng": true, "watchdog": false}), 0),
+            (json!({"watchdog": true}), json!({"console": true, "rng": true, "watchdog": true}), 0),
+            (
+                json!({"rng": [], "watchdog": {"action": "none"}, "console": [{"mode": "Null"}, {"mode": "Pty"}]}),
+                json!({"console": true, "watchdog": true}),
+                3,
+            ),
+            (
+                json!({"rng": [{}, {}], "watchdog": [{}]}),
+                json!({"console": true, "rng": true, "watchdog": true}),
+                1,
+            ),
+        ] {
+            let mut config: VmConfig = serde_json::from_value(said.clone()).unwrap();
+            config.name_devices();
+            let mut shown = serde_json::to_value(&config).unwrap();
+            let fields = shown.as_object_mut().unwrap();
+            super::show_one(fields);
+            for (name, _) in super::KNOWN_AS_ONE {
+                let form = fields.get(*name).map(|value| value.as_bool().unwrap_or(value.is_object()));
+                assert_eq!(form, one.get(name).and_then(Value::as_bool), "{said}: {name}");
+            }
+            let lists = super::KNOWN_AS_ONE.iter().filter(|(_, all)| fields.contains_key(*all));
+            assert_eq!(lists.count(), all, "{said}");
+            super::take_all(fields);
+            assert_eq!(serde_json::from_value::<VmConfig>(shown).unwrap(), config, "{said}");
+        }
     }
 
     #[test]

@@ -97,9 +97,9 @@ impl Machine {
         let mut ejected = Vec::new();
         for device in (0..32u8).filter(|device| devices >> device & 1 == 1) {
             let address = FunctionAddress::new(segment, 0, device, 0);
-            // A guest may eject what nobody asked back; what was not added by an option is part of the machine.
+            // A guest may eject what nobody asked back, but not what is the host's hand on it or part of the machine.
             let ejecting = match self.pci.id_of(address).map(str::to_owned) {
-                Some(id) if self.config.has_device(&id) => {
+                Some(id) if self.removals.contains_key(&id) || self.config.is_for_guest(&id) => {
                     let removal = Removal { address, ejecting: Vec::new(), forced: false, caller: None };
                     &mut self.removals.entry(id).or_insert(removal).ejecting
                 }
@@ -212,6 +212,8 @@ impl Machine {
     /// Takes out what the guest was asked to release. No worker runs.
     pub(super) fn complete_removals(&mut self) -> Result<()> {
         self.leaving.clear();
+        // CPUs wait for nothing any more.
+        self.removals.values_mut().for_each(|removal| removal.ejecting.clear());
         let mut addresses: Vec<_> = self.removals.values().map(|removal| removal.address).collect();
         addresses.extend(self.pci.stand_ins());
         for address in addresses {

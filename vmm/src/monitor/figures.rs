@@ -3,12 +3,19 @@
 use super::{Monitor, Vm, not_created};
 use crate::api::request::{InfoReply, PingReply, VmState};
 use crate::api::{Answer, Reply};
-use crate::config::VmConfig;
+use crate::config::{VmConfig, several};
 use crate::metrics::{self, Sample};
+use serde_json::Value;
 
 impl Monitor {
     pub(super) fn info(&self) -> Answer {
-        Reply::json(&self.description().ok_or_else(not_created)?)
+        let mut answer = Reply::json(&self.description().ok_or_else(not_created)?)?;
+        if let Reply::Json(info) = &mut answer
+            && let Some(config) = info.get_mut("config").and_then(Value::as_object_mut)
+        {
+            several::show_one(config);
+        }
+        Ok(answer)
     }
 
     pub(super) fn metrics(&self) -> String {

@@ -8,9 +8,10 @@
 //! the rate limit took for it is given back before. A machine that is paused again and again has to run in between for as
 //! long as such a request takes.
 //!
-//! Zeroing transfers nothing where the host can do it without: it has a limit of its own, so that it keeps no transfer
-//! waiting. Where the host must write zeroes, it is slow: a pause puts it back between two pieces too, newest first, as
-//! long as nothing was answered that was taken from the queue later.
+//! Zeroing transfers nothing where the host can do it without: it has a limit of its own, and transfers go
+//! beside it until that is reached. Where the host must write zeroes, it is slow: what is behind a request beyond the limit
+//! waits, and a pause puts zeroing back between two pieces, newest first, as long as nothing was answered that was taken
+//! from the queue later.
 
 use crate::image::SECTOR;
 use crate::virtio_blk::config::ZERO_SECTORS_MAX;

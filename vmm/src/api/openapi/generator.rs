@@ -7,7 +7,7 @@ use crate::api::request::{
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{
     BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, RngConfig, RtcConfig,
-    VmConfig, VsockConfig, WatchdogConfig,
+    VmConfig, VsockConfig, WatchdogConfig, several,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -82,6 +82,16 @@ fn document() -> Value {
         paths.insert(path, item);
     }
     let mut schemas = generator.take_definitions(true);
+    for (one, all) in several::KNOWN_AS_ONE {
+        let properties =
+            &mut schemas.get_mut("VmConfig").expect("machines have configurations")["properties"];
+        let list = properties[one]["anyOf"]
+            .as_array()
+            .and_then(|forms| forms.iter().find(|form| form["type"] == "array"));
+        let mut list = list.unwrap_or_else(|| panic!("{one}: there can be several")).clone();
+        list["description"] = format!("All, where `{one}` does not tell all; goes before that.").into();
+        properties[all] = list;
+    }
     schemas.values_mut().for_each(allow_null);
     schemas.insert(
         "Error".into(),
