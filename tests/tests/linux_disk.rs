@@ -91,7 +91,7 @@ head -c 2097152 /dev/urandom >/tmp/x
 write; echo "@@WRITTEN"; read -r line
 head -c 2097152 /dev/urandom >/tmp/x
 write; echo "@@AGAIN $(md5sum </tmp/x)"
-while [ -e /sys/block/vda ]; do sleep 0.1; done
+while [ -e /sys/block/vda ]; do sleep 0.1; done; read -r line
 "#;
 
 /// The threads of process `pid` whose names begin so.
@@ -131,7 +131,9 @@ fn four_queues_share_a_worker_before_and_after_a_pause() {
     }
     let sum = shell(&format!("tail -c +{} {} | head -c 2M | md5sum", (6 << 20) + 1, disk.display()));
     assert!(line.contains(sum.split_whitespace().next().unwrap()), "{line} is not {sum}");
+    // The kernel lets go of the device after its driver has.
     done(&socket, &["remove-device", "shared", "--timeout", "60000"]);
+    monitor.type_in("\n");
     monitor.succeed();
 }
 

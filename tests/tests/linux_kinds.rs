@@ -52,7 +52,7 @@ for r in $(seq {rounds}); do
 for d in {all}; do w "[ ! -e $P/$d ]"; done
 w '[ $(total) -ge $((before-1000)) ]'; echo "@@GONE $r"
 done
-dmesg"#
+dmesg | cat; read -r line"#
     )
 }
 
@@ -89,6 +89,8 @@ fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
         monitor.wait_for(&format!("@@GONE {round}"));
         assert_eq!(memory(&socket), size(&socket));
     }
+    // All have gone, also where the kernel is done with a device later than its driver.
+    monitor.type_in("\n");
     end(monitor, rounds.len());
 }
 

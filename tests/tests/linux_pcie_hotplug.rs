@@ -18,7 +18,7 @@ dmesg -c >/dev/null; echo "@@READY"
 
 const COMES_AND_GOES: &str = r#"
 there vda; copy vda; echo "@@WRITTEN $(md5sum </tmp/x) $(basename $(readlink -f /sys/block/vda/device/..))"
-gone vda; echo "@@LOG"; dmesg | cat
+gone vda; echo "@@LOG"; dmesg | cat; read -r line
 "#;
 
 /// The disk is taken away while it is written to, and the same image is there again at once.
@@ -32,7 +32,7 @@ n=0; until again=$(ls /sys/bus/pci/devices/0000:00:0b.0/virtio*/block 2>/dev/nul
     sleep 0.1; n=$((n+1)); [ $n -lt 150 ] || tell 0b.0
 done
 copy $again; echo "@@AGAIN $(md5sum </tmp/x)"
-gone vda; gone vdb; echo "@@LOG"; dmesg | cat
+gone vda; gone vdb; echo "@@LOG"; dmesg | cat; read -r line
 "#;
 
 fn md5(path: &Path) -> String {
@@ -87,7 +87,9 @@ impl Plugging {
 
     /// Waits for the end, and sees that the guest's log has what is expected and nothing bad, and that events tell of disks that
     /// were added and that went.
-    fn finish(self, expected: &[&str], disks: usize) {
+    fn finish(mut self, expected: &[&str], disks: usize) {
+        // The slot goes off after the kernel has forgotten the disk, and the guest does not end before.
+        self.monitor.type_in("\n");
         let output = self.monitor.succeed();
         let log = output.split_once("@@LOG").expect("the log was shown").1;
         for expected in expected {
