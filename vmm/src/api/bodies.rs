@@ -14,7 +14,10 @@ use serde_path_to_error::Segment;
 pub(super) fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
     if let Value::Object(fields) = &mut tree {
-        several::take_all(fields);
+        several::take_all(fields).map_err(|field| Refusal {
+            field: Some(field.to_owned()),
+            ..Refusal::bad(format!("{field}: takes a list"))
+        })?;
     }
     compatibility::adapt_machine(&mut tree);
     from_tree(&tree)

@@ -151,6 +151,7 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
             400,
             "bogus",
         ),
+        ("PUT", "/api/v1/vm.create", json, r#"{"watchdogs": true}"#, 400, "watchdogs: takes a list"),
         ("PUT", disk, json, r#"{"readonly": 1}"#, 400, "readonly: invalid type"),
         ("PUT", disk, json, r#"{"queue_affinity": [null]}"#, 400, "queue_affinity[0]: invalid type"),
         ("PUT", "/api/v1/vm.set-link", json, r#"{"id": null, "up": true}"#, 400, "missing field `id`"),

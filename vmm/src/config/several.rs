@@ -37,12 +37,20 @@ pub fn show_one(config: &mut Map<String, Value>) {
 }
 
 /// Undoes [`show_one`]: a field that has all goes before the one that has one.
-pub fn take_all(config: &mut Map<String, Value>) {
+///
+/// # Errors
+/// The name of such a field that is no list.
+pub fn take_all(config: &mut Map<String, Value>) -> Result<(), &'static str> {
     for (one, all) in KNOWN_AS_ONE {
-        if let Some(list) = config.remove(*all).filter(|list| !list.is_null()) {
-            config.insert((*one).to_owned(), list);
+        match config.remove(*all) {
+            None | Some(Value::Null) => {}
+            Some(list @ Value::Array(_)) => {
+                config.insert((*one).to_owned(), list);
+            }
+            Some(_) => return Err(all),
         }
     }
+    Ok(())
 }
 
 /// What can be there several times.
@@ -247,7 +255,7 @@ mod tests {
             }
             let lists = super::KNOWN_AS_ONE.iter().filter(|(_, all)| fields.contains_key(*all));
             assert_eq!(lists.count(), all, "{said}");
-            super::take_all(fields);
+            super::take_all(fields).unwrap();
             assert_eq!(serde_json::from_value::<VmConfig>(shown).unwrap(), config, "{said}");
         }
     }
