@@ -14,11 +14,19 @@ use serde_path_to_error::Segment;
 pub(super) fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
     if let Value::Object(fields) = &mut tree {
-        several::take_all(fields).map_err(|field| Refusal {
+        let unread = several::take_all(fields).map_err(|field| Refusal {
             field: Some(field.to_owned()),
             ..Refusal::bad(format!("{field}: takes a list"))
         })?;
+        if !unread.is_empty() {
+            // What is not taken must be right, too.
+            machine(unread.into())?;
+        }
     }
+    machine(tree)
+}
+
+fn machine(mut tree: Value) -> Result<VmConfig, Refusal> {
     compatibility::adapt_machine(&mut tree);
     from_tree(&tree)
 }

@@ -36,21 +36,24 @@ pub fn show_one(config: &mut Map<String, Value>) {
     }
 }
 
-/// Undoes [`show_one`]: a field that has all goes before the one that has one.
+/// Undoes [`show_one`]: a field that has all goes before the one that has one. Gives back the fields that gave way, which nobody has
+/// read.
 ///
 /// # Errors
 /// The name of such a field that is no list.
-pub fn take_all(config: &mut Map<String, Value>) -> Result<(), &'static str> {
+pub fn take_all(config: &mut Map<String, Value>) -> Result<Map<String, Value>, &'static str> {
+    let mut unread = Map::new();
     for (one, all) in KNOWN_AS_ONE {
         match config.remove(*all) {
             None | Some(Value::Null) => {}
             Some(list @ Value::Array(_)) => {
-                config.insert((*one).to_owned(), list);
+                let gone = config.insert((*one).to_owned(), list);
+                unread.extend(gone.map(|gone| ((*one).to_owned(), gone)));
             }
             Some(_) => return Err(all),
         }
     }
-    Ok(())
+    Ok(unread)
 }
 
 /// What can be there several times.
