@@ -13,17 +13,20 @@ use serde_path_to_error::Segment;
 /// A machine's configuration, as clients of cloud-hypervisor send it.
 pub(super) fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
-    if let Value::Object(fields) = &mut tree {
-        let unread = several::take_all(fields).map_err(|field| Refusal {
-            field: Some(field.to_owned()),
-            ..Refusal::bad(format!("{field}: takes a list"))
-        })?;
-        if !unread.is_empty() {
-            // What is not taken must be right, too.
-            machine(unread.into())?;
+    let Value::Object(fields) = &mut tree else { return machine(tree) };
+    let ones = several::take_all(fields).map_err(|field| Refusal {
+        field: Some(field.to_owned()),
+        ..Refusal::bad(format!("{field}: takes a list"))
+    })?;
+    let config = machine(tree)?;
+    for (field, all, said) in ones {
+        let read = machine(Map::from_iter([(field.to_owned(), said.clone())]).into())?;
+        if !several::agree(field, &said, &read, &config) {
+            let message = format!("{field}: says something else than {all}; leave one of them out");
+            return Err(Refusal { field: Some(field.to_owned()), ..Refusal::bad(message) });
         }
     }
-    machine(tree)
+    Ok(config)
 }
 
 fn machine(mut tree: Value) -> Result<VmConfig, Refusal> {

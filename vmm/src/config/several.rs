@@ -2,6 +2,7 @@
 //! object for one, and a list for any other number. What clients are shown keeps the form they know, with all of them in a field of
 //! its own.
 
+use super::VmConfig;
 use super::device::Room;
 use super::options::Options;
 use serde::de::value::MapAccessDeserializer;
@@ -36,24 +37,43 @@ pub fn show_one(config: &mut Map<String, Value>) {
     }
 }
 
-/// Undoes [`show_one`]: a field that has all goes before the one that has one. Gives back the fields that gave way, which nobody has
-/// read.
+/// A field that has one, that which has all, and what the first was said to be.
+type One = (&'static str, &'static str, Value);
+
+/// Undoes [`show_one`]: a field that has all goes before the one that has one. Gives back those that gave way, which are to
+/// [`agree`] with the others.
 ///
 /// # Errors
-/// The name of such a field that is no list.
-pub fn take_all(config: &mut Map<String, Value>) -> Result<Map<String, Value>, &'static str> {
-    let mut unread = Map::new();
+/// The name of a field for all that is no list.
+pub fn take_all(config: &mut Map<String, Value>) -> Result<Vec<One>, &'static str> {
+    let mut ones = Vec::new();
     for (one, all) in KNOWN_AS_ONE {
         match config.remove(*all) {
             None | Some(Value::Null) => {}
             Some(list @ Value::Array(_)) => {
-                let gone = config.insert((*one).to_owned(), list);
-                unread.extend(gone.map(|gone| ((*one).to_owned(), gone)));
+                let said = config.insert((*one).to_owned(), list).filter(|said| !said.is_null());
+                ones.extend(said.map(|said| (*one, *all, said)));
             }
             Some(_) => return Err(all),
         }
     }
-    Ok(unread)
+    Ok(ones)
+}
+
+/// Whether a field of one, which was `said` and then `read`, is what [`show_one`] shows of `config`.
+pub fn agree(field: &str, said: &Value, read: &VmConfig, config: &VmConfig) -> bool {
+    let shown = |config: &VmConfig| {
+        let mut value = serde_json::to_value(config).ok()?;
+        let fields = value.as_object_mut()?;
+        show_one(fields);
+        fields.remove(field)
+    };
+    match (shown(read), shown(config)) {
+        (Some(said_one), Some(one)) => {
+            said_one == one && said.is_object() == one.is_object() && !said.is_array()
+        }
+        _ => false,
+    }
 }
 
 /// What can be there several times.
@@ -258,8 +278,13 @@ mod tests {
             }
             let lists = super::KNOWN_AS_ONE.iter().filter(|(_, all)| fields.contains_key(*all));
             assert_eq!(lists.count(), all, "{said}");
-            super::take_all(fields).unwrap();
+            let ones = super::take_all(fields).unwrap();
             assert_eq!(serde_json::from_value::<VmConfig>(shown).unwrap(), config, "{said}");
+            for (one, _, said) in ones {
+                let read: VmConfig = serde_json::from_value(json!({one: said})).unwrap();
+                assert!(super::agree(one, &said, &read, &config), "{said}");
+                assert!(!super::agree(one, &json!([said]), &read, &config), "{said}");
+            }
         }
     }
 
