@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
-use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, ValueHint};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -110,6 +110,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                     .requires("device")
                     .help("Host CPUs each of its queues' workers may run on, in the same form."),
             )
+            .group(any_of(&["cpus", "queues"]))
             .arg_required_else_help(true),
         "SetThrottle" => command.arg(
             Arg::new("percent")
@@ -150,6 +151,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
             )
             .arg(size("memory", "How much memory there shall be."))
             .arg(size("balloon", "How much of it the balloon shall take."))
+            .group(any_of(&["cpus", "memory", "balloon"]))
             .arg_required_else_help(true),
         "ResizeDisk" => command
             .arg(Arg::new("disk").long("disk").value_name("ID").required(true).help("The disk."))
@@ -170,6 +172,11 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
                 .help("The body, as JSON, as the API takes it."),
         ),
     }
+}
+
+/// At least one of these is to be given.
+fn any_of(arguments: &[&'static str]) -> ArgGroup {
+    ArgGroup::new("any").args(arguments).required(true).multiple(true)
 }
 
 /// The body of this kind that the arguments say.

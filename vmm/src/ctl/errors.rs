@@ -29,6 +29,11 @@ pub(super) fn one_line(error: &Error, verb: Option<&str>) -> String {
             Some(verb) => format!("{argument}: {verb} takes no such argument; {help} lists what it takes"),
             None => format!("{argument}: there is no such option; {help} lists them"),
         },
+        // One of a group.
+        ErrorKind::MissingRequiredArgument if argument.contains("|--") => {
+            let verb = verb.unwrap_or_default();
+            format!("{verb}: nothing is given; {help} lists what it takes")
+        }
         ErrorKind::MissingRequiredArgument if arguments.len() > 1 => {
             format!("{} are missing; {help} says what they are", arguments.join(" and "))
         }
@@ -124,6 +129,7 @@ mod tests {
             ("complet", "complet: there is no such verb; vivarium ctl --help lists them"),
             ("complete --bogus", "--bogus: there is no such option; vivarium ctl --help lists them"),
             ("resize", "resize: nothing is given; vivarium ctl resize --help lists what it takes"),
+            ("resize --json", "resize: nothing is given; vivarium ctl resize --help lists what it takes"),
             (
                 "--json set-affinity",
                 "set-affinity: nothing is given; vivarium ctl set-affinity --help lists what it takes",
