@@ -1,10 +1,9 @@
 //! Bodies of requests: from JSON to what is asked.
 
-use super::compatibility;
 use super::request::{AddDevice, Opening, Request};
 use super::routes::Refusal;
 use super::tree::Tree;
-use crate::config::{DeviceConfig, Options, VmConfig, several};
+use crate::config::{DeviceConfig, Options, VmConfig, compatibility, several};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};

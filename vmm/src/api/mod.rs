@@ -4,7 +4,6 @@
 //! never waits for them. Nothing else shares state with the machine thread.
 
 mod bodies;
-pub mod compatibility;
 pub mod connection;
 pub mod event_monitor;
 mod http;

@@ -43,6 +43,19 @@ pub fn is_theirs(field: &str) -> bool {
     SAY_NOTHING.iter().any(|(_, theirs, _)| *theirs == field)
 }
 
+/// Whether a key of the command line that is unknown here is one of cloud-hypervisor's, with a value that says nothing.
+pub fn key_says_nothing(key: &str, value: &str) -> bool {
+    let value = match value {
+        "off" => "false",
+        "on" => "true",
+        other => other,
+    };
+    SAY_NOTHING.iter().any(|(_, theirs, nothing)| {
+        *theirs == key
+            && (value.is_empty() || nothing.split('|').any(|word| word.eq_ignore_ascii_case(value)))
+    })
+}
+
 fn adapt_each(part: &str, value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| adapt_part(part, item)),
@@ -115,6 +128,7 @@ const SAY_NOTHING: &[(&str, &str, &str)] = &[
     ("disks", "iommu", "false"),
     ("disks", "vhost_user", "false"),
     ("disks", "vhost_socket", ""),
+    ("disks", "socket", ""),
     ("disks", "backing_files", "false"),
     ("disks", "sparse", "true"),
     ("disks", "image_type", "Raw|Unknown"),

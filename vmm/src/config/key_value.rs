@@ -12,9 +12,11 @@
 //! | list | `[a,b,c]`; of numbers also `[0-3,8]` |
 //! | record | its fields in order, between `@` or `:`, as in `0@[1,2]` or `1:4:1:1` |
 
+use super::compatibility;
 use super::options::{ByteSize, Field, Setting};
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
+use std::path::PathBuf;
 
 /// Why an option's text was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,8 +115,18 @@ fn tree(text: &str, fields: &[Field]) -> Result<Vec<(String, Value)>, Error> {
                 }
             },
         };
-        let Some(field) = field else { return Err(unknown(key, fields)) };
         let mut text = unquote(value)?.to_owned();
+        let Some(field) = field else {
+            if compatibility::key_says_nothing(key, &text) {
+                continue;
+            }
+            return Err(unknown(key, fields));
+        };
+        // As if it was left out, where that means that there is none.
+        let none = field.default.is_some_and(|default| default().is_empty());
+        if text.is_empty() && none && field.hint != PathBuf::HINT {
+            continue;
+        }
         if field.hint == ByteSize::HINT {
             // As many bytes, for whoever takes them as a number.
             let size: ByteSize = text.parse().map_err(|error| Error::new(error).at(key))?;
@@ -139,6 +151,7 @@ fn unknown(key: &str, fields: &[Field]) -> Error {
         .filter(|(distance, _)| *distance <= 2)
         .min();
     Error::new(match nearest {
+        _ if compatibility::is_theirs(key) => format!("{key} is not supported yet; leave it out"),
         Some((_, near)) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
         None => format!("unknown key \"{key}\"; the keys are {}", keys(fields)),
     })
@@ -521,6 +534,33 @@ mod tests {
             ("pins=[0@[9-2]]", "pins: \"9-2\" is not an ascending range of at most 65536"),
         ] {
             assert_eq!(parse(text).unwrap_err(), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_scripts_for_cloud_hypervisor_say_is_understood() {
+        use crate::config::{CpusConfig, DiskConfig, NetConfig, Options};
+        let disk = |text: &str| DiskConfig::parse(text).map_err(|error| error.to_string());
+        assert_eq!(NetConfig::parse("tap=,mac=,ip=,mask=").unwrap(), NetConfig::default());
+        assert_eq!(CpusConfig::parse("boot=1,kvm_hyperv=off,features=").unwrap(), CpusConfig::default());
+        let plain = disk("path=a").unwrap();
+        for text in [
+            "iommu=off",
+            "vhost_user=off",
+            "vhost_user=false",
+            "image_type=raw",
+            "socket=",
+            "bus=",
+            "serial=",
+        ] {
+            assert_eq!(disk(&format!("path=a,{text}")), Ok(plain.clone()), "{text}");
+        }
+        for (text, told) in [
+            ("iommu=on", "iommu is not supported yet; leave it out"),
+            ("image_type=qcow2", "image_type is not supported yet; leave it out"),
+            ("num_queues=", "num_queues: \"\" is not a whole number; write one like 4 or 0x10"),
+        ] {
+            assert_eq!(disk(&format!("path=a,{text}")).unwrap_err(), told, "{text}");
         }
     }
 }

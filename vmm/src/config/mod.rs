@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod channel;
+pub mod compatibility;
 pub mod console;
 pub mod cpus;
 pub mod crash;
