@@ -34,6 +34,48 @@ fn stock_kernel() -> Option<PathBuf> {
 }
 
 #[test]
+fn a_refused_start_leaves_the_files_of_consoles_as_they_are() {
+    let folder = Folder::new();
+    let (log, kernel) = (folder.join("old.log"), folder.join("kernel"));
+    std::fs::copy(required("VIVARIUM_BARE_GUEST"), &kernel).unwrap();
+    std::fs::write(&log, "precious").unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(required("VIVARIUM_BIN"));
+        output(command.arg("--kernel").arg(&kernel).args(arguments))
+    };
+    let file = format!("file={}", log.display());
+    for console in ["--serial", "--console"] {
+        for refused in [["--disk", "path=/nowhere"], ["--pmem", "file=/nowhere"], ["--rng", "src=/nowhere"]] {
+            failed(console, &run(&[&[console, &*file], &refused[..]].concat()), &[refused[0], "/nowhere"]);
+            assert_eq!(std::fs::read_to_string(&log).unwrap(), "precious", "{console} {refused:?}");
+        }
+    }
+    let disk = format!("path={}", log.display());
+    failed(
+        "disk",
+        &run(&["--disk", &disk, "--serial", &file]),
+        &["--serial", &file, "is the file of --disk"],
+    );
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "precious");
+    let file = format!("file={}", kernel.display());
+    failed("kernel", &run(&["--console", &file]), &["--console", &file, "is the file of --kernel"]);
+    assert!(std::fs::metadata(&kernel).unwrap().len() > 0);
+}
+
+#[test]
+fn a_machine_begins_the_files_of_its_consoles_anew() {
+    let folder = Folder::new();
+    let log = folder.join("old.log");
+    std::fs::write(&log, "precious ".repeat(1000)).unwrap();
+    let mut command = Command::new(required("VIVARIUM_BIN"));
+    command.arg("--kernel").arg(required("VIVARIUM_BARE_GUEST")).args(["--cmdline", "hello; end=poweroff"]);
+    command.args(["--console", "off", "--serial"]).arg(format!("file={}", log.display()));
+    assert!(output(&mut command).status.success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("@@ hello") && !text.contains("precious"), "{text}");
+}
+
+#[test]
 fn a_stock_kernel_that_was_cut_off_is_refused() {
     let Some(whole) = stock_kernel() else { return };
     let (folder, bytes) = (Folder::new(), std::fs::read(whole).unwrap());

@@ -289,7 +289,8 @@ impl Serving {
         }
     }
 
-    fn serve(&mut self, pumps: Vec<ConsolePump>, escape: Option<Doorbell>) {
+    fn serve(&mut self, mut pumps: Vec<ConsolePump>, escape: Option<Doorbell>) {
+        pumps.iter_mut().for_each(ConsolePump::begin);
         for fd in pumps.iter().map(ConsolePump::fd).chain(escape.as_ref().map(AsRawFd::as_raw_fd)) {
             if let Err(error) = watch(&self.epoll, fd) {
                 tracing::error!("a console does not work: watching it: {error}");

@@ -208,6 +208,7 @@ const WORKER: &[Allowed] = &[
     call(libc::SYS_recvmsg, "who comes and goes that has shared memory"),
     call(libc::SYS_sendto, "a console's socket"),
     call(libc::SYS_shutdown, "a console's socket"),
+    call(libc::SYS_ftruncate, "a console's file, emptied at the first output"),
     call(libc::SYS_socket, "the guest connects to a program's socket"),
     call(libc::SYS_connect, "the guest connects to a program's socket"),
     call(libc::SYS_sendmsg, "bytes for a program's socket"),
@@ -261,6 +262,7 @@ const CONSOLE: &[Allowed] = &[
     call(libc::SYS_recvfrom, "a client of a socket"),
     call(libc::SYS_sendto, "a client of a socket"),
     call(libc::SYS_shutdown, "a client of a socket"),
+    call(libc::SYS_ftruncate, "a file, emptied when the machine begins"),
     call(calls::UNLINK, "a socket, a link to a pseudo-terminal, at its end"),
     ioctl(&[libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD], "a console's window and readiness"),
     ioctl(

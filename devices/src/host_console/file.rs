@@ -8,23 +8,28 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens `path` for writing, emptied. A FIFO without a reader is an error instead of a wait.
+/// Opens `path` for writing. A FIFO without a reader is an error instead of a wait.
 fn create(path: &Path) -> Result<File, OpenError> {
     OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        // What an earlier machine left is there until this one runs.
+        .truncate(false)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(OpenError::new("opening the console's file", path))
 }
 
 /// A file, or what looks like one, such as a FIFO.
-pub(super) struct FilePeer(File);
+pub(super) struct FilePeer {
+    file: File,
+    /// Nothing was written yet, and it has what was there before.
+    stale: bool,
+}
 
 impl FilePeer {
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        create(path).map(Self)
+        Ok(Self { file: create(path)?, stale: true })
     }
 }
 
@@ -37,8 +42,16 @@ impl Peer for FilePeer {
         true
     }
 
+    fn begin(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            // A FIFO has nothing to be rid of, and refuses.
+            let _ = self.file.set_len(0);
+        }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
+        self.begin();
+        self.file.write(bytes)
     }
 
     fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
@@ -51,7 +64,7 @@ impl Peer for FilePeer {
 
     // A regular file is always writable and is not watched; a FIFO tells when it is no longer full.
     fn watch(&mut self, watch: &Watch, interest: Interest) {
-        watch.set(self.0.as_raw_fd(), event_set(Interest { readable: false, ..interest }));
+        watch.set(self.file.as_raw_fd(), event_set(Interest { readable: false, ..interest }));
     }
 
     fn replays(&self) -> bool {

@@ -62,7 +62,7 @@ pub enum Mode {
     Tty,
     /// A new pseudo-terminal, to which a symbolic link is made if a path is given.
     Pty(Option<PathBuf>),
-    /// Output to a file, emptied first; no input.
+    /// Output to a file, which is emptied when there is output, or the machine begins; no input.
     File(PathBuf),
     /// A UNIX stream socket that listens at the path. It serves one client after the other.
     Socket(PathBuf),
@@ -121,6 +121,9 @@ trait Peer: Send {
 
     /// Whether somebody is there to write to.
     fn present(&self) -> bool;
+
+    /// The machine begins.
+    fn begin(&mut self) {}
 
     /// Writes what can be written now.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
@@ -262,6 +265,11 @@ impl HostConsole {
     /// Shows who joins late nothing of what was written before: for programs, which would take it for what is said to them.
     pub fn without_past(&mut self) {
         self.shows_past = false;
+    }
+
+    /// The machine begins: a file no longer has what an earlier one left.
+    pub fn begin(&mut self) {
+        self.peer.begin();
     }
 
     /// Takes notice of what happened: peers that come and go, room for output, a resized window.

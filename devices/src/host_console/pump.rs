@@ -96,6 +96,11 @@ impl ConsolePump {
         &self.console
     }
 
+    /// The machine begins.
+    pub fn begin(&mut self) {
+        self.console.begin();
+    }
+
     /// Carries what there is to carry, without waiting, and not for ever.
     pub fn ready(&mut self) -> PumpEvents {
         let events = self.console.service();

@@ -5,6 +5,7 @@
 //! port it is plugged in at. When opening takes too long the call is given up; the thread ends when the host lets it.
 
 use super::Machine;
+use super::outputs;
 use super::pci_bus::Plugged;
 use super::persistent_memory::AfterRestart;
 use super::registry::{self, Backend, Opened, Part};
@@ -83,13 +84,13 @@ impl Machine {
             // They are duplicated when the tap is opened.
             net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
         }
-        let device = match self.name(&device) {
-            Ok(device) => device,
+        let (device, config) = match self.name(&device) {
+            Ok(named) => named,
             Err(error) => return respond(Err(error)),
         };
         let limit = opening.timeout_ms.map_or(OPENING_LIMIT, Duration::from_millis);
         let given_up = Arc::new(AtomicBool::new(false));
-        if let Err(error) = self.open(device.clone(), files, Arc::clone(&given_up)) {
+        if let Err(error) = self.open(device.clone(), config, files, Arc::clone(&given_up)) {
             return respond(Err(error));
         }
         let addition = Addition { device, respond, deadline: super::after(limit), limit, given_up };
@@ -97,8 +98,9 @@ impl Machine {
         self.additions.next = self.additions.next.wrapping_add(1);
     }
 
-    /// The device with a name, if it can be among those that are there and those that are coming.
-    fn name(&self, device: &DeviceConfig) -> Result<DeviceConfig, ApiError> {
+    /// The device with a name, if it can be among those that are there and those that are coming, and the configuration with all of
+    /// them.
+    fn name(&self, device: &DeviceConfig) -> Result<(DeviceConfig, VmConfig), ApiError> {
         let mut config = self.config.clone();
         for coming in self.additions.opening.values() {
             config.put_device(coming.device.clone())?;
@@ -110,13 +112,16 @@ impl Machine {
                 .map_err(|error| ApiError::bad(format!("{} size={size}: {error}", pmem.option())))?;
         }
         let config = with_device(&config, device.clone())?;
-        config.last_like(device).ok_or_else(|| ApiError::internal("the device is not in the configuration"))
+        let named = config.last_like(device);
+        let named = named.ok_or_else(|| ApiError::internal("the device is not in the configuration"))?;
+        Ok((named, config))
     }
 
-    /// Has a thread open a device.
+    /// Has a thread open a device, which `config` has.
     fn open(
         &self,
         device: DeviceConfig,
+        config: VmConfig,
         files: Vec<OwnedFd>,
         given_up: Arc<AtomicBool>,
     ) -> Result<(), ApiError> {
@@ -124,7 +129,8 @@ impl Machine {
         let (site, mailbox, addition) = (Arc::clone(&self.site), self.mailbox.clone(), self.additions.next);
         let work = self.work.clone();
         let open = move || {
-            let result = registry::open(&site, &device).map(Box::new);
+            let checked = outputs::check(&config);
+            let result = checked.and_then(|()| registry::open(&site, &device)).map(Box::new);
             if given_up.load(Ordering::SeqCst) {
                 // In this order: another machine may be built from then on.
                 drop((result, files));

@@ -37,6 +37,7 @@ mod life;
 mod memory_devices;
 mod observe;
 mod orders;
+mod outputs;
 mod pci_bus;
 mod persistent_memory;
 mod platform;
@@ -170,7 +171,8 @@ pub struct Machine {
     /// The watchdogs that told of a silent guest while it came to rest or stood still: they wait until it goes on.
     watchdogs_told: BTreeSet<String>,
     memory_devices: MemoryDevices,
-    _consoles: Consoles,
+    /// None while the machine is built.
+    _consoles: Option<Consoles>,
     clock: Arc<dyn Clock>,
     modules: Modules,
     /// A change of sizes that waits for memory from the host.
@@ -196,6 +198,7 @@ impl Machine {
         config.validate()?;
         check_cpu_limit(&config, hypervisor)?;
         crash::check_folder(&config)?;
+        outputs::check(&config)?;
         let mut files = BootFiles::open(&config)?;
         let Foundation { vm, mut vcpus, model, layout } = platform::found(&config, hypervisor)?;
         let clock = hypervisor.clock(&mut vcpus);
@@ -252,7 +255,6 @@ impl Machine {
             refuse_linux_where_it_cannot_run(&config, hypervisor)?;
         }
         cpus.configure(entry)?;
-        let served = consoles.serve(pumps.list, escape, &work)?;
         let mut machine = Self {
             cpus,
             pci,
@@ -284,7 +286,7 @@ impl Machine {
             restarts: Vec::new(),
             watchdogs_told: BTreeSet::new(),
             memory_devices,
-            _consoles: served,
+            _consoles: None,
             clock,
             modules: Modules::new(&memory)?,
             growth: None,
@@ -302,6 +304,8 @@ impl Machine {
         }
         machine.pci.check_places()?;
         machine.pci.place_bars(machine.layout.segments())?;
+        // When there is nothing left that can fail: from here on consoles' files lose what earlier machines wrote.
+        machine._consoles = Some(consoles.serve(pumps.list, escape, &machine.work)?);
         machine.log_parts();
         Ok(machine)
     }
