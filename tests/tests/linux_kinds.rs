@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
+use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
 
 /// A kind: its name, what is said of it, and how a shell in the guest finds that it works. `$d` is its folder in sysfs.
 type Kind = (&'static str, String, &'static str);
@@ -28,6 +28,11 @@ fn kinds(folder: &Folder) -> Vec<Kind> {
         ),
         ("watchdog", "id=virtio,model=virtio".into(), "[ -e $d/virtio* ]"),
         ("watchdog", String::new(), "grep -q i6300ESB /sys/class/watchdog/*/identity"),
+        (
+            "pvpanic",
+            String::new(),
+            if lacks(Feature::PvpanicDriver) { "true" } else { "readlink $d/driver | grep -q pvpanic-pci" },
+        ),
     ]
 }
 
@@ -40,7 +45,7 @@ fn script(kinds: &[Kind], place: Places, rounds: usize) -> String {
     let there: String = at.iter().zip(kinds).map(|(at, (.., works))| format!("t {at} '{works}'\n")).collect();
     let all = at.join(" ");
     format!(
-        r#"for m in virtio_rng virtio_console virtio_balloon i6300esb; do modprobe $m 2>/dev/null; done
+        r#"for m in virtio_rng virtio_console virtio_balloon i6300esb pvpanic-pci; do modprobe $m 2>/dev/null; done
 echo 20 >/proc/sys/kernel/hung_task_timeout_secs
 P=/sys/bus/pci/devices
 total() {{ sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo; }}
@@ -145,7 +150,7 @@ fn every_kind_comes_goes_and_is_torn_out_through_acpi() {
 
 #[test]
 fn every_kind_comes_and_goes_in_slots_of_ports() {
-    let ports = ["rp0", "rp1", "rp2", "rp3", "rp4", "rp5"].map(|id| format!("id={id}"));
+    let ports = ["rp0", "rp1", "rp2", "rp3", "rp4", "rp5", "rp6"].map(|id| format!("id={id}"));
     let mut options = vec!["--pci-port"];
     options.extend(ports.iter().map(String::as_str));
     let place = |number| (format!("bus=rp{number}"), format!("0000:{:02x}:00.0", number + 1));

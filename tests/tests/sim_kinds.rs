@@ -19,8 +19,9 @@ use vivarium_tests::{Feature, lacks};
 use vmm::api::request::{Resize, VmState};
 use vmm::api::{ErrorKind, Request};
 use vmm::config::{
-    BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, DeviceConfig, DiskConfig,
-    IvshmemConfig, PciPlaceConfig, RngConfig, RtcConfig, WatchdogAction, WatchdogConfig, WatchdogModel,
+    BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CrashAction, CrashConfig,
+    DeviceConfig, DiskConfig, IvshmemConfig, PciPlaceConfig, PvpanicConfig, RngConfig, RtcConfig,
+    WatchdogAction, WatchdogConfig, WatchdogModel,
 };
 
 /// One of each kind that comes and goes, and the name of the first that has none.
@@ -56,6 +57,7 @@ fn kinds(folder: &Folder) -> Vec<(&'static str, DeviceConfig)> {
             "__watchdog_virtio",
             WatchdogConfig { model: WatchdogModel::Virtio, ..WatchdogConfig::default() }.into(),
         ),
+        ("__pvpanic", PvpanicConfig::default().into()),
         ("_rtc0", RtcConfig::default().into()),
     ]
 }
@@ -272,6 +274,56 @@ fn an_armed_watchdog_that_goes_is_heard_no_more_and_another_is() {
     }
 }
 
+/// The guest reports panics at the port of the mainboard, which is there from a start of the guest.
+#[test]
+fn panics_are_heard_while_there_is_a_device_for_them() {
+    if lacks(Feature::Ports) {
+        return;
+    }
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    let (panics, reported) = (Arc::new(AtomicBool::new(false)), channel());
+    let panicking = Arc::clone(&panics);
+    let sender = std::sync::Mutex::new(reported.0);
+    sim.program(0, move |cpu| {
+        loop {
+            release(cpu);
+            if panicking.swap(false, Ordering::SeqCst) {
+                cpu.port_write8(0x505, 1);
+                // It has been heard, or not, when the guest goes on.
+                sender.lock().unwrap().send(()).unwrap();
+            }
+        }
+    });
+    let mut machine = config(&folder);
+    machine.on_crash = Some(CrashConfig { action: CrashAction::Pause, ..CrashConfig::default() });
+    let control = Control::boot(&sim, machine);
+    let on_board = || !control.inspect("platform")["pvpanic"].is_null();
+    let shown = || control.info()["config"]["pvpanic"].clone();
+    for again in [Request::Reboot, Request::Shutdown] {
+        assert_eq!((on_board(), shown()), (true, true.into()));
+        let refusal = control.call(add(PvpanicConfig::default())).unwrap_err();
+        assert!(refusal.message.contains("--pvpanic: the machine has one already"), "{refusal}");
+        control.done(remove("__pvpanic", false, 30_000));
+        panics.store(true, Ordering::SeqCst);
+        reported.1.recv_timeout(STUCK).unwrap();
+        assert_eq!((on_board(), shown(), control.state()), (true, false.into(), VmState::Running));
+        let ends = matches!(again, Request::Shutdown);
+        control.done(again);
+        if ends {
+            control.done(Request::Boot);
+        }
+        assert_eq!((on_board(), shown()), (false, false.into()));
+        control.done(add(PvpanicConfig { pci_device_id: Some(9), ..PvpanicConfig::default() }));
+        assert_eq!(control.info()["config"]["pvpanic_device"]["pci_device_id"], 9);
+        assert_eq!((on_board(), shown()), (false, true.into()));
+        control.done(Request::Reboot);
+    }
+    panics.store(true, Ordering::SeqCst);
+    control.wait_for("panic");
+    while control.state() != VmState::Paused {}
+    control.end();
+}
+
 #[test]
 fn a_guest_that_nobody_asked_does_without_its_disk_and_not_without_what_watches_it() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
@@ -283,11 +335,12 @@ fn a_guest_that_nobody_asked_does_without_its_disk_and_not_without_what_watches_
     let path = Some(folder.sparse("disk", 1 << 20));
     machine.disks = vec![DiskConfig { path, id: Some("data".into()), ..DiskConfig::default() }];
     machine.watchdog = vec![WatchdogConfig::default()].into();
+    machine.pvpanic = Some(PvpanicConfig::default());
     let control = Control::boot(&sim, machine);
     control.wait_for("device-removed");
     let tree = control.info()["device_tree"].clone();
     let ids: Vec<_> = tree.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(ids, ["__rng", "__watchdog", "__watchdog_virtio"]);
+    assert_eq!(ids, ["__pvpanic", "__rng", "__watchdog", "__watchdog_virtio"]);
     control.end();
 }
 

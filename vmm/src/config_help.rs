@@ -6,8 +6,8 @@ use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
     FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig, RngConfig,
-    RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
+    NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, PvpanicConfig, RateLimitGroupConfig,
+    RngConfig, RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
@@ -48,6 +48,7 @@ pub const ENTRIES: &[Entry] = &[
     of::<IvshmemConfig>("ivshmem", "--ivshmem path=/dev/shm/shared,size=1M"),
     of::<VsockConfig>("vsock", "--vsock cid=3,socket=/run/guest.vsock"),
     of::<WatchdogConfig>("watchdog", "--watchdog action=poweroff"),
+    of::<PvpanicConfig>("pvpanic", "--pvpanic pci_device_id=9"),
     of::<CrashConfig>("on-crash", "--on-crash coredump=/var/crash/guest.core,action=reset"),
     of::<ConsoleConfig>("console", "--console socket=/run/guest.sock"),
     of::<ChannelOption>("channel", "--channel name=org.qemu.guest_agent.0,socket=/run/guest-agent.sock"),

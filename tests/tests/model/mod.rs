@@ -11,8 +11,8 @@ use vmm::api::request::{
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CpuAffinity, DeviceConfig,
-    DiskConfig, HotplugMethod, IvshmemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig, RngConfig,
-    RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
+    DiskConfig, HotplugMethod, IvshmemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig, PvpanicConfig,
+    RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
 };
 
 /// The port that devices are plugged in at.
@@ -47,7 +47,7 @@ pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
 }
 
 /// Kinds of devices that come and go beside disks and persistent memory.
-const OTHERS: &[&str] = &["balloon", "console", "ivshmem", "rng", "rtc", "watchdog"];
+const OTHERS: &[&str] = &["balloon", "console", "ivshmem", "pvpanic", "rng", "rtc", "watchdog"];
 
 /// The images of the devices that come and go, and where dumps are put.
 pub struct Images {
@@ -68,6 +68,7 @@ pub fn label(request: &Request) -> &'static str {
                 "disk" => "add disk",
                 "ivshmem" => "add ivshmem",
                 "pmem" => "add pmem",
+                "pvpanic" => "add pvpanic",
                 "rng" => "add rng",
                 "rtc" => "add rtc",
                 "watchdog" => "add watchdog",
@@ -89,6 +90,7 @@ pub const LABELS: &[&str] = &[
     "add disk",
     "add ivshmem",
     "add pmem",
+    "add pvpanic",
     "add rng",
     "add rtc",
     "add watchdog",
@@ -226,6 +228,7 @@ impl Images {
                 let path = self.folder.join("shared");
                 add(IvshmemConfig { path, size: ByteSize(1 << 20), id, ..IvshmemConfig::default() })
             }
+            "pvpanic" => add(PvpanicConfig { id, ..PvpanicConfig::default() }),
             "rng" => add(RngConfig { id, ..RngConfig::default() }),
             "rtc" => add(RtcConfig { id, ..RtcConfig::default() }),
             _ => {

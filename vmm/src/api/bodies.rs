@@ -13,9 +13,9 @@ use serde_path_to_error::Segment;
 pub(super) fn config(body: &[u8]) -> Result<VmConfig, Refusal> {
     let mut tree = tree(body)?;
     let Value::Object(fields) = &mut tree else { return machine(tree) };
-    let ones = several::take_all(fields).map_err(|field| Refusal {
+    let ones = several::take_all(fields).map_err(|(field, form)| Refusal {
         field: Some(field.to_owned()),
-        ..Refusal::bad(format!("{field}: takes a list"))
+        ..Refusal::bad(format!("{field}: takes {form}"))
     })?;
     let config = machine(tree)?;
     for (field, all, said) in ones {

@@ -7,8 +7,8 @@ use super::request::{
     SetRateLimit, SetThrottle,
 };
 use crate::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, RngConfig, RtcConfig,
-    VsockConfig, WatchdogConfig,
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, PvpanicConfig, RngConfig,
+    RtcConfig, VsockConfig, WatchdogConfig,
 };
 
 /// What all paths start with, but those that others define.
@@ -263,6 +263,13 @@ pub const ROUTES: &[Route] = &[
         "Add a watchdog",
         "AddWatchdog",
         |body| addition::<WatchdogConfig>(body, "watchdog"),
+        ADDED,
+    ),
+    put_body(
+        "vm.add-pvpanic",
+        "Add the device by which the guest reports its panics",
+        "AddPvpanic",
+        |body| addition::<PvpanicConfig>(body, "pvpanic"),
         ADDED,
     ),
     put_body(

@@ -95,8 +95,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "MODE")]
     pub(super) debug_console: Option<String>,
     /// Add a pvpanic device, by which the guest reports its panics.
-    #[arg(long)]
-    pub(super) pvpanic: bool,
+    #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
+    pub(super) pvpanic: Option<String>,
     /// What is done when the guest's kernel panics or a CPU cannot go on: a core dump, a restart.
     #[arg(long, value_name = "KEYS")]
     pub(super) on_crash: Option<String>,

@@ -16,8 +16,8 @@ use crate::config::several::Repeated;
 use crate::config::{
     BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
     FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimitGroupConfig,
-    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, channel, console,
+    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, PvpanicConfig,
+    RateLimitGroupConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, channel, console,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig, Several};
 use crate::log::{Format, Levels, LogOptions};
@@ -202,7 +202,7 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
             "--debug-console",
             flags.debug_console.as_deref().unwrap_or("off"),
         )?,
-        pvpanic: flags.pvpanic,
+        pvpanic: maybe::<PvpanicConfig>("--pvpanic", flags.pvpanic.as_deref())?,
         on_crash: maybe::<CrashConfig>("--on-crash", flags.on_crash.as_deref())?,
         watchdog: several::<WatchdogConfig>("--watchdog", &flags.watchdog)?,
         numa: many::<NumaConfig>("--numa", &flags.numa)?,

@@ -44,7 +44,11 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
         ("--kernel k --cpus boot=1 --cpus boot=2", "--cpus: is given twice; give it once"),
         ("--kernel", "--kernel: needs a value; write --kernel PATH"),
         ("--kernel k --disk", "--disk: needs a value; write --disk KEYS"),
-        ("--kernel k --pvpanic=on", "--pvpanic on: takes no value; write --pvpanic alone"),
+        ("--kernel k --landlock=on", "--landlock on: takes no value; write --landlock alone"),
+        (
+            "--kernel k --pvpanic=on",
+            "--pvpanic on: \"on\" is not of the form key=value; the keys are id, pci_segment",
+        ),
         (
             "--help-option kernel",
             "--help-option kernel: no option of that name has keys; those that do are cpus",

@@ -13,6 +13,8 @@ options! {
         /// What is done then. With `none`, a guest that panicked does as it was set up (`panic=` of Linux), and a CPU that cannot
         /// go on ends the machine.
         ["action"] action: CrashAction = CrashAction::None,
+        /// Add a pvpanic device, if there is none. Off when it was removed: what is done is then done only for a CPU.
+        ["pvpanic"] pvpanic: bool = true,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::{
     BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PciPlace, PmemConfig,
-    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+    PvpanicConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
 };
 use std::collections::BTreeSet;
 
@@ -207,6 +207,7 @@ macro_rules! device_kinds {
 
             /// Forgets the device of that id, and where it was told to be.
             pub fn forget_device(&mut self, id: &str) {
+                self.forget_panics(id);
                 $(self.$field.keep(|device| device.id.as_deref() != Some(id));)+
                 self.pci_places.retain(|place| place.id != id);
             }
@@ -233,6 +234,8 @@ device_kinds! {
     Balloon(BalloonConfig) in balloon,
     /// A watchdog.
     Watchdog(WatchdogConfig) in watchdog,
+    /// What the guest reports its panics by.
+    Pvpanic(PvpanicConfig) in pvpanic,
     /// Persistent memory.
     Pmem(PmemConfig) in pmem,
 }
@@ -248,6 +251,9 @@ impl VmConfig {
     /// Gives each device that has no id one that no other device has.
     pub fn name_devices(&mut self) {
         super::watchdog::part(&mut self.watchdog);
+        if self.on_crash.as_ref().is_some_and(|crash| crash.pvpanic) {
+            self.pvpanic.get_or_insert_with(PvpanicConfig::usual);
+        }
         let mut taken: BTreeSet<String> =
             self.devices().filter_map(|device| device.id().map(str::to_owned)).collect();
         let mut next = (0, "");
@@ -268,6 +274,15 @@ impl VmConfig {
                     *device.id_mut() = Some(id);
                 }
             }
+        }
+    }
+
+    /// If the device of that id is the one by which panics are told: none takes its place.
+    fn forget_panics(&mut self, id: &str) {
+        if let (Some(pvpanic), Some(crash)) = (&self.pvpanic, &mut self.on_crash)
+            && pvpanic.id.as_deref() == Some(id)
+        {
+            crash.pvpanic = false;
         }
     }
 

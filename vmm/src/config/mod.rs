@@ -27,6 +27,7 @@ pub mod pci_place;
 pub mod pci_port;
 pub mod platform;
 pub mod pmem;
+pub mod pvpanic;
 pub mod rate_limit;
 pub mod rng;
 pub mod rtc;
@@ -57,6 +58,7 @@ pub use pci_place::PciPlaceConfig;
 pub use pci_port::{PciPlace, PciPortConfig, PciPortKind};
 pub use platform::{PayloadConfig, PciSegmentConfig, PlatformConfig};
 pub use pmem::PmemConfig;
+pub use pvpanic::PvpanicConfig;
 pub use rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucketConfig};
 pub use rng::RngConfig;
 pub use rtc::RtcConfig;
@@ -114,9 +116,10 @@ pub struct VmConfig {
     /// The debug console.
     #[serde(deserialize_with = "null_is_default")]
     pub debug_console: DebugConsoleConfig,
-    /// Whether there is a pvpanic device.
-    #[serde(deserialize_with = "null_is_default")]
-    pub pvpanic: bool,
+    /// The device by which the guest reports its panics; `true` is one at a place that is free.
+    #[serde(with = "pvpanic")]
+    #[cfg_attr(test, schemars(with = "pvpanic::Switched"))]
+    pub pvpanic: Option<PvpanicConfig>,
     /// What is done when the guest crashes.
     pub on_crash: Option<CrashConfig>,
     /// The watchdogs; `true` is one.
@@ -157,7 +160,7 @@ where
 impl VmConfig {
     /// Whether the guest can tell of its panics.
     pub fn hears_panics(&self) -> bool {
-        self.pvpanic || self.on_crash.is_some()
+        self.pvpanic.is_some()
     }
 }
 

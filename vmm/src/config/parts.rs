@@ -85,6 +85,7 @@ impl VmConfig {
         parts.extend(all("--rtc", &self.rtc));
         parts.extend(all("--ivshmem", &self.ivshmem));
         parts.extend(all("--watchdog", &self.watchdog));
+        parts.extend(all("--pvpanic", &self.pvpanic));
         parts.extend(all("--on-crash", &self.on_crash));
         parts.extend(all("--numa", &self.numa));
         parts.extend(all("--pci-segment", &self.pci_segments));

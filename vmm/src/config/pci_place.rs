@@ -5,7 +5,7 @@ use super::options::options;
 
 options! {
     /// Where on PCI a device is that is there without an option of its own, or is part of the machine: `__console`, `__rng`,
-    /// `__balloon`, `__watchdog`, `__watchdog_virtio`, `__mem` or `__mem_<zone>`.
+    /// `__balloon`, `__watchdog`, `__watchdog_virtio`, `__pvpanic`, `__mem` or `__mem_<zone>`.
     pub struct PciPlaceConfig {
         /// Name of the device.
         ["id"] id: String = String::new(),

@@ -20,8 +20,11 @@ pub const NAMES: &[&str] = &["console", "ivshmem", "rng", "watchdog"];
 pub const KNOWN_AS_ONE: &[(&str, &str)] =
     &[("console", "consoles"), ("rng", "rngs"), ("watchdog", "watchdogs")];
 
-/// Puts a machine's configuration, as JSON, in the form that clients know: one console, one source of entropy, and whether there is a
-/// watchdog. Where that does not tell all, all are in [a field of their own](KNOWN_AS_ONE).
+/// The device of which clients know whether there is one, and the field that has what else is said of it.
+pub const KNOWN_AS_SWITCH: (&str, &str) = ("pvpanic", "pvpanic_device");
+
+/// Puts a machine's configuration, as JSON, in the form that clients know: one console, one source of entropy, and whether there are a
+/// watchdog and a pvpanic device. Where that does not tell all, all is in a field of its own ([`KNOWN_AS_ONE`], [`KNOWN_AS_SWITCH`]).
 pub fn show_one(config: &mut Map<String, Value>) {
     for (one, all) in KNOWN_AS_ONE {
         let Some(value) = config.remove(*one) else { continue };
@@ -35,6 +38,13 @@ pub fn show_one(config: &mut Map<String, Value>) {
         config.extend(shown.map(|shown| ((*one).to_owned(), shown)));
         config.extend(list.map(|list| ((*all).to_owned(), Value::Array(list))));
     }
+    let (switch, device) = KNOWN_AS_SWITCH;
+    if let Some(shown) = config.get_mut(switch)
+        && shown.is_object()
+    {
+        let said = std::mem::replace(shown, true.into());
+        config.insert(device.to_owned(), said);
+    }
 }
 
 /// A field that has one, that which has all, and what the first was said to be.
@@ -44,17 +54,21 @@ type One = (&'static str, &'static str, Value);
 /// [`agree`] with the others.
 ///
 /// # Errors
-/// The name of a field for all that is no list.
-pub fn take_all(config: &mut Map<String, Value>) -> Result<Vec<One>, &'static str> {
+/// The name of a field that has all and is not of its form, and that form.
+pub fn take_all(config: &mut Map<String, Value>) -> Result<Vec<One>, (&'static str, &'static str)> {
     let mut ones = Vec::new();
-    for (one, all) in KNOWN_AS_ONE {
-        match config.remove(*all) {
+    let is_list: fn(&Value) -> bool = Value::is_array;
+    let lists = KNOWN_AS_ONE.iter().map(|names| (*names, "a list", is_list));
+    for ((one, all), form, is_of_it) in
+        lists.chain([(KNOWN_AS_SWITCH, "a JSON object", Value::is_object as _)])
+    {
+        match config.remove(all) {
             None | Some(Value::Null) => {}
-            Some(list @ Value::Array(_)) => {
-                let said = config.insert((*one).to_owned(), list).filter(|said| !said.is_null());
-                ones.extend(said.map(|said| (*one, *all, said)));
+            Some(of_all) if is_of_it(&of_all) => {
+                let said = config.insert(one.to_owned(), of_all).filter(|said| !said.is_null());
+                ones.extend(said.map(|said| (one, all, said)));
             }
-            Some(_) => return Err(all),
+            Some(_) => return Err((all, form)),
         }
     }
     Ok(ones)
@@ -256,6 +270,12 @@ mod tests {
         for (said, one, all) in [
             (json!({}), json!({"console": true, "rng": true, "watchdog": false}), 0),
             (json!({"watchdog": true}), json!({"console": true, "rng": true, "watchdog": true}), 0),
+            (json!({"pvpanic": true}), json!({"console": true, "rng": true, "watchdog": false}), 0),
+            (
+                json!({"pvpanic": {"pci_device_id": 7}}),
+                json!({"console": true, "rng": true, "watchdog": false}),
+                0,
+            ),
             (
                 json!({"rng": [], "watchdog": {"action": "none"}, "console": [{"mode": "Null"}, {"mode": "Pty"}]}),
                 json!({"console": true, "watchdog": true}),
@@ -278,6 +298,9 @@ mod tests {
             }
             let lists = super::KNOWN_AS_ONE.iter().filter(|(_, all)| fields.contains_key(*all));
             assert_eq!(lists.count(), all, "{said}");
+            let pvpanic = (&fields["pvpanic"], fields.contains_key("pvpanic_device"));
+            let is_said = said["pvpanic"].is_object();
+            assert_eq!(pvpanic, (&(is_said || said["pvpanic"] == true).into(), is_said), "{said}");
             let ones = super::take_all(fields).unwrap();
             assert_eq!(serde_json::from_value::<VmConfig>(shown).unwrap(), config, "{said}");
             for (one, _, said) in ones {

@@ -377,6 +377,7 @@ impl VmConfig {
             }
         }
         super::channel::check(&self.console)?;
+        super::pvpanic::check(self)?;
         self.validate_consoles()
     }
 

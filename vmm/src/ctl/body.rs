@@ -9,7 +9,8 @@ use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
     BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, DiskConfig, IvshmemConfig, NetConfig, Options,
-    PmemConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+    PmemConfig, PvpanicConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig,
+    WatchdogConfig,
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
@@ -91,6 +92,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         "AddRng" => command.arg(keys(RngConfig::FIELDS).required(false)).arg(opening()),
         "AddIvshmem" => command.arg(keys(IvshmemConfig::FIELDS)).arg(opening()),
         "AddWatchdog" => command.arg(keys(WatchdogConfig::FIELDS).required(false)).arg(opening()),
+        "AddPvpanic" => command.arg(keys(PvpanicConfig::FIELDS).required(false)).arg(opening()),
         "AddBalloon" => command.arg(keys(BalloonConfig::FIELDS).required(false)).arg(opening()),
         "AddConsole" => {
             let channels = keys(ChannelConfig::FIELDS).id("channel").long("channel").required(false);
@@ -191,6 +193,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "AddRng" => addition(&options::<RngConfig>("add-rng", &text("keys"))?, matches),
         "AddIvshmem" => addition(&options::<IvshmemConfig>("add-ivshmem", &text("keys"))?, matches),
         "AddWatchdog" => addition(&options::<WatchdogConfig>("add-watchdog", &text("keys"))?, matches),
+        "AddPvpanic" => addition(&options::<PvpanicConfig>("add-pvpanic", &text("keys"))?, matches),
         "AddBalloon" => addition(&options::<BalloonConfig>("add-balloon", &text("keys"))?, matches),
         "AddConsole" => {
             let text = text("keys");

@@ -247,7 +247,6 @@ impl Machine {
         config.set_terminals(&pumps.terminals, &terminals);
         memory_devices.add(&config, &memory, &mut pci)?;
         site.add(&config, Turn::AfterMemory, &memory_devices, &mut pci)?;
-        registry::add_pvpanic(&config, &mut pci)?;
 
         let (ram, zones) = (&memory.ram, &memory.zones);
         let entry = platform::load(&mut files, &config, ram, zones, &layout, &model, &flash.ranges())?;

@@ -7,6 +7,7 @@ mod console;
 mod disk;
 mod ivshmem;
 mod net;
+mod pvpanic;
 mod watchdog;
 
 use super::control::Control;
@@ -25,7 +26,6 @@ use crate::message::Mailbox;
 use crate::pmem::PmemFile;
 use crate::seccomp::{self, ThreadKind};
 use anyhow::{Context, Result};
-use devices::pvpanic::PvpanicFunction;
 use devices::virtio::rng::Rng;
 use devices::virtio::rtc::{self, Rtc};
 use devices::virtio::vsock::Vsock;
@@ -33,10 +33,9 @@ use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::effect::FunctionAddress;
 use machine::interrupt::MsiAllocator;
-use pci::function::FunctionHandle;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use virtio::device::VirtioDevice;
 use virtio::pci_transport;
@@ -108,7 +107,9 @@ pub enum Turn {
 impl Turn {
     fn of(device: &DeviceConfig) -> Self {
         match device {
-            DeviceConfig::Balloon(_) | DeviceConfig::Watchdog(_) => Self::AfterMemory,
+            DeviceConfig::Balloon(_) | DeviceConfig::Watchdog(_) | DeviceConfig::Pvpanic(_) => {
+                Self::AfterMemory
+            }
             DeviceConfig::Pmem(_) => Self::Last,
             _ => Self::First,
         }
@@ -180,6 +181,7 @@ pub fn open(site: &Site, device: &DeviceConfig) -> Result<Opened> {
             Ok(Seat::of(&**balloon).with(Backend::Ready(part)))
         }
         DeviceConfig::Watchdog(watchdog) => watchdog::open(site, watchdog),
+        DeviceConfig::Pvpanic(config) => pvpanic::open(config),
         DeviceConfig::Pmem(pmem) => {
             PmemFile::open(pmem).map(|file| Seat::of(&**pmem).with(Backend::Memory(file)))
         }
@@ -240,19 +242,6 @@ impl Seat {
         }
         Ok(address)
     }
-}
-
-/// Adds the function by which the guest reports its panics, if it is to have one.
-///
-/// # Errors
-/// When there is no room for it.
-pub fn add_pvpanic(config: &VmConfig, pci: &mut PciBus) -> Result<()> {
-    if config.hears_panics() {
-        let device = PvpanicFunction::new().context("--pvpanic")?;
-        let device: FunctionHandle = Arc::new(Mutex::new(device));
-        pci.add_function("__pvpanic", 0, device, worker_options()).context("--pvpanic")?;
-    }
-    Ok(())
 }
 
 fn open_rng(config: &RngConfig) -> Result<Opened> {

@@ -75,6 +75,7 @@ impl Machine {
         self.settle_memory()?;
         self.pci.reset()?;
         self.pci.place_bars(self.layout.segments())?;
+        self.platform.follow_pvpanic(self.config.hears_panics())?;
         self.platform.reset();
         self.flash.reset(&*self.vm)?;
         self.memory_devices.reset();

@@ -6,8 +6,8 @@ use crate::api::request::{
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, RngConfig, RtcConfig,
-    VmConfig, VsockConfig, WatchdogConfig, several,
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, PvpanicConfig, RngConfig,
+    RtcConfig, VmConfig, VsockConfig, WatchdogConfig, several,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -24,6 +24,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "AddRng" => addition::<RngConfig>(name, generator),
         "AddIvshmem" => addition::<IvshmemConfig>(name, generator),
         "AddWatchdog" => addition::<WatchdogConfig>(name, generator),
+        "AddPvpanic" => addition::<PvpanicConfig>(name, generator),
         "AddBalloon" => addition::<BalloonConfig>(name, generator),
         "AddConsole" => addition::<ConsoleConfig>(name, generator),
         "AddRtc" => addition::<RtcConfig>(name, generator),
@@ -92,6 +93,11 @@ fn document() -> Value {
         list["description"] = format!("All, where `{one}` does not tell all; goes before that.").into();
         properties[all] = list;
     }
+    let (switch, device) = several::KNOWN_AS_SWITCH;
+    let properties = &mut schemas.get_mut("VmConfig").expect("machines have configurations")["properties"];
+    let mut object = properties[switch]["anyOf"][0].clone();
+    object["description"] = format!("What `{switch}` does not tell; goes before that.").into();
+    properties[device] = object;
     schemas.values_mut().for_each(allow_null);
     schemas.insert(
         "Error".into(),

@@ -48,6 +48,7 @@ use arch::native::layout::MemoryLayout;
 use arch::topology::Topology;
 use devices::host_console::{ConsolePump, Mode};
 use devices::platform::PlatformDevice;
+use devices::pvpanic::Pvpanic;
 use hypervisor::{Vcpu, Vm};
 use machine::bus::{BusHandle, Range};
 use machine::inspect::{Value, hex, json};
@@ -145,6 +146,33 @@ fn put<T: PlatformDevice + 'static>(
         .with_context(|| format!("placing the {name}"))?;
     devices.push(Placed { name, range, device: Arc::clone(&device) as _ });
     Ok(device)
+}
+
+/// Where the mainboard's pvpanic device is, when there is one: from a start of the guest, which is told of it in its tables.
+struct PanicPort {
+    bus: BusHandle,
+    range: Range,
+}
+
+impl PanicPort {
+    /// Has it be among `devices`, or not.
+    ///
+    /// # Errors
+    /// When something else is at its place.
+    fn follow(&self, devices: &mut Vec<Placed>, there: bool) -> Result<()> {
+        const NAME: &str = "pvpanic";
+        match (there, devices.iter().position(|placed| placed.name == NAME)) {
+            (true, None) => put(devices, NAME, &self.bus, self.range, Pvpanic::default()).map(drop),
+            (false, Some(at)) => {
+                devices.remove(at);
+                self.bus.change(|bus| {
+                    bus.remove(self.range.start);
+                    Ok(())
+                })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Returns every device to its state at power-on.

@@ -8,7 +8,7 @@ mod tables;
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
+    Foundation, Mainboard, Notifier, PanicPort, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
     inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::{self, CpusConfig, VmConfig};
@@ -24,7 +24,6 @@ use devices::host_console::{self, ConsoleInput};
 use devices::primecell::pl011::Pl011;
 use devices::primecell::pl031::Pl031;
 use devices::primecell::pl061::Pl061;
-use devices::pvpanic::Pvpanic;
 use devices::serial::Serial;
 use hypervisor::aarch64::{Gic, HostFeatures, MpState};
 use hypervisor::{Hypervisor, Vcpu, Vm};
@@ -76,6 +75,7 @@ pub struct Platform {
     rtc: Arc<Mutex<Pl031>>,
     gpio: Arc<Mutex<Pl061>>,
     fw_cfg: Option<Arc<Mutex<FwCfg>>>,
+    pvpanic: PanicPort,
     devices: Vec<Placed>,
 }
 
@@ -109,15 +109,14 @@ impl Platform {
             pci: layout::PCI_HOTPLUG,
         };
         let notifier = Notifier::new(config, &mut board, mmio, &places, clock, line(EVENT_GSI))?;
-        if config.hears_panics() {
-            board.put("pvpanic", mmio, layout::PVPANIC, Pvpanic::default())?;
-        }
+        let pvpanic = PanicPort { bus: mmio.clone(), range: layout::PVPANIC };
+        pvpanic.follow(&mut board.devices, config.hears_panics())?;
         add_serial(config, &mut board, mmio, line(SERIAL_GSI), pumps)?;
         ensure!(
             debug_mode(&config.debug_console).is_none(),
             "--debug-console: is a device at an I/O port, which Arm machines do not have; use --serial"
         );
-        Ok(Self { pins, notifier, rtc, gpio, fw_cfg: None, devices: board.devices })
+        Ok(Self { pins, notifier, rtc, gpio, fw_cfg: None, pvpanic, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -143,6 +142,14 @@ impl Platform {
         if let Some(device) = &self.fw_cfg {
             lock(device).replace(items);
         }
+    }
+
+    /// Has the mainboard have a pvpanic device, or none. No CPU runs.
+    ///
+    /// # Errors
+    /// When something else is at its place.
+    pub fn follow_pvpanic(&mut self, there: bool) -> Result<()> {
+        self.pvpanic.follow(&mut self.devices, there)
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt: nothing, the hypervisor sees to it.

@@ -8,7 +8,7 @@ mod firmware;
 pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
-    Foundation, Mainboard, Notifier, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
+    Foundation, Mainboard, Notifier, PanicPort, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
     inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
 use crate::config::{SerialModel, VmConfig};
@@ -75,6 +75,7 @@ pub struct Platform {
     pub notifier: Notifier,
     rtc: Arc<Mutex<Rtc>>,
     fw_cfg: Option<Arc<Mutex<FwCfg>>>,
+    pvpanic: PanicPort,
     devices: Vec<Placed>,
 }
 
@@ -111,9 +112,8 @@ impl Platform {
         board.put("keyboard controller", port, I8042::PORTS, I8042::default())?;
         board.put("diagnostic port", port, PostCode::PORTS, PostCode::default())?;
         board.put("system control port", port, SystemControl::PORTS, SystemControl::default())?;
-        if config.hears_panics() {
-            board.put("pvpanic", port, Pvpanic::PORTS, Pvpanic::default())?;
-        }
+        let pvpanic = PanicPort { bus: port.clone(), range: Pvpanic::PORTS };
+        pvpanic.follow(&mut board.devices, config.hears_panics())?;
         ensure!(
             config.serial.model != Some(SerialModel::Pl011),
             "--serial model=pl011: a PC's serial port is a 16550; leave model out"
@@ -138,7 +138,7 @@ impl Platform {
                 pumps.push("--debug-console", pump);
             }
         }
-        Ok(Self { pins, notifier, rtc, fw_cfg: None, devices: board.devices })
+        Ok(Self { pins, notifier, rtc, fw_cfg: None, pvpanic, devices: board.devices })
     }
 
     /// Adds the firmware configuration device.
@@ -164,6 +164,14 @@ impl Platform {
         if let Some(device) = &self.fw_cfg {
             lock(device).replace(items);
         }
+    }
+
+    /// Has the mainboard have a pvpanic device, or none. No CPU runs.
+    ///
+    /// # Errors
+    /// When something else is at its place.
+    pub fn follow_pvpanic(&mut self, there: bool) -> Result<()> {
+        self.pvpanic.follow(&mut self.devices, there)
     }
 
     /// What is told when the guest acknowledges a level-triggered interrupt.
