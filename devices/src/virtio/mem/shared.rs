@@ -163,7 +163,17 @@ impl Shared {
             let _ = self.pages.release(range);
             return Some(Answer::Busy);
         }
-        self.blocks().set(numbers, true);
+        let mut blocks = self.blocks();
+        // What is wanted may be less by now. Who looks at it with the blocks sees no more come.
+        let plugged = blocks.plugged().saturating_mul(self.options.block_size);
+        if plugged.saturating_add(range.size) > self.requested() {
+            drop(blocks);
+            if self.options.populate {
+                let _ = self.pages.release(range);
+            }
+            return Some(Answer::Nack);
+        }
+        blocks.set(numbers, true);
         Some(Answer::Ack)
     }
 
@@ -253,6 +263,12 @@ impl MemControl {
     /// How much it has, in bytes.
     pub fn plugged(&self) -> u64 {
         self.0.plugged()
+    }
+
+    /// How much it has or may get, in bytes. When that is nothing, it gets none until it should have some.
+    pub fn in_use(&self) -> u64 {
+        let blocks = self.0.blocks();
+        blocks.plugged().saturating_mul(self.0.options.block_size).max(self.0.requested())
     }
 
     /// The most it can have, in bytes.

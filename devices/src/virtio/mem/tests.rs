@@ -241,3 +241,34 @@ proptest! {
         prop_assert_eq!(other.control().plugged(), model.len() as u64 * BLOCK);
     }
 }
+
+/// Pages during whose taking the host has its memory asked back.
+struct Slow(Arc<std::sync::OnceLock<MemControl>>, RecordedPages);
+
+impl HostPages for Slow {
+    fn release(&self, range: Range) -> std::io::Result<u64> {
+        self.1.release(range)
+    }
+
+    fn populate(&self, range: Range) -> std::io::Result<()> {
+        let control = self.0.get().unwrap();
+        control.resize(0).unwrap();
+        assert_eq!(control.in_use(), 0);
+        self.1.populate(range)
+    }
+}
+
+#[test]
+fn nothing_is_plugged_any_more_once_nothing_is_in_use() {
+    let own = Arc::default();
+    let pages = Arc::new(Slow(Arc::clone(&own), RecordedPages::new(u64::MAX)));
+    let mem = Mem::new(MemOptions { populate: true, ..options() }, pages.clone()).unwrap();
+    let control = mem.control();
+    own.set(control.clone()).ok().unwrap();
+    let mut driver = Driver::new(Box::new(mem), Layout::SPLIT);
+    control.resize(8 * BLOCK).unwrap();
+    assert_eq!(control.in_use(), 8 * BLOCK);
+    assert_eq!(plug(&mut driver, 4, 2), Answer::Nack.bytes());
+    assert_eq!((control.in_use(), control.plugged()), (0, 0));
+    assert_eq!(pages.1.take(), [Range { start: START + 4 * BLOCK, size: 2 * BLOCK }], "the host has it back");
+}
