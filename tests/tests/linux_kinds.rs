@@ -4,7 +4,7 @@
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use vivarium_tests::ctl::done;
+use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
 
@@ -99,6 +99,66 @@ fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
     end(monitor, rounds.len());
 }
 
+/// What memory comes by: at first in its usual place, then where each of `places` says, from which it is torn out the last time.
+fn memory_comes_and_goes(options: &[&str], places: [&str; 2]) {
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--platform", "acpi=on", "--memory", "size=256M,hotplug_method=virtio-mem,hotplug_size=256M"])
+        .args(options)
+        .arg("--api-socket")
+        .arg(&socket)
+        .cmdline("memhp_default_state=online_movable")
+        .script(
+            r#"modprobe virtio_mem 2>/dev/null
+total() { sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo; }
+drivers() { ls -d /sys/bus/virtio/drivers/virtio_mem/virtio* 2>/dev/null | wc -l; }
+w() { n=0; until ( eval "$1" ) 2>/dev/null; do sleep 0.1; n=$((n+1)); [ $n -lt 600 ] || { echo "waited: $1"; dmesg | tail -n 60; exit 1; }; done; echo "@@$2"; }
+before=$(total); dmesg -c >/dev/null
+w '[ $(drivers) = 1 ]' FIRST
+w '[ $(drivers) = 0 ]' NONE
+for r in 1 2; do
+w '[ $(drivers) = 1 ]' "THERE $r"
+w '[ $(total) -ge $((before+120000)) ]' "MORE $r"
+w '[ $(total) -le $before ]' "LESS $r"
+w '[ $(drivers) = 0 ]' "GONE $r"
+done
+dmesg | cat"#,
+        )
+        .start();
+    let refused = |words: &[&str], why: &str| {
+        let output = ctl(&socket, words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(why), "{words:?}: {said}");
+    };
+    let patiently = ["remove-device", "__mem", "--timeout", "60000"];
+    monitor.wait_for("@@FIRST");
+    done(&socket, &patiently);
+    monitor.wait_for("@@NONE");
+    refused(&["resize", "--memory", "384M"], "add one (vivarium ctl add-mem)");
+    for (round, place) in (1..).zip(places) {
+        done(&socket, &["add-mem", place]);
+        monitor.wait_for(&format!("@@THERE {round}"));
+        done(&socket, &["resize", "--memory", "384M"]);
+        monitor.wait_for(&format!("@@MORE {round}"));
+        let force = ["remove-device", "__mem", "--force"];
+        refused(&patiently, "resize the memory to 256M first");
+        refused(&force, "resize the memory to 256M first");
+        done(&socket, &["resize", "--memory", "256M"]);
+        monitor.wait_for(&format!("@@LESS {round}"));
+        while memory(&socket) > size(&socket) {
+            std::thread::yield_now();
+        }
+        done(&socket, if round == 2 { &force } else { &patiently });
+        monitor.wait_for(&format!("@@GONE {round}"));
+    }
+    let output = monitor.succeed();
+    let log = output.split_once("@@GONE 2").expect("the last round ended").1;
+    for bad in ["blocked for more than", "BUG", "Call Trace", "WARNING"] {
+        assert!(!log.contains(bad), "the log has \"{bad}\":\n{log}");
+    }
+}
+
 /// Adds one of each kind, and returns their names.
 fn add(socket: &Path, folder: &Folder, kinds: &[Kind], place: Places) -> Vec<String> {
     let channel: PathBuf = folder.join("channel");
@@ -155,4 +215,14 @@ fn every_kind_comes_and_goes_in_slots_of_ports() {
     options.extend(ports.iter().map(String::as_str));
     let place = |number| (format!("bus=rp{number}"), format!("0000:{:02x}:00.0", number + 1));
     come_and_go(&options, place, &[false]);
+}
+
+#[test]
+fn what_memory_comes_by_comes_and_goes_through_acpi() {
+    memory_comes_and_goes(&[], ["pci_device_id=20", "pci_device_id=21"]);
+}
+
+#[test]
+fn what_memory_comes_by_comes_and_goes_in_a_slot() {
+    memory_comes_and_goes(&["--pci-port", "id=rp0"], ["bus=rp0", "bus=rp0"]);
 }

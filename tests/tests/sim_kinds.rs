@@ -20,8 +20,8 @@ use vmm::api::request::{Resize, VmState};
 use vmm::api::{ErrorKind, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CrashAction, CrashConfig,
-    DeviceConfig, DiskConfig, IvshmemConfig, PciPlaceConfig, PvpanicConfig, RngConfig, RtcConfig,
-    WatchdogAction, WatchdogConfig, WatchdogModel,
+    DeviceConfig, DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, PciPlaceConfig, PvpanicConfig,
+    RngConfig, RtcConfig, WatchdogAction, WatchdogConfig, WatchdogModel,
 };
 
 /// One of each kind that comes and goes, and the name of the first that has none.
@@ -52,6 +52,7 @@ fn kinds(folder: &Folder) -> Vec<(&'static str, DeviceConfig)> {
         ),
         ("_rng0", RngConfig::default().into()),
         ("__balloon", BalloonConfig { size: ByteSize(8 << 20), ..BalloonConfig::default() }.into()),
+        ("__mem", MemConfig::default().into()),
         ("__watchdog", WatchdogConfig::default().into()),
         (
             "__watchdog_virtio",
@@ -66,7 +67,11 @@ fn kinds(folder: &Folder) -> Vec<(&'static str, DeviceConfig)> {
 fn every_kind_comes_and_goes_and_leaves_nothing_behind() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, obey);
-    let control = Control::boot(&sim, config(&folder));
+    let mut machine = config(&folder);
+    machine.memory.hotplug_method = HotplugMethod::VirtioMem;
+    machine.memory.hotplug_size = Some(ByteSize(128 << 20));
+    machine.mem = Vec::new().into();
+    let control = Control::boot(&sim, machine);
     let tree = |control: &Control| control.info()["device_tree"].clone();
     let ids = |control: &Control| tree(control).as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     control.done(Request::Reboot);

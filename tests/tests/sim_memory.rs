@@ -3,7 +3,7 @@
 mod control;
 
 use control::instructions::{read32, write32};
-use control::{Control, STUCK, config, idle, ignore, kind};
+use control::{Control, STUCK, add, config, idle, ignore, kind, obey, remove};
 use hypervisor::sim::{Sim, SimCpu};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use vivarium_tests::native;
 use vivarium_tests::registers::Register;
 use vmm::api::request::{Resize, ResizeZone};
 use vmm::api::{Answer, ErrorKind, Reply, Request};
-use vmm::config::{BalloonConfig, ByteSize, HotplugMethod, MemoryZoneConfig};
+use vmm::config::{BalloonConfig, ByteSize, HotplugMethod, MemConfig, MemoryZoneConfig, VmConfig};
 
 fn resize(ram: Option<u64>, balloon: Option<u64>) -> Request {
     Request::Resize(Resize {
@@ -99,6 +99,128 @@ fn zones_grow_one_by_one() {
     assert_eq!(kind(control.call(resize_zone("d", 128))), ErrorKind::NotFound);
     assert_eq!(field(control.call(resize(Some(256), None))), "desired_ram");
     assert_eq!(field(control.call(resize(None, Some(0)))), "desired_balloon");
+    control.end();
+}
+
+/// A machine one of whose zones can grow.
+fn growing(folder: &Folder) -> Box<VmConfig> {
+    let mut config = config(folder);
+    let zone = |id: &str, most: Option<u64>| MemoryZoneConfig {
+        id: id.into(),
+        size: ByteSize(64 << 20),
+        hotplug_size: most.map(ByteSize),
+        ..MemoryZoneConfig::default()
+    };
+    config.memory.size = ByteSize(0);
+    config.memory.hotplug_method = HotplugMethod::VirtioMem;
+    config.memory.zones = Some(vec![zone("a", Some(128 << 20)), zone("b", None)]);
+    config
+}
+
+fn mem(zone: &str) -> MemConfig {
+    MemConfig { zone: zone.into(), ..MemConfig::default() }
+}
+
+/// What a refused call says.
+fn refusal(answer: Answer) -> String {
+    answer.unwrap_err().to_string()
+}
+
+#[test]
+fn what_memory_comes_by_goes_when_nothing_of_it_is_in_use_and_comes_again() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, obey);
+    let control = Control::boot(&sim, growing(&folder));
+    let there = || {
+        let info = control.info();
+        let listed = info["config"]["mem"].as_array().unwrap().len();
+        let device = info["device_tree"]["__mem_a"]["pci_bdf"].as_str().map(str::to_owned);
+        let growing = control.inspect("memory_devices/zones").get("a").is_some();
+        assert_eq!((listed == 1, growing), (device.is_some(), device.is_some()), "{info}");
+        device
+    };
+    for force in [false, true] {
+        assert!(there().is_some());
+        control.done(resize_zone("a", 128));
+        let said = refusal(control.call(remove("__mem_a", force, 30_000)));
+        assert!(said.contains("64M of memory by it; resize zone a to 64M first (vm.resize-zone)"), "{said}");
+        control.done(resize_zone("a", 64));
+        control.done(remove("__mem_a", force, 30_000));
+        let nothing = |control: &Control| {
+            let refused = control.call(resize_zone("a", 128)).unwrap_err();
+            assert_eq!((refused.kind, refused.field.as_deref()), (ErrorKind::BadRequest, Some("id")));
+            assert!(refused.message.ends_with("add one (vm.add-mem zone=a)"), "{refused}");
+        };
+        assert_eq!(there(), None);
+        nothing(&control);
+        control.done(Request::Reboot);
+        assert_eq!(there(), None);
+        control.done(Request::Shutdown);
+        control.done(Request::Boot);
+        assert_eq!(there(), None);
+        nothing(&control);
+        for (zone, why) in [
+            ("", "--mem: the machine's memory is in zones"),
+            ("b", "--mem zone=b: nothing can be added to this memory"),
+            ("c", "--mem zone=c: there is no memory zone \"c\""),
+        ] {
+            let said = refusal(control.call(add(mem(zone))));
+            assert!(said.contains(why), "{said}");
+        }
+        control.done(add(MemConfig { pci_device_id: Some(9), ..mem("a") }));
+        assert_eq!(there().as_deref(), Some("0000:00:09.0"));
+        let said = refusal(control.call(add(mem("a"))));
+        assert!(said.contains("--mem zone=a: this memory has its device already"), "{said}");
+        assert_eq!(control.inspect("memory_devices/zones/a")["requested_size"], 0);
+        control.done(Request::Reboot);
+        assert_eq!(there().as_deref(), Some("0000:00:09.0"));
+    }
+    control.end();
+}
+
+#[test]
+fn memory_is_not_resized_by_what_the_guest_was_asked_to_release() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let control = Control::boot(&sim, growing(&folder));
+    assert_eq!(kind(control.call(remove("__mem_a", false, 1))), ErrorKind::Timeout);
+    let refused = control.call(resize_zone("a", 128)).unwrap_err();
+    assert_eq!((refused.kind, refused.field.as_deref()), (ErrorKind::Conflict, Some("id")));
+    assert!(
+        refused.message.contains("device __mem_a") && refused.message.contains("is being removed"),
+        "{refused}"
+    );
+    control.done(remove("__mem_a", true, 30_000));
+    control.done(add(mem("a")));
+    control.done(resize_zone("a", 128));
+    // A restart takes out what was asked back, and what is to be in use was not.
+    assert_eq!(kind(control.call(remove("__mem_a", true, 1))), ErrorKind::Conflict);
+    control.done(Request::Reboot);
+    assert_eq!(control.inspect("memory_devices/zones/a")["requested_size"], 64 << 20);
+    control.end();
+}
+
+#[test]
+fn a_machine_that_is_not_booted_yet_loses_and_gets_what_memory_comes_by() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut machine = growing(&folder);
+    let zones = machine.memory.zones.as_mut().unwrap();
+    zones[0].hotplugged_size = Some(ByteSize(32 << 20));
+    let control = Control::start(&sim);
+    control.done(Request::Create(machine));
+    let said = refusal(control.call(remove("__mem_a", false, 1)));
+    assert!(said.contains("device __mem_a: hotplugged_size=32M of memory is to come by it"), "{said}");
+    assert!(refusal(control.call(add(mem("a")))).contains("has its device already"));
+    control.done(Request::Delete);
+    control.done(Request::Create(growing(&folder)));
+    control.done(remove("__mem_a", false, 1));
+    control.done(Request::Boot);
+    assert!(control.info()["device_tree"].get("__mem_a").is_none());
+    control.done(Request::Shutdown);
+    control.done(add(mem("a")));
+    control.done(Request::Boot);
+    control.done(resize_zone("a", 128));
     control.end();
 }
 

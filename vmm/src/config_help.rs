@@ -5,9 +5,9 @@ use crate::api::socket::ApiSocketConfig;
 use crate::config::options::Field;
 use crate::config::{
     BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
-    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, PvpanicConfig, RateLimitGroupConfig,
-    RngConfig, RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
+    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemConfig, MemoryConfig, MemoryZoneConfig,
+    NetConfig, NumaConfig, Options, PciSegmentConfig, PlatformConfig, PmemConfig, PvpanicConfig,
+    RateLimitGroupConfig, RngConfig, RtcConfig, SerialConfig, VsockConfig, WatchdogConfig,
 };
 use crate::config::{PciPlaceConfig, PciPortConfig};
 use std::fmt::Write;
@@ -42,6 +42,10 @@ pub const ENTRIES: &[Entry] = &[
         "--fw-cfg-config items=[name=opt/org.example/role,string=worker:name=opt/org.example/key,file=/etc/guest.key]",
     ),
     of::<RngConfig>("rng", "--rng src=/dev/hwrng"),
+    of::<MemConfig>(
+        "mem",
+        "--memory size=1G,hotplug_method=virtio-mem,hotplug_size=3G --mem pci_device_id=9",
+    ),
     of::<BalloonConfig>("balloon", "--balloon size=0,free_page_reporting=on"),
     of::<PmemConfig>("pmem", "--pmem file=/var/lib/guest.pmem,size=1G"),
     of::<RtcConfig>("rtc", "--rtc"),

@@ -16,7 +16,7 @@ use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
 use crate::config::{DeviceConfig, VmConfig};
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
-use crate::machine::{Ended, Machine, addition, resize};
+use crate::machine::{Ended, Machine, addition, removal, resize};
 use crate::message::{Event, Inbox, Message, Work};
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
@@ -461,13 +461,7 @@ fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
         Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
         Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
         Request::Add(add) => *config = addition::with_device(config, add.device.clone())?,
-        Request::RemoveDevice(remove) if config.has_device(&remove.id) => config.forget_device(&remove.id),
-        Request::RemoveDevice(remove) => {
-            return Err(ApiError::new(
-                ErrorKind::NotFound,
-                format!("device {}: there is no device of that name; vm.info lists them", remove.id),
-            ));
-        }
+        Request::RemoveDevice(remove) => *config = removal::without_device(config, &remove.id)?,
         _ => return Err(not_booted()),
     }
     Ok(Reply::Done)

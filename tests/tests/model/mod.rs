@@ -11,8 +11,8 @@ use vmm::api::request::{
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CpuAffinity, DeviceConfig,
-    DiskConfig, HotplugMethod, IvshmemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig, PvpanicConfig,
-    RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
+    DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig,
+    PvpanicConfig, RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
 };
 
 /// The port that devices are plugged in at.
@@ -67,6 +67,7 @@ pub fn label(request: &Request) -> &'static str {
                 "console" => "add console",
                 "disk" => "add disk",
                 "ivshmem" => "add ivshmem",
+                "mem" => "add mem",
                 "pmem" => "add pmem",
                 "pvpanic" => "add pvpanic",
                 "rng" => "add rng",
@@ -89,6 +90,7 @@ pub const LABELS: &[&str] = &[
     "add console",
     "add disk",
     "add ivshmem",
+    "add mem",
     "add pmem",
     "add pvpanic",
     "add rng",
@@ -157,7 +159,7 @@ impl Images {
             id: Some(id.to_owned()),
             ..DiskConfig::default()
         };
-        match random.below(24) {
+        match random.below(26) {
             0 | 1 => add(of_disk(&disk_id, &self.disks[number])),
             2 => {
                 let file = Some(self.files[number].clone());
@@ -202,6 +204,9 @@ impl Images {
                 let id = if kind == "balloon" { "__balloon".into() } else { format!("{kind}{}", number % 2) };
                 remove(&id, random.below(2) == 0, patience)
             }
+            // One of the two machines begins with it, and only that can have it.
+            23 => remove("__mem_zone", random.below(2) == 0, patience),
+            24 => add(MemConfig { zone: "zone".into(), ..MemConfig::default() }),
             _ if random.below(2) == 0 => Request::Counters,
             _ => Request::Info,
         }
@@ -278,7 +283,8 @@ pub fn may_refuse(request: &Request, kind: ErrorKind, ends: bool) -> bool {
         Request::Add(_) => &[BadRequest],
         Request::RemoveDevice(_) => &[NotFound, Conflict, Timeout, BadRequest],
         Request::Resize(_) => &[BadRequest],
-        Request::ResizeZone(_) | Request::ResizeDisk(_) => &[BadRequest, NotFound, State],
+        Request::ResizeZone(_) => &[BadRequest, NotFound, State, Conflict],
+        Request::ResizeDisk(_) => &[BadRequest, NotFound, State],
         Request::SetRateLimit(_) => &[NotFound, State],
         Request::Coredump(_) => &[State, Conflict],
         Request::Nmi => &[State, NotSupported, Internal],

@@ -7,8 +7,8 @@ use super::request::{
     SetRateLimit, SetThrottle,
 };
 use crate::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, PvpanicConfig, RngConfig,
-    RtcConfig, VsockConfig, WatchdogConfig,
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig, PmemConfig, PvpanicConfig,
+    RngConfig, RtcConfig, VsockConfig, WatchdogConfig,
 };
 
 /// What all paths start with, but those that others define.
@@ -249,6 +249,13 @@ pub const ROUTES: &[Route] = &[
         "Add the memory balloon",
         "AddBalloon",
         |body| addition::<BalloonConfig>(body, "balloon"),
+        ADDED,
+    ),
+    put_body(
+        "vm.add-mem",
+        "Add a device by which memory comes and goes",
+        "AddMem",
+        |body| addition::<MemConfig>(body, "mem"),
         ADDED,
     ),
     put_body(

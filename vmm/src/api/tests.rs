@@ -152,6 +152,9 @@ fn what_is_wrong_is_refused_with_its_status_and_field() {
             "bogus",
         ),
         ("PUT", "/api/v1/vm.create", json, r#"{"watchdogs": true}"#, 400, "watchdogs: takes a list"),
+        ("PUT", "/api/v1/vm.create", json, r#"{"mem": [[]]}"#, 400, "mem[0]: takes a JSON object"),
+        ("PUT", "/api/v1/vm.create", json, r#"{"mem": {}}"#, 400, "mem: invalid type"),
+        ("PUT", "/api/v1/vm.add-mem", json, r#"{"zoned": "a"}"#, 400, "zoned: unknown field"),
         (
             "PUT",
             "/api/v1/vm.create",

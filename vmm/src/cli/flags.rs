@@ -70,6 +70,9 @@ pub(super) struct Flags {
     /// A real-time clock, by which the guest follows the host's clocks.
     #[arg(long, value_name = "KEYS", num_args = 0..=1, default_missing_value = "")]
     pub(super) rtc: Option<String>,
+    /// A device by which memory comes and goes [default: one for each zone that can grow].
+    #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
+    pub(super) mem: Vec<String>,
     /// A memory balloon.
     #[arg(long, value_name = "KEYS")]
     pub(super) balloon: Option<String>,

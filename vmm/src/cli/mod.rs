@@ -15,11 +15,12 @@ use crate::api::socket::ApiSocketConfig;
 use crate::config::several::Repeated;
 use crate::config::{
     BalloonConfig, ChannelOption, ConsoleConfig, CpusConfig, CrashConfig, DebugConsoleConfig, DiskConfig,
-    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemoryConfig, MemoryZoneConfig, NetConfig,
-    NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, PvpanicConfig,
-    RateLimitGroupConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, channel, console,
+    FwCfgConfig, GdbConfig, IvshmemConfig, LandlockConfig, MemConfig, MemoryConfig, MemoryZoneConfig,
+    NetConfig, NumaConfig, Options, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig,
+    PvpanicConfig, RateLimitGroupConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+    channel, console,
 };
-use crate::config::{PciPlaceConfig, PciPortConfig, Several};
+use crate::config::{Mems, PciPlaceConfig, PciPortConfig, Several};
 use crate::log::{Format, Levels, LogOptions};
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
@@ -192,6 +193,11 @@ fn config(flags: &Flags) -> Result<VmConfig, UsageError> {
         net: many::<NetConfig>("--net", &flags.net)?,
         rng: several::<RngConfig>("--rng", &flags.rng)?,
         rtc: maybe::<RtcConfig>("--rtc", flags.rtc.as_deref())?,
+        mem: if flags.mem.is_empty() {
+            Mems::default()
+        } else {
+            many::<MemConfig>("--mem", &flags.mem)?.into()
+        },
         balloon: maybe::<BalloonConfig>("--balloon", flags.balloon.as_deref())?,
         pmem: many::<PmemConfig>("--pmem", &flags.pmem)?,
         ivshmem: several::<IvshmemConfig>("--ivshmem", &flags.ivshmem)?,

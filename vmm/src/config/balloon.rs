@@ -6,7 +6,7 @@ use super::validate::ConfigError;
 
 device_options! {
     /// A memory balloon (virtio-balloon), by which the guest gives memory back to the host.
-    pub struct BalloonConfig is "balloon" first |_| "__balloon", told by size {
+    pub struct BalloonConfig is "balloon" first |_| "__balloon".into(), told by size {
         /// How much memory the guest gives back, at first.
         ["size"] size: ByteSize = ByteSize(0),
         /// Let the guest take memory back from the balloon when it is short of memory.

@@ -43,7 +43,7 @@ impl Setting for ConsoleMode {
 
 device_options! {
     /// A console of the guest, with the channels that are further ports of it: off, null, tty, pty, file=PATH or socket=PATH.
-    pub struct ConsoleConfig is "console" first |_| "__console", told by socket, file, mode {
+    pub struct ConsoleConfig is "console" first |_| "__console".into(), told by socket, file, mode {
         /// Where it ends on the host.
         ["mode" bare] mode: ConsoleMode = ConsoleMode::Off,
         /// Write the output to this file.

@@ -5,9 +5,10 @@
 //! told in the registry of the machine (`machine::registry`).
 
 use super::{
-    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PciPlace, PmemConfig,
-    PvpanicConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig, PciPlace,
+    PmemConfig, PvpanicConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
 };
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// A device's configuration, whatever its kind.
@@ -16,7 +17,7 @@ pub trait Device {
     fn kind(&self) -> &'static str;
 
     /// The name of the first that is given none, if clients know one: `__rng`. No other device can have it.
-    fn first_name(&self) -> Option<&'static str>;
+    fn first_name(&self) -> Option<Cow<'static, str>>;
 
     /// Its option with what tells it from others, for messages.
     fn option(&self) -> String;
@@ -62,7 +63,7 @@ macro_rules! device_options {
                 $kind
             }
 
-            fn first_name(&self) -> Option<&'static str> {
+            fn first_name(&self) -> Option<std::borrow::Cow<'static, str>> {
                 $crate::config::device::first_name(self, $crate::config::device::device_options!(@first $($first)?))
             }
 
@@ -99,10 +100,10 @@ macro_rules! device_options {
 pub(crate) use device_options;
 
 /// How the first of a kind is called.
-pub(crate) type FirstName<T> = fn(&T) -> &'static str;
+pub(crate) type FirstName<T> = fn(&T) -> Cow<'static, str>;
 
 /// What `name`, if there is one, says of `device`.
-pub(crate) fn first_name<T>(device: &T, name: Option<FirstName<T>>) -> Option<&'static str> {
+pub(crate) fn first_name<T>(device: &T, name: Option<FirstName<T>>) -> Option<Cow<'static, str>> {
     name.map(|name| name(device))
 }
 
@@ -230,6 +231,8 @@ device_kinds! {
     Rtc(RtcConfig) in rtc,
     /// Memory shared with others.
     Ivshmem(IvshmemConfig) in ivshmem,
+    /// What memory comes and goes by.
+    Mem(MemConfig) in mem,
     /// A memory balloon.
     Balloon(BalloonConfig) in balloon,
     /// A watchdog.
@@ -251,6 +254,7 @@ impl VmConfig {
     /// Gives each device that has no id one that no other device has.
     pub fn name_devices(&mut self) {
         super::watchdog::part(&mut self.watchdog);
+        self.mem.say(&self.memory);
         if self.on_crash.as_ref().is_some_and(|crash| crash.pvpanic) {
             self.pvpanic.get_or_insert_with(PvpanicConfig::usual);
         }
@@ -263,9 +267,9 @@ impl VmConfig {
             }
             if device.id().is_none()
                 && let Some(first) = device.first_name()
-                && taken.insert(first.to_owned())
+                && taken.insert(first.clone().into_owned())
             {
-                *device.id_mut() = Some(first.to_owned());
+                *device.id_mut() = Some(first.into_owned());
             }
             while device.id().is_none() {
                 let id = format!("_{}{}", next.1, next.0);

@@ -1,6 +1,6 @@
 //! Memory that comes and goes while the machine runs: the part of `--memory` and `--memory-zone` that is about it.
 
-use super::memory::{MemoryConfig, MemoryZoneConfig};
+use super::memory::MemoryConfig;
 use super::options::{ByteSize, Setting};
 use super::validate::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,30 @@ impl MemoryConfig {
         self.hotplug_size.filter(|_| modules).map_or(0, |size| size.0 / MODULE * MODULE)
     }
 
+    /// The names of the zones to which virtio-mem can add. That of the memory of a machine without zones is empty.
+    pub fn growing_zones(&self) -> Vec<&str> {
+        let can = |size: Option<ByteSize>| {
+            self.hotplug_method == HotplugMethod::VirtioMem && size.is_some_and(|size| size.0 > 0)
+        };
+        match self.zones.as_deref().unwrap_or_default() {
+            [] => can(self.hotplug_size).then_some("").into_iter().collect(),
+            zones => {
+                zones.iter().filter(|zone| can(zone.hotplug_size)).map(|zone| zone.id.as_str()).collect()
+            }
+        }
+    }
+
+    /// How much is added to a zone, or is to be.
+    pub fn hotplugged_size(&self, zone: &str) -> ByteSize {
+        let named = self.zones.iter().flatten().find(|named| named.id == zone);
+        named.map_or(self.hotplugged_size, |named| named.hotplugged_size).unwrap_or_default()
+    }
+
+    /// The option that tells of a zone.
+    pub fn option_of(zone: &str) -> String {
+        if zone.is_empty() { "--memory".into() } else { format!("--memory-zone id={zone}") }
+    }
+
     /// Checks what is said about adding memory.
     ///
     /// # Errors
@@ -87,10 +111,10 @@ impl MemoryConfig {
         }
         for zone in zones {
             let Some(size) = zone.hotplug_size else {
-                check_sizes(&zone_option(zone), None, zone.hotplugged_size, BLOCK)?;
+                check_sizes(&Self::option_of(&zone.id), None, zone.hotplugged_size, BLOCK)?;
                 continue;
             };
-            let option = format!("{} hotplug_size={size}", zone_option(zone));
+            let option = format!("{} hotplug_size={size}", Self::option_of(&zone.id));
             if !virtio_mem {
                 return error(
                     option,
@@ -101,14 +125,10 @@ impl MemoryConfig {
                 return error(option, "memory of a file cannot be added to; leave out file or hotplug_size");
             }
             let block = block_size(zone.hugepages, zone.hugepage_size);
-            check_sizes(&zone_option(zone), zone.hotplug_size, zone.hotplugged_size, block)?;
+            check_sizes(&Self::option_of(&zone.id), zone.hotplug_size, zone.hotplugged_size, block)?;
         }
         Ok(())
     }
-}
-
-fn zone_option(zone: &MemoryZoneConfig) -> String {
-    format!("--memory-zone id={}", zone.id)
 }
 
 /// The unit in which memory comes.
@@ -146,7 +166,7 @@ fn check_sizes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Options;
+    use crate::config::{MemoryZoneConfig, Options};
 
     fn refused(memory: &str, zones: &[&str]) -> String {
         let mut config = MemoryConfig::parse(memory).unwrap();

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 device_options! {
     /// Memory shared with other machines and with programs on the host (QEMU's ivshmem-plain): a file that the guest has as a PCI
     /// device's memory. With a server (ivshmem-doorbell), machines also interrupt each other.
-    pub struct IvshmemConfig is "ivshmem" first |_| "__ivshmem", told by socket, path {
+    pub struct IvshmemConfig is "ivshmem" first |_| "__ivshmem".into(), told by socket, path {
         /// The file. All that have it share the memory.
         ["path"] path: PathBuf = PathBuf::new(),
         /// How much of it is shared, a power of two of at least 4K. A smaller file is enlarged.

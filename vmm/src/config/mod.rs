@@ -18,6 +18,7 @@ pub mod hotplug;
 pub mod ivshmem;
 pub mod key_value;
 pub mod landlock;
+pub mod mem;
 pub mod memory;
 pub mod net;
 pub mod numa;
@@ -50,6 +51,7 @@ pub use gdb::GdbConfig;
 pub use hotplug::HotplugMethod;
 pub use ivshmem::IvshmemConfig;
 pub use landlock::LandlockConfig;
+pub use mem::{MemConfig, Mems};
 pub use memory::{MemoryConfig, MemoryZoneConfig};
 pub use net::NetConfig;
 pub use numa::{NumaConfig, NumaDistance};
@@ -97,6 +99,8 @@ pub struct VmConfig {
     pub rng: Several<RngConfig>,
     /// The real-time clock.
     pub rtc: Option<RtcConfig>,
+    /// The devices by which memory comes and goes; if not said, one for each zone that can grow.
+    pub mem: Mems,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
     /// The persistent memory.

@@ -79,6 +79,7 @@ impl VmConfig {
         parts.extend(all("--net", &self.net));
         parts.extend(all("--console", &self.console));
         parts.extend(all("--channel", self.console.iter().flat_map(|console| &console.channels)));
+        parts.extend(all("--mem", &self.mem));
         parts.extend(all("--balloon", &self.balloon));
         parts.extend(all("--pmem", &self.pmem));
         parts.extend(all("--vsock", &self.vsock));

@@ -11,7 +11,7 @@ use std::fmt;
 device_options! {
     /// The device by which the guest reports its panics (pvpanic), with `--pvpanic` alone at a place that is free. A machine that
     /// begins with it also has it on the mainboard, for guests that know only that.
-    pub struct PvpanicConfig is "pvpanic" first |_| "__pvpanic", told by id {
+    pub struct PvpanicConfig is "pvpanic" first |_| "__pvpanic".into(), told by id {
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 device_options! {
     /// A source of entropy (virtio-rng). A machine has one in any case.
-    pub struct RngConfig is "rng" first |_| "__rng", told by src {
+    pub struct RngConfig is "rng" first |_| "__rng".into(), told by src {
         /// Where the entropy comes from.
         ["src"] src: PathBuf = PathBuf::from("/dev/urandom"),
     }

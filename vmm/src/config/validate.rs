@@ -254,7 +254,7 @@ impl VmConfig {
         for device in self.devices() {
             let Some(id) = device.id() else { continue };
             let option = format!("--{} id={id}", device.kind());
-            if id.is_empty() || id.starts_with("__") && device.first_name() != Some(id) {
+            if id.is_empty() || id.starts_with("__") && device.first_name().as_deref() != Some(id) {
                 return error(
                     option,
                     "a device's name is not empty and does not start with \"__\"; choose another",
@@ -378,6 +378,7 @@ impl VmConfig {
         }
         super::channel::check(&self.console)?;
         super::pvpanic::check(self)?;
+        super::mem::check(self)?;
         self.validate_consoles()
     }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 device_options! {
     /// A watchdog timer, with `--watchdog` alone one that restarts the machine.
-    pub struct WatchdogConfig is "watchdog" first |watchdog| watchdog.model.first_name(), told by action {
+    pub struct WatchdogConfig is "watchdog" first |watchdog| watchdog.model.first_name().into(), told by action {
         /// What is done when the guest does not reload it in time. An event tells of it in any case.
         ["action"] action: WatchdogAction = WatchdogAction::Reset,
         /// Which device it is: Intel's 6300ESB (Linux: module `i6300esb`), cloud-hypervisor's virtio-watchdog, or both, so that any guest finds the one it has a driver for. Below a port, and added while the machine runs, `any` is Intel's.

@@ -8,8 +8,8 @@ use crate::cli::UsageError;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
-    BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, DiskConfig, IvshmemConfig, NetConfig, Options,
-    PmemConfig, PvpanicConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig,
+    BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig,
+    Options, PmemConfig, PvpanicConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig,
     WatchdogConfig,
 };
 use crate::machine::throttle::MOST;
@@ -93,6 +93,7 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
         "AddIvshmem" => command.arg(keys(IvshmemConfig::FIELDS)).arg(opening()),
         "AddWatchdog" => command.arg(keys(WatchdogConfig::FIELDS).required(false)).arg(opening()),
         "AddPvpanic" => command.arg(keys(PvpanicConfig::FIELDS).required(false)).arg(opening()),
+        "AddMem" => command.arg(keys(MemConfig::FIELDS).required(false)).arg(opening()),
         "AddBalloon" => command.arg(keys(BalloonConfig::FIELDS).required(false)).arg(opening()),
         "AddConsole" => {
             let channels = keys(ChannelConfig::FIELDS).id("channel").long("channel").required(false);
@@ -194,6 +195,7 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
         "AddIvshmem" => addition(&options::<IvshmemConfig>("add-ivshmem", &text("keys"))?, matches),
         "AddWatchdog" => addition(&options::<WatchdogConfig>("add-watchdog", &text("keys"))?, matches),
         "AddPvpanic" => addition(&options::<PvpanicConfig>("add-pvpanic", &text("keys"))?, matches),
+        "AddMem" => addition(&options::<MemConfig>("add-mem", &text("keys"))?, matches),
         "AddBalloon" => addition(&options::<BalloonConfig>("add-balloon", &text("keys"))?, matches),
         "AddConsole" => {
             let text = text("keys");

@@ -65,6 +65,8 @@ pub fn with_device(config: &VmConfig, mut device: DeviceConfig) -> Result<VmConf
         console.check_there()?;
     }
     let mut config = config.clone();
+    // What is there without being said is there before.
+    config.name_devices();
     config.put_device(device)?;
     config.name_devices();
     config.validate()?;

@@ -7,6 +7,7 @@ use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use block::virtio_blk::BlockControl;
 use devices::ivshmem::Ivshmem;
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::mem::MemControl;
 use devices::virtio::watchdog::Hold;
 use devices::watchdog::Watchdog;
 use net::virtio_net::NetHandle;
@@ -20,6 +21,13 @@ pub enum Control {
     Net(NetHandle),
     /// The balloon.
     Balloon(BalloonControl),
+    /// What memory comes and goes by.
+    Mem {
+        /// The zone whose memory it is; empty if there are no zones.
+        zone: String,
+        /// The device.
+        device: MemControl,
+    },
     /// Memory shared with others.
     SharedMemory(Arc<Mutex<Ivshmem>>),
     /// Intel's watchdog, which is looked at.

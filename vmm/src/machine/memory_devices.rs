@@ -1,8 +1,8 @@
-//! The devices by which a guest's memory grows and shrinks: a balloon, and virtio-mem for each zone that can grow.
+//! The devices by which a guest's memory grows and shrinks: a balloon, and virtio-mem for zones that can grow.
 
+use super::control::Control;
 use super::pci_bus::PciBus;
-use super::registry;
-use crate::config::{BalloonConfig, NumaConfig, VmConfig};
+use crate::config::{BalloonConfig, MemConfig, MemoryConfig, NumaConfig, VmConfig};
 use crate::host_pages;
 use crate::memory::{GuestMemory, ZoneExtent};
 use anyhow::{Context, Result};
@@ -12,19 +12,18 @@ use machine::inspect::{Value, json};
 use machine::memory::HostPages;
 use std::sync::Arc;
 use std::time::Duration;
-use virtio::pci_transport;
 
-/// Memory that can be added to a zone.
+/// Memory that can be added to a zone, by a device that comes and goes.
 pub struct GrowingZone {
     /// The zone's name; empty if there are no zones.
     pub id: String,
     /// What it has from the start, in bytes.
     pub boot: u64,
-    /// Its device.
-    pub control: MemControl,
+    /// What its device is made with, without anything requested.
+    options: MemOptions,
 }
 
-/// The devices' controls, and what balloons are made of.
+/// What balloons and virtio-mem devices are made of.
 pub struct MemoryDevices {
     /// The zones that can grow.
     pub zones: Vec<GrowingZone>,
@@ -35,41 +34,36 @@ pub struct MemoryDevices {
 }
 
 impl MemoryDevices {
-    /// For this memory, without devices.
+    /// For this memory.
     ///
     /// # Errors
     /// When the host does not say what kind of pages it has there.
-    pub fn new(memory: &GuestMemory) -> Result<Self> {
+    pub fn new(config: &VmConfig, memory: &GuestMemory) -> Result<Self> {
         let pages = host_pages::of(&memory.ram).context("--memory: asking the host for its kind of pages")?;
-        let zones: u64 = memory.zones.iter().map(ZoneExtent::most).sum();
-        let most = zones.saturating_add(memory.modules.map_or(0, |range| range.size));
-        Ok(Self { zones: Vec::new(), pages, most })
-    }
-
-    /// Adds the devices by which zones grow.
-    ///
-    /// # Errors
-    /// When one cannot be had, naming its option.
-    pub fn add(&mut self, config: &VmConfig, memory: &GuestMemory, pci: &mut PciBus) -> Result<()> {
-        for zone in &memory.zones {
-            let Some(extent) = zone.hotplug else { continue };
-            let (option, requested) = at_first(config, zone);
+        let size: u64 = memory.zones.iter().map(ZoneExtent::most).sum();
+        let most = size.saturating_add(memory.modules.map_or(0, |range| range.size));
+        let growing = |zone: &ZoneExtent| {
+            let extent = zone.hotplug?;
             let options = MemOptions {
                 region: extent.range,
                 block_size: extent.block_size,
-                requested,
+                requested: 0,
                 node: node_of(&config.numa, &zone.id),
                 populate: extent.hugepages,
             };
-            let mem = Mem::new(options, Arc::clone(&self.pages)).with_context(|| option.clone())?;
-            let control = mem.control();
-            let boot = zone.boot();
-            let id = if zone.id.is_empty() { "__mem".to_owned() } else { format!("__mem_{}", zone.id) };
-            let (transport, workers) = (pci_transport::Options::default(), registry::worker_options());
-            pci.add_virtio(&id, 0, Box::new(mem), transport, workers).context(option)?;
-            self.zones.push(GrowingZone { id: zone.id.clone(), boot, control });
-        }
-        Ok(())
+            Some(GrowingZone { id: zone.id.clone(), boot: zone.boot(), options })
+        };
+        Ok(Self { zones: memory.zones.iter().filter_map(growing).collect(), pages, most })
+    }
+
+    /// The device by which a zone grows, with nothing requested.
+    ///
+    /// # Errors
+    /// When the zone cannot grow.
+    pub fn mem(&self, config: &MemConfig) -> Result<Mem> {
+        let zone = self.zones.iter().find(|zone| zone.id == config.zone);
+        let zone = zone.context("nothing can be added to this memory")?;
+        Ok(Mem::new(zone.options, Arc::clone(&self.pages))?)
     }
 
     /// A balloon.
@@ -88,26 +82,24 @@ impl MemoryDevices {
     }
 
     /// The machine restarts: what was added is taken away, until the guest asks for it again. No worker runs.
-    pub fn reset(&self) {
+    pub fn reset(&self, pci: &PciBus) {
         for zone in &self.zones {
-            zone.control.unplug_all();
+            match of_zone(pci, &zone.id) {
+                Some(control) => control.unplug_all(),
+                // What a guest has touched all the same. If the host does not take it back, it finds it again.
+                None => drop(self.pages.release(zone.options.region)),
+            }
         }
-    }
-
-    /// What the guest has with what was added to `boot` bytes of memory.
-    pub fn with_added(&self, boot: u64) -> u64 {
-        let added = self.zones.iter().map(|zone| zone.control.plugged());
-        added.fold(boot, u64::saturating_add)
     }
 
     /// The devices, for inspection. The guest's statistics are those that it told last; who looks has it tell anew.
-    pub fn inspect(&self, balloon: Option<&BalloonControl>) -> Value {
+    pub fn inspect(&self, pci: &PciBus, balloon: Option<&BalloonControl>) -> Value {
         if let Some(balloon) = balloon {
             balloon.request_statistics();
         }
-        let zones = self.zones.iter().map(|zone| {
+        let zones = self.zones.iter().filter_map(|zone| {
             let name = if zone.id.is_empty() { "memory" } else { zone.id.as_str() };
-            (name.to_owned(), zone.control.inspect())
+            Some((name.to_owned(), of_zone(pci, &zone.id)?.inspect()))
         });
         json!({
             "balloon": balloon.map(BalloonControl::inspect),
@@ -116,16 +108,35 @@ impl MemoryDevices {
     }
 }
 
-/// How much of what can be added to a zone is there at first, and the option that says so.
-fn at_first(config: &VmConfig, zone: &ZoneExtent) -> (String, u64) {
-    let memory = &config.memory;
-    let named = memory.zones.iter().flatten().find(|named| named.id == zone.id);
-    let (option, size) = match named {
-        Some(named) => (format!("--memory-zone id={}", named.id), named.hotplugged_size),
-        None => ("--memory".to_owned(), memory.hotplugged_size),
-    };
-    let size = size.unwrap_or_default();
-    (format!("{option} hotplugged_size={size}"), size.0)
+/// The devices by which zones grow, and their zones.
+fn all(pci: &PciBus) -> impl Iterator<Item = (&str, &MemControl)> {
+    pci.controls().filter_map(|(_, control)| match control {
+        Control::Mem { zone, device } => Some((zone.as_str(), device)),
+        _ => None,
+    })
+}
+
+/// The device by which a zone grows.
+pub fn of_zone<'a>(pci: &'a PciBus, zone: &str) -> Option<&'a MemControl> {
+    all(pci).find(|(known, _)| *known == zone).map(|(_, device)| device)
+}
+
+/// What the guest has by all of them, in bytes.
+pub fn plugged(pci: &PciBus) -> u64 {
+    all(pci).fold(0, |sum, (_, device)| sum.saturating_add(device.plugged()))
+}
+
+/// Has the guest get what is to be added to its memory from the start.
+///
+/// # Errors
+/// When a zone cannot have so much, naming its option.
+pub fn request_first(config: &VmConfig, pci: &PciBus) -> Result<()> {
+    for (zone, device) in all(pci) {
+        let first = config.memory.hotplugged_size(zone);
+        let option = || format!("{} hotplugged_size={first}", MemoryConfig::option_of(zone));
+        device.resize(first.0).with_context(option)?;
+    }
+    Ok(())
 }
 
 /// The NUMA node of a zone. Numbers are at most 255.

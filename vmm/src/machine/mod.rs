@@ -42,7 +42,7 @@ mod pci_bus;
 mod persistent_memory;
 mod platform;
 mod registry;
-mod removal;
+pub mod removal;
 pub mod resize;
 mod restart;
 mod shared_memory;
@@ -242,11 +242,10 @@ impl Machine {
         let msi: Arc<dyn MsiAllocator> = Arc::clone(&vm) as _;
         let site = Site::new(&config, &clock, escape.clone(), events.clone(), &msi, own_mailbox.clone());
         pci.add_ports(&config)?;
-        let mut memory_devices = MemoryDevices::new(&memory)?;
+        let memory_devices = MemoryDevices::new(&config, &memory)?;
         let terminals = site.add(&config, Turn::First, &memory_devices, &mut pci)?;
         config.set_terminals(&pumps.terminals, &terminals);
-        memory_devices.add(&config, &memory, &mut pci)?;
-        site.add(&config, Turn::AfterMemory, &memory_devices, &mut pci)?;
+        memory_devices::request_first(&config, &pci)?;
 
         let (ram, zones) = (&memory.ram, &memory.zones);
         let entry = platform::load(&mut files, &config, ram, zones, &layout, &model, &flash.ranges())?;
@@ -339,8 +338,8 @@ impl Machine {
     /// Memory that the guest can use, in bytes.
     pub fn memory_size(&self) -> u64 {
         let boot: u64 = self.memory.zones.iter().map(ZoneExtent::boot).sum();
-        let size = self.memory_devices.with_added(boot.saturating_add(self.modules.size()));
-        size.saturating_sub(self.balloon().map_or(0, BalloonControl::actual))
+        let added = self.modules.size().saturating_add(memory_devices::plugged(&self.pci));
+        boot.saturating_add(added).saturating_sub(self.balloon().map_or(0, BalloonControl::actual))
     }
 
     /// The balloon, if there is one.

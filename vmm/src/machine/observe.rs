@@ -90,7 +90,7 @@ impl Inspect for Machine {
             "platform": self.platform.inspect(),
             "flash": self.flash.inspect(),
             "memory_modules": self.modules.inspect(),
-            "memory_devices": self.memory_devices.inspect(self.balloon()),
+            "memory_devices": self.memory_devices.inspect(&self.pci, self.balloon()),
             "resets": self.resets,
             "throttle": self.throttle.inspect(),
         })

@@ -17,8 +17,8 @@ use super::workers;
 use crate::config::disk::QueueAffinity;
 use crate::config::options::Setting;
 use crate::config::{
-    BalloonConfig, Device, DeviceConfig, PciPlace, RateLimiterConfig, RngConfig, TokenBucketConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, Device, DeviceConfig, MemConfig, PciPlace, RateLimiterConfig, RngConfig,
+    TokenBucketConfig, VmConfig, VsockConfig,
 };
 use crate::event::Events;
 use crate::host_cpus;
@@ -96,20 +96,15 @@ impl Site {
 /// When devices are added to a machine that is being built: a guest finds them in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Before those that the memory grows by.
+    /// Before all memory is there.
     First,
-    /// After those.
-    AfterMemory,
-    /// When all other memory is there.
+    /// After that.
     Last,
 }
 
 impl Turn {
     fn of(device: &DeviceConfig) -> Self {
         match device {
-            DeviceConfig::Balloon(_) | DeviceConfig::Watchdog(_) | DeviceConfig::Pvpanic(_) => {
-                Self::AfterMemory
-            }
             DeviceConfig::Pmem(_) => Self::Last,
             _ => Self::First,
         }
@@ -146,6 +141,8 @@ pub enum Backend {
 pub enum Part {
     /// A balloon in the machine's memory.
     Balloon(BalloonConfig),
+    /// What a zone of that grows by.
+    Mem(MemConfig),
     /// A virtio device.
     Virtio(Box<dyn VirtioDevice>),
     /// Another function.
@@ -179,6 +176,10 @@ pub fn open(site: &Site, device: &DeviceConfig) -> Result<Opened> {
         DeviceConfig::Balloon(balloon) => {
             let part = Part::Balloon(BalloonConfig::clone(balloon));
             Ok(Seat::of(&**balloon).with(Backend::Ready(part)))
+        }
+        DeviceConfig::Mem(mem) => {
+            let part = Part::Mem(MemConfig::clone(mem));
+            Ok(Seat::of(&**mem).with(Backend::Ready(part)))
         }
         DeviceConfig::Watchdog(watchdog) => watchdog::open(site, watchdog),
         DeviceConfig::Pvpanic(config) => pvpanic::open(config),
@@ -232,6 +233,11 @@ impl Seat {
                 let balloon = memory.balloon(&config).with_context(|| option.clone())?;
                 control = Some(Control::Balloon(balloon.control()));
                 pci.add_virtio(&id, place, Box::new(balloon), transport, workers)
+            }
+            Part::Mem(config) => {
+                let mem = memory.mem(&config).with_context(|| option.clone())?;
+                control = Some(Control::Mem { zone: config.zone, device: mem.control() });
+                pci.add_virtio(&id, place, Box::new(mem), transport, workers)
             }
             Part::Virtio(device) => pci.add_virtio(&id, place, device, transport, workers),
             Part::Plain(device) => pci.add_function(&id, place, device, workers),

@@ -12,6 +12,7 @@ use super::pci_bus::{Completion, ReleaseRequest};
 use super::persistent_memory::AfterRestart;
 use crate::api::request::{DeviceNode, RemoveDevice};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
+use crate::config::VmConfig;
 use anyhow::Result;
 use machine::effect::FunctionAddress;
 use std::collections::BTreeMap;
@@ -40,6 +41,29 @@ impl Removal {
     }
 }
 
+/// Takes a device out of a configuration that nothing runs for yet.
+///
+/// # Errors
+/// When there is no such device, or memory is to come by it.
+pub fn without_device(config: &VmConfig, id: &str) -> Result<VmConfig, ApiError> {
+    if !config.has_device(id) {
+        return Err(ApiError::new(
+            ErrorKind::NotFound,
+            format!("device {id}: there is no device of that name; vm.info lists them"),
+        ));
+    }
+    if let Some((_, size)) = config.growth_of(id)
+        && size.0 > 0
+    {
+        return Err(ApiError::bad(format!(
+            "device {id}: hotplugged_size={size} of memory is to come by it; create the machine without that"
+        )));
+    }
+    let mut config = config.clone();
+    config.forget_device(id);
+    Ok(config)
+}
+
 impl Machine {
     /// Begins to remove a device.
     ///
@@ -61,6 +85,10 @@ impl Machine {
                 ErrorKind::BadRequest,
                 "is below a port without hotplug and cannot be removed",
             )));
+            return Ok(());
+        }
+        if let Err(error) = self.check_out_of_use(&id) {
+            respond(Err(error));
             return Ok(());
         }
         if self.is_coming(&id) {

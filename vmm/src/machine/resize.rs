@@ -4,6 +4,8 @@
 
 use super::Machine;
 use super::added_memory::Place;
+use super::control::Control;
+use super::memory_devices::{self, GrowingZone};
 use crate::api::request::{Resize, ResizeZone};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use crate::config::{ByteSize, HotplugMethod, VmConfig};
@@ -215,10 +217,7 @@ impl Machine {
         if !self.config.memory.zones.iter().flatten().any(|zone| zone.id == *id) {
             return no_zone(id);
         }
-        let Some(zone) = self.memory_devices.zones.iter().find(|zone| zone.id == *id) else {
-            return refuse("id", format!("zone {id}: nothing can be added to it; give it hotplug_size"));
-        };
-        let added = beyond_boot(*desired_ram, zone.boot, &zone.control)?;
+        let added = self.beyond_boot("id", id, *desired_ram)?;
         self.grow(id, added)?;
         self.events.emit("vm", "resized");
         Ok(Reply::Done)
@@ -232,13 +231,68 @@ impl Machine {
                 "the machine's memory is in zones; resize one of them (vm.resize-zone)".into(),
             );
         }
-        match self.memory_devices.zones.first() {
-            Some(zone) => beyond_boot(size, zone.boot, &zone.control),
-            None => refuse(
-                "desired_ram",
-                "nothing can be added to the machine's memory; give --memory hotplug_size".into(),
-            ),
+        self.beyond_boot("desired_ram", "", size)
+    }
+
+    /// The zone `id`, and what it grows by. `field` said so.
+    fn growing_zone(&self, field: &str, id: &str) -> Result<(&GrowingZone, &MemControl), ApiError> {
+        let Some(zone) = self.memory_devices.zones.iter().find(|zone| zone.id == id) else {
+            let (zone, option) = match id {
+                "" => ("nothing can be added to the machine's memory".into(), "--memory hotplug_size"),
+                id => (format!("zone {id}: nothing can be added to it"), "it hotplug_size"),
+            };
+            return refuse(field, format!("{zone}; give {option}"));
+        };
+        let device = self.config.mem.iter().find(|mem| mem.zone == id).and_then(|mem| mem.id.as_deref());
+        if let Some(device) = device
+            && self.removals.contains_key(device)
+        {
+            let message = format!(
+                "device {device}, by which this memory is resized, is being removed; have it go (vm.remove-device, with force if the \
+                 guest keeps it), and add it again"
+            );
+            return Err(ApiError {
+                field: Some(field.into()),
+                ..ApiError::new(ErrorKind::Conflict, message)
+            });
         }
+        match memory_devices::of_zone(&self.pci, id) {
+            Some(control) => Ok((zone, control)),
+            None => {
+                let what = if id.is_empty() { "the machine's memory".into() } else { format!("zone {id}") };
+                let body = if id.is_empty() { String::new() } else { format!(" zone={id}") };
+                refuse(
+                    field,
+                    format!("{what} has no device by which it is resized; add one (vm.add-mem{body})"),
+                )
+            }
+        }
+    }
+
+    /// What is added to what the zone `id` has from the start, for all to be `size`. `field` named the zone.
+    fn beyond_boot(&self, field: &str, id: &str, size: ByteSize) -> Result<u64, ApiError> {
+        let (zone, control) = self.growing_zone(field, id)?;
+        beyond_boot(size, zone.boot, control)
+    }
+
+    /// Checks that a device by which memory comes can go: that nothing of its memory is in use, and nothing is to come.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(super) fn check_out_of_use(&self, id: &str) -> Result<(), ApiError> {
+        let Some(Control::Mem { zone, device }) = self.pci.control(id) else { return Ok(()) };
+        let boot = self.memory_devices.zones.iter().find(|known| known.id == *zone);
+        let (used, boot) = (ByteSize(device.in_use()), ByteSize(boot.map_or(0, |zone| zone.boot)));
+        if used.0 == 0 {
+            return Ok(());
+        }
+        let what = if zone.is_empty() { "the memory".into() } else { format!("zone {zone}") };
+        let verb = if zone.is_empty() { "vm.resize" } else { "vm.resize-zone" };
+        let message = format!(
+            "device {id}: the guest has, or is to get, {used} of memory by it; resize {what} to {boot} first ({verb}), and wait until the \
+             guest has given it back (memory_actual_size in vm.info)"
+        );
+        Err(ApiError::new(ErrorKind::Conflict, message))
     }
 
     fn check_balloon(&self, size: ByteSize) -> Result<(), ApiError> {
@@ -254,10 +308,8 @@ impl Machine {
 
     /// Tells the guest, and keeps it for a restart.
     fn grow(&mut self, id: &str, added: u64) -> Result<(), ApiError> {
-        let Some(zone) = self.memory_devices.zones.iter().find(|zone| zone.id == id) else {
-            return Err(ApiError::internal(format!("zone {id} cannot grow")));
-        };
-        zone.control.resize(added).map_err(|error| ApiError::bad(error.to_string()))?;
+        let (_, control) = self.growing_zone("desired_ram", id)?;
+        control.resize(added).map_err(|error| ApiError::bad(error.to_string()))?;
         let memory = &mut self.config.memory;
         let size = match memory.zones.iter_mut().flatten().find(|zone| zone.id == id) {
             Some(zone) => &mut zone.hotplugged_size,

@@ -78,7 +78,7 @@ impl Machine {
         self.platform.follow_pvpanic(self.config.hears_panics())?;
         self.platform.reset();
         self.flash.reset(&*self.vm)?;
-        self.memory_devices.reset();
+        self.memory_devices.reset(&self.pci);
         self.debugger.memory_is_lost();
         Ok(())
     }

@@ -6,8 +6,8 @@ use crate::api::request::{
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, NetConfig, PmemConfig, PvpanicConfig, RngConfig,
-    RtcConfig, VmConfig, VsockConfig, WatchdogConfig, several,
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig, PmemConfig, PvpanicConfig,
+    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, several,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -25,6 +25,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
         "AddIvshmem" => addition::<IvshmemConfig>(name, generator),
         "AddWatchdog" => addition::<WatchdogConfig>(name, generator),
         "AddPvpanic" => addition::<PvpanicConfig>(name, generator),
+        "AddMem" => addition::<MemConfig>(name, generator),
         "AddBalloon" => addition::<BalloonConfig>(name, generator),
         "AddConsole" => addition::<ConsoleConfig>(name, generator),
         "AddRtc" => addition::<RtcConfig>(name, generator),
