@@ -118,8 +118,16 @@ impl ConfigSpace {
         Some(Forwarding { secondary, subordinate, windows })
     }
 
+    /// The numbers of the buses below that the registers describe, whether anything is reached there or not; `None` if there are
+    /// none.
+    pub(crate) fn numbered(&self) -> Option<RangeInclusive<u8>> {
+        self.link?;
+        let [_, secondary, subordinate, _] = self.dword(bridge_register::BUSES).to_le_bytes();
+        (secondary != 0 && secondary <= subordinate).then_some(secondary..=subordinate)
+    }
+
     /// The windows that the registers describe, enabled or not.
-    fn windows(&self) -> BridgeWindows {
+    pub(crate) fn windows(&self) -> BridgeWindows {
         let range = |base: u64, limit: u64, granularity: u64| {
             let last = limit | granularity.wrapping_sub(1);
             let size = last.checked_sub(base)?.checked_add(1)?;

@@ -5,11 +5,13 @@
 //! below a bridge is put together first, from the bottom up, and then is one block to the bus above.
 
 mod free;
+mod late;
 
 use crate::bar::{Bar, BarKind};
 use crate::bridge::{BridgeWindows, IO_GRANULARITY, MEMORY_GRANULARITY};
 use crate::segment::Segment;
 use free::Free;
+pub use late::place_late;
 use machine::bus::Range;
 use machine::effect::FunctionAddress;
 use std::cmp::Reverse;
@@ -157,9 +159,8 @@ fn round_up(value: u64, to: u64) -> u64 {
 /// When something does not fit; it is named with how much there is. Nothing is then changed.
 pub fn place(segment: &Segment, windows: Windows) -> Result<(), PlanError> {
     let plan = Plan::new(segment);
-    let root = plan.items(0).into_iter().filter(|item| item.size > 0).collect();
     let mut addresses = Addresses::default();
-    for (item, address) in assign(root, windows)? {
+    for (item, address) in assign(plan.root(), windows)? {
         addresses.put(&plan.blocks, item, address);
     }
     for (function, handle) in segment.functions() {
@@ -184,6 +185,15 @@ pub fn place(segment: &Segment, windows: Windows) -> Result<(), PlanError> {
     }
     segment.find_routes();
     Ok(())
+}
+
+/// Checks that there is room for what is in `segment`, as for [`place`].
+///
+/// # Errors
+/// When something does not fit; it is named with how much there is.
+pub fn check(segment: &Segment, windows: Windows) -> Result<(), PlanError> {
+    let plan = Plan::new(segment);
+    assign(plan.root(), windows).map(drop)
 }
 
 /// What each bus has to place.
@@ -227,6 +237,11 @@ impl Plan {
             plan.bridges.push((FunctionAddress { segment: segment.number(), bdf: bridge.home }, below));
         }
         plan
+    }
+
+    /// What is on bus 0.
+    fn root(&self) -> Vec<Item> {
+        self.items(0).into_iter().filter(|item| item.size > 0).collect()
     }
 
     /// What is on a bus: BARs, and the windows of the bridges there, whose blocks are known.

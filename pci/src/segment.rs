@@ -7,6 +7,8 @@
 //! CPUs look functions up in a table that the machine thread replaces as a whole, so that they take no lock but the
 //! function's own.
 
+mod buses;
+
 use crate::bar::MappedBar;
 use crate::bridge::Forwarding;
 use crate::config::{ConfigSpace, Identity, register};
@@ -215,13 +217,19 @@ impl Segment {
         Ok(())
     }
 
-    /// Takes a function out. Its windows are the caller's to unmap. Called by the machine thread.
+    /// Takes a function out. Its windows are the caller's to unmap. With a bridge go the buses below it, on which nothing is
+    /// any more. Called by the machine thread.
     pub fn remove(&self, address: FunctionAddress) -> Option<FunctionHandle> {
         if address.segment != self.number {
             return None;
         }
         let mut table = Table::clone(&self.table.load());
         let function = table.functions.remove(&address.bdf)?;
+        let bridges = table.bridges.len();
+        table.bridges.retain(|_, bridge| bridge.home != address.bdf);
+        if table.bridges.len() < bridges {
+            table.find_routes();
+        }
         self.table.store(Arc::new(table));
         Some(function)
     }

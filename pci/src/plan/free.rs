@@ -12,6 +12,18 @@ impl Free {
         Self(free.into_iter().collect())
     }
 
+    /// What is in `range` is not free.
+    pub(super) fn exclude(&mut self, range: Range) {
+        let split = |&(first, last): &(u64, u64)| {
+            let below = range.start.checked_sub(1).map(|end| (first, end.min(last)));
+            let above = range.last().checked_add(1).map(|start| (start.max(first), last));
+            below.into_iter().chain(above).filter(|(first, last)| first <= last)
+        };
+        if range.size > 0 {
+            self.0 = self.0.iter().flat_map(split).collect();
+        }
+    }
+
     /// The lowest free address that is a multiple of `align`, with `size` free addresses. What alignment leaves below
     /// stays free for smaller ones.
     pub(super) fn take(&mut self, size: u64, align: u64) -> Option<u64> {
