@@ -22,7 +22,9 @@ pub(crate) const CPU_REGISTERS: u8 = 20;
 /// Bytes of the memory hotplug controller's registers.
 pub(crate) const MEMORY_REGISTERS: u8 = 40;
 
-/// Notification: something may have come (ACPI 6.5, 5.6.6).
+/// Notification: what is there is to be enumerated (ACPI 6.5, 5.6.6).
+const BUS_CHECK: u8 = 0;
+/// Notification: something may have come.
 const DEVICE_CHECK: u8 = 1;
 /// Notification: it is asked to go.
 const EJECT_REQUEST: u8 = 3;

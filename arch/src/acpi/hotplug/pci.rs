@@ -1,6 +1,6 @@
 //! The slots of root buses, and their controller.
 
-use super::{DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, Registers};
+use super::{BUS_CHECK, DEVICE_CHECK, EJECT_REQUEST, Encoded, FOREVER, Registers};
 use crate::acpi::pci::root_name;
 use acpi_tables::aml::{
     Acquire, And, Arg, Device, EISAName, If, Local, Method, MethodCall, Mutex, Name, Notify, ONE, Path,
@@ -64,7 +64,9 @@ pub(crate) fn pci_controller(registers: Registers, segments: u16) -> Encoded {
         scan.push(&Store::new(&came, &up));
         scan.push(&Store::new(&going, &down));
         scan.push(&release);
-        for (devices, notification) in [(&came, DEVICE_CHECK), (&going, EJECT_REQUEST)] {
+        // Linux looks at one slot alone on a bus check, and numbers the buses of a port there before a driver takes the port. On a
+        // device check it looks at all, and a driver may have the port before.
+        for (devices, notification) in [(&came, BUS_CHECK), (&came, DEVICE_CHECK), (&going, EJECT_REQUEST)] {
             let tell = Path::new(&format!("\\_SB_.{}.DVNT", root_name(segment)));
             scan.push(&MethodCall::new(tell, vec![devices, &notification]));
         }
