@@ -1,4 +1,5 @@
-//! A disk in a slot of a root port, as a stock kernel's own PCI Express hotplug driver sees it come, go, and be torn out.
+//! A disk in a slot of a root port, as a stock kernel's own PCI Express hotplug driver sees it come, go, and be torn out; and ports
+//! and switches that come and go with what is below them.
 
 use std::path::{Path, PathBuf};
 use vivarium_tests::ctl::done;
@@ -11,6 +12,8 @@ modprobe virtio_blk; echo 20 >/proc/sys/kernel/hung_task_timeout_secs
 tell() { echo "waited for $1"; dmesg | tail -n 40; grep -i pcie /proc/interrupts; cat /sys/bus/pci/slots/*/power; ls /sys/bus/pci/devices; exit 1; }
 there() { n=0; until [ -b /dev/$1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 150 ] || tell $1; done; }
 gone() { n=0; while [ -e /sys/block/$1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 150 ] || tell $1; done; }
+driven() { n=0; until [ -e /sys/bus/pci/devices/$1/driver ]; do sleep 0.1; n=$((n+1)); [ $n -lt 150 ] || tell $1; done; }
+absent() { n=0; while [ -e /sys/bus/pci/devices/$1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 150 ] || tell $1; done; }
 copy() { dd if=/tmp/x of=/dev/$1 bs=1M conv=fsync 2>/dev/null; }
 head -c 2097152 /dev/urandom >/tmp/x
 dmesg -c >/dev/null; echo "@@READY"
@@ -35,6 +38,24 @@ copy $again; echo "@@AGAIN $(md5sum </tmp/x)"
 gone vda; gone vdb; echo "@@LOG"; dmesg | cat; read -r line
 "#;
 
+/// A root port comes by ACPI, and the guest drives its slot; below it first a disk, then a switch with a disk.
+const A_PORT_COMES: &str = r#"
+driven 0000:00:05.0; echo "@@PORT"
+there vda; copy vda; echo "@@WRITTEN $(md5sum </tmp/x) $(basename $(readlink -f /sys/block/vda/device/..))"
+gone vda; echo "@@EMPTY"
+driven 0000:02:00.0; driven 0000:03:00.0; driven 0000:03:01.0; echo "@@SWITCH"
+there vda; copy vda; echo "@@BELOW $(md5sum </tmp/x) $(basename $(readlink -f /sys/block/vda/device/..))"
+gone vda; absent 0000:02:00.0; echo "@@ALONE"; absent 0000:00:05.0
+echo "@@LOG"; dmesg | cat; read -r line
+"#;
+
+/// A switch comes below a port that was there from the start.
+const A_SWITCH_COMES: &str = r#"
+driven 0000:01:00.0; driven 0000:02:00.0; driven 0000:02:01.0; echo "@@SWITCH"
+there vda; copy vda; echo "@@WRITTEN $(md5sum </tmp/x) $(basename $(readlink -f /sys/block/vda/device/..))"
+gone vda; absent 0000:01:00.0; echo "@@LOG"; dmesg | cat; read -r line
+"#;
+
 fn md5(path: &Path) -> String {
     shell(&format!("head -c 2097152 '{}' | md5sum", path.display()))[..32].to_owned()
 }
@@ -51,18 +72,15 @@ struct Plugging {
 
 impl Plugging {
     fn new(script: &str) -> Self {
+        Self::with_port("id=rp0", script)
+    }
+
+    fn with_port(port: &str, script: &str) -> Self {
         let folder = Folder::on_disk();
         let image = folder.sparse("image", 8 << 20);
         let (socket, events) = (folder.join("api"), folder.join("events"));
         let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-            .args([
-                "--platform",
-                "acpi=on",
-                "--pci-port",
-                "id=rp0",
-                "--pci-place",
-                "id=__rng,pci_device_id=20",
-            ])
+            .args(["--platform", "acpi=on", "--pci-port", port, "--pci-place", "id=__rng,pci_device_id=20"])
             .arg("--api-socket")
             .arg(&socket)
             .arg("--event-monitor")
@@ -85,9 +103,13 @@ impl Plugging {
         line
     }
 
-    /// Waits for the end, and sees that the guest's log has what is expected and nothing bad, and that events tell of disks that
-    /// were added and that went.
-    fn finish(mut self, expected: &[&str], disks: usize) {
+    fn ctl(&self, words: &str) {
+        done(&self.socket, &words.split(' ').collect::<Vec<_>>());
+    }
+
+    /// Waits for the end, and sees that the guest's log has what is expected and nothing bad, and that events tell of as many devices
+    /// that were added and that went, some of which were asked for.
+    fn finish(mut self, expected: &[&str], devices: usize, asked: usize) {
         // The slot goes off after the kernel has forgotten the disk, and the guest does not end before.
         self.monitor.type_in("\n");
         let output = self.monitor.succeed();
@@ -99,10 +121,9 @@ impl Plugging {
             assert!(!log.contains(bad), "the log has \"{bad}\":\n{log}");
         }
         let events = std::fs::read_to_string(&self.events).unwrap();
-        assert_eq!(events.matches("\"device-added\"").count(), disks, "{events}");
-        // One that is torn out is not asked for.
-        assert_eq!(events.matches("\"device-removing\"").count(), 1, "{events}");
-        assert_eq!(events.matches("\"device-removed\"").count(), disks, "{events}");
+        assert_eq!(events.matches("\"device-added\"").count(), devices, "{events}");
+        assert_eq!(events.matches("\"device-removing\"").count(), asked, "{events}");
+        assert_eq!(events.matches("\"device-removed\"").count(), devices, "{events}");
     }
 }
 
@@ -112,7 +133,11 @@ fn a_disk_in_a_slot_comes_and_goes() {
     plugging.add("bus=rp0");
     let line = plugging.remove("@@WRITTEN ");
     assert!(line.ends_with("0000:01:00.0"), "{line}");
-    plugging.finish(&["pciehp: Slot(", "Button press: will power on", "Card present", "will power off"], 1);
+    plugging.finish(
+        &["pciehp: Slot(", "Button press: will power on", "Card present", "will power off"],
+        1,
+        1,
+    );
 }
 
 /// The guest gets over the loss of a disk at `place`, whose name and image are free though the guest has not let go.
@@ -124,7 +149,8 @@ fn is_torn_out(place: &str, expected: &[&str]) {
     plugging.add("pci_device_id=11");
     plugging.monitor.wait_for("@@FAILED");
     plugging.remove("@@AGAIN ");
-    plugging.finish(expected, 2);
+    // The one that is torn out is not asked for.
+    plugging.finish(expected, 2, 1);
 }
 
 #[test]
@@ -135,4 +161,35 @@ fn a_disk_is_torn_out_of_a_slot_and_the_guest_gets_over_it() {
 #[test]
 fn a_disk_is_torn_off_a_root_bus_and_the_guest_gets_over_it() {
     is_torn_out("pci_device_id=9", &["I/O error"]);
+}
+
+#[test]
+fn a_root_port_comes_and_goes_and_a_switch_below_it() {
+    let mut plugging = Plugging::new(A_PORT_COMES);
+    plugging.ctl("add-port id=rp1,pci_device_id=5,bus_reserve=3");
+    plugging.monitor.wait_for("@@PORT");
+    plugging.add("bus=rp1");
+    let line = plugging.remove("@@WRITTEN ");
+    assert!(line.ends_with("0000:02:00.0"), "{line}");
+    plugging.monitor.wait_for("@@EMPTY");
+    plugging.ctl("add-port id=up0,kind=upstream,bus=rp1 --port id=dp0 --port id=dp1");
+    plugging.monitor.wait_for("@@SWITCH");
+    plugging.add("bus=dp1");
+    plugging.remove("@@BELOW ");
+    plugging.ctl("remove-device up0 --timeout 60000");
+    plugging.monitor.wait_for("@@ALONE");
+    plugging.ctl("remove-device rp1 --timeout 60000");
+    plugging.finish(&["pciehp: Slot("], 6, 4);
+}
+
+#[test]
+fn a_switch_comes_below_a_port_that_keeps_bus_numbers_and_goes() {
+    let mut plugging = Plugging::with_port("id=rp0,bus_reserve=3", A_SWITCH_COMES);
+    plugging.ctl("add-port id=up0,kind=upstream,bus=rp0 --port id=dp0 --port id=dp1");
+    plugging.monitor.wait_for("@@SWITCH");
+    plugging.add("bus=dp1");
+    let line = plugging.remove("@@WRITTEN ");
+    assert!(line.ends_with("0000:04:00.0"), "{line}");
+    plugging.ctl("remove-device up0 --timeout 60000");
+    plugging.finish(&["pciehp: Slot("], 4, 2);
 }

@@ -10,7 +10,7 @@ mod model;
 use control::instructions::{read32, reset, write32};
 use control::{Control, Random, STUCK, config, disk, kind, release, remove};
 use hypervisor::sim::{Resources, Sim};
-use model::{Counts, Images, label, machine, may_refuse, shrink, standing};
+use model::{Counts, Images, label, machine, may_refuse, part, shrink, standing};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,8 +85,11 @@ fn guest(sim: &Sim, seed: u64) {
 
 /// Has a machine give back all that came.
 fn remove_all(control: &Control) {
-    for id in control.info()["device_tree"].as_object().unwrap().keys().filter(|id| !standing(id)) {
-        control.done(remove(id, true, 60_000));
+    // By their names, those below ports before the ports.
+    for id in control.info()["device_tree"].as_object().unwrap().keys() {
+        if !standing(id) && !part(id) {
+            control.done(remove(id, true, 60_000));
+        }
     }
     shrink(control);
     // What stands in for them, and what the guest was asked for, goes with its restart.

@@ -4,6 +4,7 @@
 //! waits its turn while a start, a pause, a restart or an end is being completed; one that ends the machine does not.
 
 mod booting;
+mod created;
 mod deadlines;
 mod ending;
 mod figures;
@@ -11,18 +12,18 @@ mod figures;
 pub use booting::Progress;
 pub use deadlines::Limits;
 
-use crate::api::request::AddDevice;
 use crate::api::{Answer, ApiError, Call, ErrorKind, Reply, Request, Respond};
-use crate::config::{DeviceConfig, VmConfig};
+use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
-use crate::machine::{Ended, Machine, addition, removal, resize};
+use crate::machine::{Ended, Machine};
 use crate::message::{Event, Inbox, Message, Work};
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use crate::{guest_faults, metrics};
 use anyhow::{Context, Result};
 use booting::Booting;
+use created::{change_created, with_files};
 use deadlines::Outstanding;
 use ending::{AfterEnd, Leaving};
 use figures::{all_samples, ping};
@@ -389,6 +390,7 @@ impl Monitor {
             Request::Coredump(coredump) => machine.dump(&coredump, respond),
             Request::Counters => respond(Ok(Reply::Json(metrics::counters(&all_samples(machine.samples()))))),
             Request::Add(device) => machine.add_device(device, files, respond),
+            Request::AddPort(add) => respond(machine.add_port(*add)),
             Request::RemoveDevice(remove) => machine.remove_device(remove, respond)?,
             Request::Resize(sizes) => machine.resize(sizes, respond),
             Request::ResizeZone(size) => respond(machine.resize_zone(&size)),
@@ -442,29 +444,6 @@ impl Monitor {
         }
         None
     }
-}
-
-/// A network interface whose tap came with the call.
-fn with_files(mut request: Request, files: &[OwnedFd]) -> Request {
-    if let Request::Add(AddDevice { device: DeviceConfig::Net(net), .. }) = &mut request
-        && !files.is_empty()
-    {
-        // They are duplicated when the tap is opened.
-        net.fds = Some(files.iter().map(AsRawFd::as_raw_fd).collect());
-    }
-    request
-}
-
-/// Changes a configuration that nothing runs for.
-fn change_created(config: &mut VmConfig, request: &Request) -> Answer {
-    match request {
-        Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
-        Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
-        Request::Add(add) => *config = addition::with_device(config, add.device.clone())?,
-        Request::RemoveDevice(remove) => *config = removal::without_device(config, &remove.id)?,
-        _ => return Err(not_booted()),
-    }
-    Ok(Reply::Done)
 }
 
 /// The part of the live tree that was asked for.

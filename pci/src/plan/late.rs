@@ -24,7 +24,7 @@ pub fn place_late(segment: &Segment, bridge: FunctionAddress, windows: Windows) 
     let plan = Plan::new(segment);
     let mut window = |space| {
         let block = plan.blocks.get(&(below, space)).filter(|block| block.size > 0)?;
-        let mut take = |free: &mut Free| free.take(block.size, block.align);
+        let take = |free: &mut Free| free.take(block.size, block.align);
         let start = match space {
             Space::Io => take(&mut io),
             Space::Memory => take(&mut memory32),

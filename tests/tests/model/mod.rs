@@ -6,28 +6,39 @@ use std::path::{Path, PathBuf};
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Architecture, native};
 use vmm::api::request::{
-    Coredump, Inspect, Resize, ResizeDisk, ResizeZone, SetAffinity, SetRateLimit, SetThrottle,
+    AddPort, Coredump, Inspect, Resize, ResizeDisk, ResizeZone, SetAffinity, SetRateLimit, SetThrottle,
+    SwitchPorts,
 };
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CpuAffinity, DeviceConfig,
-    DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, MemoryZoneConfig, PciPortConfig, PmemConfig,
-    PvpanicConfig, RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
+    DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, MemoryZoneConfig, PciPortConfig, PciPortKind,
+    PmemConfig, PvpanicConfig, RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
 };
 
 /// The port that devices are plugged in at.
 pub const PORT: &str = "rp0";
+
+/// A port that comes and goes.
+const LATE_PORT: &str = "port0";
+/// A switch that comes and goes below [`PORT`], and what is part of it.
+const SWITCH: [&str; 2] = ["switch", "switch.port"];
 
 /// Whether a device is of those that a machine begins with.
 pub fn standing(id: &str) -> bool {
     id.starts_with("__") || id == PORT
 }
 
+/// Whether something is part of something else, with which it goes.
+pub fn part(id: &str) -> bool {
+    id == SWITCH[1]
+}
+
 /// A machine to which everything can be done; one of two kinds, whose memory grows in different ways.
 pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
     config.cpus.max_vcpus = Some(3);
     config.balloon = Some(BalloonConfig::default());
-    config.pci_ports = vec![PciPortConfig { id: PORT.into(), ..PciPortConfig::default() }];
+    config.pci_ports = vec![PciPortConfig { bus_reserve: 2, ..port(PORT) }];
     // What a dump finds is holes.
     config.memory.shared = true;
     if zones {
@@ -44,6 +55,10 @@ pub fn machine(mut config: Box<VmConfig>, zones: bool) -> Box<VmConfig> {
         config.memory.hotplug_size = Some(ByteSize(256 << 20));
     }
     config
+}
+
+fn port(id: &str) -> PciPortConfig {
+    PciPortConfig { id: id.into(), ..PciPortConfig::default() }
 }
 
 /// Kinds of devices that come and go beside disks and persistent memory.
@@ -76,6 +91,7 @@ pub fn label(request: &Request) -> &'static str {
                 kind => kind,
             },
         },
+        Request::AddPort(add) if !add.switch.ports.is_empty() => "add a switch",
         Request::RemoveDevice(remove) if remove.force => "remove with force",
         Request::Resize(resize) if resize.desired_ram.is_some() => "resize memory",
         Request::Resize(resize) if resize.desired_balloon.is_some() => "resize balloon",
@@ -85,6 +101,7 @@ pub fn label(request: &Request) -> &'static str {
 
 /// Each of these is done at least once, or nothing was tested of it.
 pub const LABELS: &[&str] = &[
+    "add a switch",
     "add at a port",
     "add balloon",
     "add console",
@@ -99,6 +116,7 @@ pub const LABELS: &[&str] = &[
     "remove with force",
     "resize balloon",
     "resize memory",
+    "vm.add-port",
     "vm.boot",
     "vm.coredump",
     "vm.counters",
@@ -159,7 +177,7 @@ impl Images {
             id: Some(id.to_owned()),
             ..DiskConfig::default()
         };
-        match random.below(26) {
+        match random.below(29) {
             0 | 1 => add(of_disk(&disk_id, &self.disks[number])),
             2 => {
                 let file = Some(self.files[number].clone());
@@ -169,7 +187,8 @@ impl Images {
             4 => remove(&file_id, random.below(2) == 0, patience),
             5 => {
                 let disk = of_disk("plugged", &self.disks[0].with_file_name("plugged"));
-                add(DiskConfig { bus: Some(PORT.into()), ..disk })
+                let bus = [PORT, LATE_PORT, SWITCH[1]][number];
+                add(DiskConfig { bus: Some(bus.into()), ..disk })
             }
             // No guest here knows of ports: it may be asked, and lets go of nothing.
             6 => remove("plugged", random.below(2) == 0, 1),
@@ -207,6 +226,14 @@ impl Images {
             // One of the two machines begins with it, and only that can have it.
             23 => remove("__mem_zone", random.below(2) == 0, patience),
             24 => add(MemConfig { zone: "zone".into(), ..MemConfig::default() }),
+            25 => add_port(port(LATE_PORT), &[]),
+            26 => {
+                let kind = PciPortKind::Upstream;
+                let upstream = PciPortConfig { kind, bus: Some(PORT.into()), ..port(SWITCH[0]) };
+                add_port(upstream, &[port(SWITCH[1])])
+            }
+            27 if number == 0 => remove(LATE_PORT, random.below(2) == 0, patience),
+            27 => remove(SWITCH[0], random.below(2) == 0, 1),
             _ if random.below(2) == 0 => Request::Counters,
             _ => Request::Info,
         }
@@ -254,6 +281,10 @@ impl Images {
     }
 }
 
+fn add_port(port: PciPortConfig, below: &[PciPortConfig]) -> Request {
+    Request::AddPort(Box::new(AddPort { port, switch: SwitchPorts { ports: below.to_vec() } }))
+}
+
 fn resize(cpus: Option<u32>, ram: Option<u64>, balloon: Option<u64>) -> Request {
     Request::Resize(Resize {
         desired_vcpus: cpus,
@@ -280,7 +311,8 @@ pub fn shrink(control: &Control) {
 pub fn may_refuse(request: &Request, kind: ErrorKind, ends: bool) -> bool {
     use ErrorKind::{BadRequest, Conflict, Internal, NotFound, NotSupported, State, Timeout};
     let own: &[ErrorKind] = match request {
-        Request::Add(_) => &[BadRequest],
+        // A port that is to go takes no more.
+        Request::Add(_) | Request::AddPort(_) => &[BadRequest, Conflict],
         Request::RemoveDevice(_) => &[NotFound, Conflict, Timeout, BadRequest],
         Request::Resize(_) => &[BadRequest],
         Request::ResizeZone(_) => &[BadRequest, NotFound, State, Conflict],

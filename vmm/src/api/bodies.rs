@@ -1,9 +1,9 @@
 //! Bodies of requests: from JSON to what is asked.
 
-use super::request::{AddDevice, Opening, Request};
+use super::request::{AddDevice, AddPort, Opening, Request, SwitchPorts};
 use super::routes::Refusal;
 use super::tree::Tree;
-use crate::config::{DeviceConfig, Options, VmConfig, compatibility, several};
+use crate::config::{DeviceConfig, Options, PciPortConfig, VmConfig, compatibility, several};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -36,19 +36,43 @@ fn machine(mut tree: Value) -> Result<VmConfig, Refusal> {
 /// A device that is to come. `part` is where its configuration is in a machine's.
 pub(super) fn addition<T: Options + Into<DeviceConfig>>(body: &[u8], part: &str) -> Result<Request, Refusal> {
     let mut tree = tree(body)?;
-    let mut opening = Map::new();
-    if let Some(fields) = tree.as_object_mut() {
-        opening.extend(Opening::FIELDS.iter().filter_map(|name| fields.remove_entry(*name)));
-    }
-    let opening = from_tree(&opening.into())?;
+    let opening = take(&mut tree, Opening::FIELDS)?;
     let device = options::<T>(tree, part)?.into();
     Ok(Request::Add(AddDevice { device, opening }))
+}
+
+/// A port that is to come, or a switch.
+pub(super) fn port(body: &[u8]) -> Result<Request, Refusal> {
+    let mut tree = tree(body)?;
+    let switch: SwitchPorts = take(&mut tree, SwitchPorts::FIELDS)?;
+    for (at, port) in switch.ports.iter().enumerate() {
+        check_ranges(port).map_err(|refusal| Refusal {
+            field: refusal.field.map(|field| format!("ports[{at}].{field}")),
+            ..refusal
+        })?;
+    }
+    let port = options::<PciPortConfig>(tree, "pci_ports")?;
+    Ok(Request::AddPort(Box::new(AddPort { port, switch })))
+}
+
+/// Takes out of a body what is beside a device's configuration.
+fn take<T: DeserializeOwned + Serialize>(tree: &mut Value, names: &[&str]) -> Result<T, Refusal> {
+    let mut taken = Map::new();
+    if let Some(fields) = tree.as_object_mut() {
+        taken.extend(names.iter().filter_map(|name| fields.remove_entry(*name)));
+    }
+    from_tree(&taken.into())
 }
 
 /// A device's configuration. `part` is where it is in a machine's.
 fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
     compatibility::adapt_part(part, &mut tree);
     let options: T = from_tree(&tree)?;
+    check_ranges(&options)?;
+    Ok(options)
+}
+
+fn check_ranges<T: Options>(options: &T) -> Result<(), Refusal> {
     options.check_ranges().map_err(|error| {
         // The field as the body names it, which may differ from the key of the command line.
         let field = T::FIELDS.iter().find(|field| Some(field.key) == error.key.as_deref());
@@ -56,8 +80,7 @@ fn options<T: Options>(mut tree: Value, part: &str) -> Result<T, Refusal> {
             field: field.map(|field| field.path.to_owned()).or(error.key),
             ..Refusal::bad(error.message)
         }
-    })?;
-    Ok(options)
+    })
 }
 
 pub(super) fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Refusal> {

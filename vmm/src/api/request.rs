@@ -2,7 +2,7 @@
 //!
 //! Names, bodies and the states in which a verb is allowed follow cloud-hypervisor's public API.
 
-use crate::config::{ByteSize, CpuAffinity, DeviceConfig, RateLimiterConfig, VmConfig};
+use crate::config::{ByteSize, CpuAffinity, DeviceConfig, PciPortConfig, RateLimiterConfig, VmConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -47,6 +47,8 @@ pub enum Request {
     /// `vm.add-disk` and the others by which a device comes. Descriptors passed along with a network interface are its
     /// tap's queues.
     Add(AddDevice),
+    /// `vm.add-port`: a PCI Express port, or a switch.
+    AddPort(Box<AddPort>),
     /// `vm.remove-device`.
     RemoveDevice(RemoveDevice),
     /// `vm.set-rate-limit`.
@@ -87,6 +89,7 @@ impl Request {
             Self::ResizeDisk(_) => "vm.resize-disk",
             Self::ResizeZone(_) => "vm.resize-zone",
             Self::Add(_) => "vm.add-*",
+            Self::AddPort(_) => "vm.add-port",
             Self::RemoveDevice(_) => "vm.remove-device",
             Self::SetRateLimit(_) => "vm.set-rate-limit",
             Self::SetLink(_) => "vm.set-link",
@@ -170,6 +173,31 @@ pub struct Opening {
 impl Opening {
     /// Its fields in a body.
     pub const FIELDS: &[&str] = &["timeout_ms"];
+}
+
+/// What `vm.add-port` takes: the configuration of a root port or an upstream port, and beside it in the same body what is in
+/// [`SwitchPorts`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AddPort {
+    /// The port.
+    pub port: PciPortConfig,
+    /// What is part of it.
+    pub switch: SwitchPorts,
+}
+
+/// The further ports of a switch that is to come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct SwitchPorts {
+    /// The downstream ports below an upstream port. Their kind and bus need not be said.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PciPortConfig>,
+}
+
+impl SwitchPorts {
+    /// Its fields in a body.
+    pub const FIELDS: &[&str] = &["ports"];
 }
 
 /// What `vm.remove-device` takes.

@@ -1,7 +1,7 @@
 //! The API's paths: one line each says the method, what is asked, the body and the answer. Serving, the OpenAPI document and
 //! `vivarium ctl` go by it.
 
-use super::bodies::{addition, config, read};
+use super::bodies::{addition, config, port, read};
 use super::request::{
     Coredump, Inspect, RemoveDevice, Request, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink,
     SetRateLimit, SetThrottle,
@@ -277,6 +277,13 @@ pub const ROUTES: &[Route] = &[
         "Add the device by which the guest reports its panics",
         "AddPvpanic",
         |body| addition::<PvpanicConfig>(body, "pvpanic"),
+        ADDED,
+    ),
+    put_body(
+        "vm.add-port",
+        "Add a PCI Express root port, or a switch: an upstream port with its downstream ports",
+        "AddPort",
+        port,
         ADDED,
     ),
     put_body(

@@ -449,3 +449,28 @@ fn a_socket_that_nobody_listens_on_is_replaced_and_others_are_not() {
     assert!(format!("{error:#}").contains("is no socket"), "{error:#}");
     assert!(file.exists());
 }
+
+#[test]
+fn a_switch_is_said_with_its_ports() {
+    let read = |body: &str| {
+        let route = super::routes::ROUTES.iter().find(|route| route.name == "vm.add-port").unwrap();
+        match route.serves {
+            super::routes::Serves::Call(super::routes::Takes::Body(_, read)) => read(body.as_bytes()),
+            _ => panic!("it takes a body"),
+        }
+    };
+    let body =
+        r#"{"id":"up0","kind":"upstream","bus":"rp0","ports":[{"id":"dp0"},{"id":"dp1","bus_reserve":2}]}"#;
+    let Ok(Request::AddPort(add)) = read(body) else { panic!("it is a port") };
+    assert_eq!((add.port.id.as_str(), add.port.bus.as_deref()), ("up0", Some("rp0")));
+    let ports: Vec<_> = add.switch.ports.iter().map(|port| (port.id.as_str(), port.bus_reserve)).collect();
+    assert_eq!(ports, [("dp0", 0), ("dp1", 2)]);
+    for (body, field) in [
+        (r#"{"id":"up0","ports":[{"id":"dp0"},{"id":"dp1","pci_device_id":32}]}"#, "ports[1].pci_device_id"),
+        (r#"{"id":"up0","ports":[{"id":"dp0","nothing":1}]}"#, "ports[0].nothing"),
+        (r#"{"id":"up0","ports":"dp0"}"#, "ports"),
+        (r#"{"id":"up0","bus_reserve":255}"#, "bus_reserve"),
+    ] {
+        assert_eq!(read(body).unwrap_err().field.as_deref(), Some(field), "{body}");
+    }
+}

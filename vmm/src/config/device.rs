@@ -206,10 +206,11 @@ macro_rules! device_kinds {
                 }
             }
 
-            /// Forgets the device of that id, and where it was told to be.
+            /// Forgets the device or port of that id, and where it was told to be; with an upstream port, its switch.
             pub fn forget_device(&mut self, id: &str) {
                 self.forget_panics(id);
                 $(self.$field.keep(|device| device.id.as_deref() != Some(id));)+
+                self.forget_ports(id);
                 self.pci_places.retain(|place| place.id != id);
             }
         }

@@ -28,6 +28,7 @@ pub mod pci_place;
 pub mod pci_port;
 pub mod platform;
 pub mod pmem;
+mod port_buses;
 pub mod pvpanic;
 pub mod rate_limit;
 pub mod rng;

@@ -93,10 +93,106 @@ impl PciPortConfig {
     }
 }
 
+/// Of a port, for messages.
+fn option_of(id: &str) -> String {
+    format!("--pci-port id={id}")
+}
+
 impl VmConfig {
+    /// The port of that id.
+    pub fn port(&self, id: &str) -> Option<&PciPortConfig> {
+        self.pci_ports.iter().find(|port| port.id == id)
+    }
+
+    /// Puts a port in, and with an upstream port the downstream ports of its switch, whose kind and bus need not be said. Returns them
+    /// as they are put in.
+    ///
+    /// # Errors
+    /// When it is no root port, nor a whole switch. The configuration is not checked otherwise.
+    pub fn put_ports(
+        &mut self,
+        port: PciPortConfig,
+        below: Vec<PciPortConfig>,
+    ) -> Result<Vec<PciPortConfig>, ConfigError> {
+        let fail = |id: &str, reason: String| Err(ConfigError { option: option_of(id), reason });
+        let id = port.id.clone();
+        match port.kind {
+            PciPortKind::Downstream => {
+                return fail(&id, "a downstream port comes with its switch; add the upstream port, with this among its ports".into());
+            }
+            PciPortKind::Upstream if below.is_empty() => {
+                return fail(&id, "a switch comes whole; give its downstream ports too, as ports, or as --port id=<name> of vivarium ctl".into());
+            }
+            PciPortKind::Root if !below.is_empty() => {
+                return fail(
+                    &id,
+                    "has ports, and is a root port; only an upstream port has downstream ports".into(),
+                );
+            }
+            PciPortKind::Root | PciPortKind::Upstream => {}
+        }
+        let mut added = vec![port];
+        for mut port in below {
+            if port.kind == PciPortKind::Upstream || port.bus.as_ref().is_some_and(|bus| *bus != id) {
+                return fail(&port.id, format!("is to be a downstream port of {id}; leave kind and bus out"));
+            }
+            port.kind = PciPortKind::Downstream;
+            port.bus = Some(id.clone());
+            added.push(port);
+        }
+        self.pci_ports.extend(added.iter().cloned());
+        Ok(added)
+    }
+
+    /// The names of what is below the port of that id, or is told to be, at any depth; a device without a name by its option. The
+    /// downstream ports of an upstream port are part of it.
+    pub fn below_port(&self, id: &str) -> Vec<String> {
+        let mut buses = vec![id];
+        // A port is named after those above it.
+        for port in &self.pci_ports {
+            if port.bus.as_deref().is_some_and(|bus| buses.contains(&bus)) {
+                buses.push(&port.id);
+            }
+        }
+        let below = |bus: &Option<String>| bus.as_deref().is_some_and(|bus| buses.contains(&bus));
+        let own =
+            |port: &PciPortConfig| port.kind == PciPortKind::Downstream && port.bus.as_deref() == Some(id);
+        let ports = self.pci_ports.iter().filter(|port| below(&port.bus) && !own(port));
+        let devices = self.devices().filter(|device| below(&device.place().bus));
+        let places = self.pci_places.iter().filter(|place| below(&place.bus));
+        let names = ports.map(|port| port.id.clone());
+        let names =
+            names.chain(devices.map(|device| device.id().map_or_else(|| device.option(), str::to_owned)));
+        names.chain(places.map(|place| place.id.clone())).collect()
+    }
+
+    /// Checks that the port of that id, if it is one, can go: it is no part of a switch that stays, and nothing is below it.
+    ///
+    /// # Errors
+    /// What is in the way, in words, and what to do about it.
+    pub fn check_port_goes(&self, id: &str) -> Result<(), String> {
+        let Some(port) = self.port(id) else { return Ok(()) };
+        if let (PciPortKind::Downstream, Some(bus)) = (port.kind, &port.bus) {
+            return Err(format!("is part of a switch, and goes with it; remove {bus}, its upstream port"));
+        }
+        let below = self.below_port(id);
+        if below.is_empty() {
+            return Ok(());
+        }
+        Err(format!("has {} below it; remove that first", below.join(", ")))
+    }
+
+    /// Forgets the port of that id, and its switch if it is an upstream port.
+    pub(super) fn forget_ports(&mut self, id: &str) {
+        let part = |port: &PciPortConfig| {
+            port.id == id || port.kind == PciPortKind::Downstream && port.bus.as_deref() == Some(id)
+        };
+        self.pci_ports.retain(|port| !part(port));
+    }
+
     /// Where each device and port was told to be, with the option to name in messages.
     pub fn placed(&self) -> impl Iterator<Item = (String, PciPlace)> {
-        let ports = self.pci_ports.iter().map(|port| (format!("--pci-port id={}", port.id), port.place()));
+        let ports = self.pci_ports.iter().map(|port| (option_of(&port.id), port.place()));
         let devices = self.devices().map(|device| (device.option(), device.place()));
         let others =
             self.pci_places.iter().map(|place| (format!("--pci-place id={}", place.id), place.place()));
@@ -108,7 +204,7 @@ impl VmConfig {
         let fail = |option: &str, reason: String| Err(ConfigError { option: option.to_owned(), reason });
         let mut kinds = BTreeMap::new();
         for port in &self.pci_ports {
-            let option = format!("--pci-port id={}", port.id);
+            let option = option_of(&port.id);
             if port.id.is_empty() || port.id.starts_with('_') {
                 return fail(
                     "--pci-port",
@@ -151,7 +247,11 @@ impl VmConfig {
             if kinds.insert(port.id.as_str(), port.kind).is_some() {
                 return fail(&option, "is given twice; ports need different names".into());
             }
+            if self.has_device(&port.id) {
+                return fail(&option, "is the name of a device too; names must differ".into());
+            }
         }
+        self.port_buses()?;
         if let Some(place) = self.pci_places.iter().find(|place| !place.id.starts_with("__")) {
             return fail(
                 &format!("--pci-place id={}", place.id),
@@ -214,5 +314,73 @@ impl VmConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DiskConfig, PciPlaceConfig};
+
+    fn port(id: &str, kind: PciPortKind, bus: Option<&str>) -> PciPortConfig {
+        PciPortConfig { id: id.into(), kind, bus: bus.map(str::to_owned), ..PciPortConfig::default() }
+    }
+
+    fn names(config: &VmConfig) -> Vec<&str> {
+        config.pci_ports.iter().map(|port| port.id.as_str()).collect()
+    }
+
+    #[test]
+    fn a_switch_comes_whole_and_goes_whole() {
+        use PciPortKind::{Downstream, Root, Upstream};
+        let mut config = VmConfig { pci_ports: vec![port("rp0", Root, None)], ..VmConfig::default() };
+        let refused = |port: PciPortConfig, below: &[PciPortConfig], reason: &str| {
+            let error = config.clone().put_ports(port, below.to_vec()).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        };
+        let [dp0, up0] = [port("dp0", Root, None), port("up0", Upstream, Some("rp0"))];
+        refused(up0.clone(), &[], "--pci-port id=up0: a switch comes whole");
+        refused(port("dp0", Downstream, Some("up0")), &[], "comes with its switch");
+        refused(
+            port("rp1", Root, None),
+            std::slice::from_ref(&dp0),
+            "only an upstream port has downstream ports",
+        );
+        refused(up0.clone(), &[port("dp0", Upstream, None)], "id=dp0: is to be a downstream port of up0");
+        refused(up0.clone(), &[port("dp0", Downstream, Some("rp0"))], "leave kind and bus out");
+        let added = config.put_ports(up0, vec![dp0, port("dp1", Downstream, Some("up0"))]).unwrap();
+        assert_eq!(added[1], port("dp0", Downstream, Some("up0")));
+        config.validate_pci_ports().unwrap();
+        assert_eq!(config.check_port_goes("up0"), Ok(()));
+        assert_eq!(config.check_port_goes("nothing"), Ok(()));
+        assert!(config.check_port_goes("dp1").unwrap_err().contains("remove up0"));
+        let reason = config.check_port_goes("rp0").unwrap_err();
+        assert_eq!(reason, "has up0, dp0, dp1 below it; remove that first");
+        config.disks.push(DiskConfig {
+            id: Some("data".into()),
+            bus: Some("dp1".into()),
+            ..DiskConfig::default()
+        });
+        config.pci_places.push(PciPlaceConfig {
+            id: "__rng".into(),
+            bus: Some("dp0".into()),
+            ..PciPlaceConfig::default()
+        });
+        assert_eq!(config.check_port_goes("up0").unwrap_err(), "has data, __rng below it; remove that first");
+        config.forget_device("data");
+        config.forget_device("__rng");
+        config.forget_device("up0");
+        assert_eq!(names(&config), ["rp0"]);
+        config.forget_device("rp0");
+        assert!(names(&config).is_empty());
+    }
+
+    #[test]
+    fn no_port_has_the_name_of_a_device() {
+        let mut config =
+            VmConfig { pci_ports: vec![port("data", PciPortKind::Root, None)], ..VmConfig::default() };
+        config.disks.push(DiskConfig { id: Some("data".into()), ..DiskConfig::default() });
+        let error = config.validate_pci_ports().unwrap_err().to_string();
+        assert!(error.contains("--pci-port id=data: is the name of a device too"), "{error}");
     }
 }

@@ -2,15 +2,15 @@
 
 use crate::api::request::{
     Coredump, DeviceQueueAffinity, Opening, RemoveDevice, Resize, ResizeDisk, ResizeZone, SetAffinity,
-    SetLink, SetRateLimit, SetThrottle,
+    SetLink, SetRateLimit, SetThrottle, SwitchPorts,
 };
 use crate::cli::UsageError;
 use crate::config::options::{ByteSize, Field};
 use crate::config::rate_limit::RATE_LIMIT_KEYS;
 use crate::config::{
     BalloonConfig, ChannelConfig, ConsoleConfig, CpusConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig,
-    Options, PmemConfig, PvpanicConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig, VsockConfig,
-    WatchdogConfig,
+    Options, PciPortConfig, PmemConfig, PvpanicConfig, RateLimiterConfig, RngConfig, RtcConfig, VmConfig,
+    VsockConfig, WatchdogConfig,
 };
 use crate::machine::throttle::MOST;
 use anyhow::{Context, Result, anyhow, bail};
@@ -24,7 +24,10 @@ pub(super) type Body = (Option<String>, Vec<OwnedFd>);
 
 /// The option of `vivarium` whose keys a body of this kind has, if there is one.
 pub(super) fn option_of(kind: &str) -> Option<&'static str> {
-    let name = kind.strip_prefix("Add")?.to_lowercase();
+    let name = match kind {
+        "AddPort" => "pci-port".to_owned(),
+        _ => kind.strip_prefix("Add")?.to_lowercase(),
+    };
     crate::config_help::entry(&name).map(|entry| entry.name)
 }
 
@@ -99,6 +102,11 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
             let channels = keys(ChannelConfig::FIELDS).id("channel").long("channel").required(false);
             let channels = channels.value_name("KEYS").action(ArgAction::Append);
             command.arg(keys(ConsoleConfig::FIELDS).required(false)).arg(channels).arg(opening())
+        }
+        "AddPort" => {
+            let ports = keys(PciPortConfig::FIELDS).id("port").long("port").required(false);
+            let ports = ports.value_name("KEYS").action(ArgAction::Append);
+            command.arg(keys(PciPortConfig::FIELDS)).arg(ports)
         }
         "AddRtc" => command.arg(keys(RtcConfig::FIELDS).required(false)).arg(opening()),
         "SetAffinity" => command
@@ -205,6 +213,12 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
                 console.channels.push(options("add-console --channel", text)?);
             }
             addition(&console, matches)
+        }
+        "AddPort" => {
+            let port: PciPortConfig = options("add-port", &text("keys"))?;
+            let below = matches.get_many::<String>("port").into_iter().flatten();
+            let ports = below.map(|text| options("add-port --port", text)).collect::<Result<_>>()?;
+            beside(&port, &SwitchPorts { ports })
         }
         "AddRtc" => addition(&options::<RtcConfig>("add-rtc", &text("keys"))?, matches),
         "SetAffinity" => {
@@ -327,10 +341,14 @@ fn opening() -> Arg {
 
 /// A device that is to come.
 fn addition<T: Serialize>(device: &T, matches: &ArgMatches) -> Result<Body> {
-    let opening = Opening { timeout_ms: matches.get_one("timeout").copied() };
-    let (mut body, opening) = (serde_json::to_value(device)?, serde_json::to_value(opening)?);
-    if let (Some(body), serde_json::Value::Object(opening)) = (body.as_object_mut(), opening) {
-        body.extend(opening);
+    beside(device, &Opening { timeout_ms: matches.get_one("timeout").copied() })
+}
+
+/// Two objects in one.
+fn beside<T: Serialize, U: Serialize>(one: &T, further: &U) -> Result<Body> {
+    let (mut body, further) = (serde_json::to_value(one)?, serde_json::to_value(further)?);
+    if let (Some(body), serde_json::Value::Object(further)) = (body.as_object_mut(), further) {
+        body.extend(further);
     }
     json(&body)
 }

@@ -38,6 +38,13 @@ pub struct Additions {
     threads: Arc<AtomicUsize>,
 }
 
+impl Additions {
+    /// The devices that are being opened, or are open and not in their places.
+    pub(super) fn coming(&self) -> impl Iterator<Item = &DeviceConfig> {
+        self.opening.values().map(|addition| &addition.device)
+    }
+}
+
 struct Addition {
     device: DeviceConfig,
     respond: Respond,
@@ -103,10 +110,7 @@ impl Machine {
     /// The device with a name, if it can be among those that are there and those that are coming, and the configuration with all of
     /// them.
     fn name(&self, device: &DeviceConfig) -> Result<(DeviceConfig, VmConfig), ApiError> {
-        let mut config = self.config.clone();
-        for coming in self.additions.opening.values() {
-            config.put_device(coming.device.clone())?;
-        }
+        let config = self.config_with_coming()?;
         if let DeviceConfig::Pmem(pmem) = device {
             let size = pmem.size.unwrap_or_default();
             self.pmem
@@ -114,6 +118,7 @@ impl Machine {
                 .map_err(|error| ApiError::bad(format!("{} size={size}: {error}", pmem.option())))?;
         }
         let config = with_device(&config, device.clone())?;
+        self.check_stays(device.common().place().bus.as_deref())?;
         let named = config.last_like(device);
         let named = named.ok_or_else(|| ApiError::internal("the device is not in the configuration"))?;
         Ok((named, config))
@@ -228,19 +233,26 @@ impl Machine {
 
     /// A device is in its place, and all others can work with it: tells the guest.
     pub(super) fn added(&mut self, id: String, address: FunctionAddress, respond: Respond) {
+        if let Err(error) = self.tell_guest(address) {
+            return respond(Err(error));
+        }
+        self.tell_added(&id, address);
+        respond(Reply::json(&AddedReply { id, bdf: address.to_string() }));
+    }
+
+    /// Tells the guest that what is at `address` has come.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub(super) fn tell_guest(&mut self, address: FunctionAddress) -> Result<(), ApiError> {
         match self.pci.plug(address) {
             Ok(Plugged::BelowPort) => {}
             Ok(Plugged::OnRootBus) => {
                 self.platform.notifier.pci_device_came(address.segment, address.device())
             }
-            Err(error) => return respond(Err(ApiError::internal(format!("{error:#}")))),
+            Err(error) => return Err(ApiError::internal(format!("{error:#}"))),
         }
-        self.events.emit_with(
-            "vm",
-            "device-added",
-            [("id", id.clone().into()), ("bdf", address.to_string().into())],
-        );
-        respond(Reply::json(&AddedReply { id, bdf: address.to_string() }));
+        Ok(())
     }
 
     /// When the first addition is to be given up.

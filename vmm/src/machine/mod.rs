@@ -41,6 +41,7 @@ mod outputs;
 mod pci_bus;
 mod persistent_memory;
 mod platform;
+pub mod ports;
 mod registry;
 pub mod removal;
 pub mod resize;

@@ -3,6 +3,7 @@
 //! All of this belongs to the machine thread. Functions ask for changes by effects; what takes time (workers that
 //! have requests in flight) is begun here and completed by a later message, so that the machine thread never waits.
 
+mod late_ports;
 pub mod observe;
 mod plain;
 mod ports;
@@ -111,6 +112,11 @@ fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A segment's windows, as they are given to a plan.
+fn of_plan(windows: &SegmentWindows) -> pci::plan::Windows {
+    pci::plan::Windows { memory32: Some(windows.bars_32), memory64: Some(windows.bars_64), io: windows.io }
+}
+
 impl PciBus {
     /// Segments with the address windows `windows`, without functions.
     ///
@@ -200,12 +206,7 @@ impl PciBus {
     /// When they do not fit.
     pub fn place_bars(&mut self, windows: &[SegmentWindows]) -> Result<()> {
         for (segment, windows) in self.segments.iter().zip(windows) {
-            let windows = pci::plan::Windows {
-                memory32: Some(windows.bars_32),
-                memory64: Some(windows.bars_64),
-                io: windows.io,
-            };
-            pci::plan::place(segment, windows)?;
+            pci::plan::place(segment, of_plan(windows))?;
         }
         self.ports.start();
         Ok(())
@@ -358,6 +359,7 @@ impl PciBus {
         self.shared_memory.retain(|(function, _), _| *function != address);
         self.virtio.remove(&address);
         self.plain.remove(&address);
+        self.ports.remove(address);
         if let Some(segment) = self.segments.get(usize::from(address.segment)) {
             segment.remove(address);
         }
@@ -427,6 +429,12 @@ impl PciBus {
         let virtio = self.virtio.iter().map(|(at, function)| (*at, function.id.as_str(), function.presence));
         let plain = self.plain.iter().map(|(at, function)| (*at, function.id.as_str(), function.presence));
         virtio.chain(plain)
+    }
+
+    /// The functions below that at `address`, those further down last.
+    pub fn below(&self, address: FunctionAddress) -> Vec<FunctionAddress> {
+        let segment = self.segments.get(usize::from(address.segment));
+        segment.map(|segment| segment.below(address)).unwrap_or_default()
     }
 
     /// Whether there is a function at `address`.

@@ -7,9 +7,9 @@
 //! One that is removed with force is taken away at once: its files are closed, and its name is free. What the guest still has
 //! of it is a function that refuses all that is asked of it, until the guest lets go, which it is asked to.
 
-use super::Machine;
 use super::pci_bus::{Completion, ReleaseRequest};
 use super::persistent_memory::AfterRestart;
+use super::{Machine, ports};
 use crate::api::request::{DeviceNode, RemoveDevice};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
 use crate::config::VmConfig;
@@ -41,17 +41,18 @@ impl Removal {
     }
 }
 
-/// Takes a device out of a configuration that nothing runs for yet.
+/// Takes a device or port out of a configuration that nothing runs for yet.
 ///
 /// # Errors
-/// When there is no such device, or memory is to come by it.
+/// When there is no such device, memory is to come by it, or it is a port that cannot go.
 pub fn without_device(config: &VmConfig, id: &str) -> Result<VmConfig, ApiError> {
-    if !config.has_device(id) {
+    if !config.has_device(id) && config.port(id).is_none() {
         return Err(ApiError::new(
             ErrorKind::NotFound,
             format!("device {id}: there is no device of that name; vm.info lists them"),
         ));
     }
+    ports::check_goes(config, id)?;
     if let Some((_, size)) = config.growth_of(id)
         && size.0 > 0
     {
@@ -76,8 +77,13 @@ impl Machine {
             respond(Err(refuse(ErrorKind::NotFound, "there is no device of that name; vm.info lists them")));
             return Ok(());
         };
-        if !self.config.has_device(&id) {
+        if !self.config.has_device(&id) && self.config.port(&id).is_none() {
             respond(Err(refuse(ErrorKind::BadRequest, "is part of the machine and cannot be removed")));
+            return Ok(());
+        }
+        let config = self.config_with_coming();
+        if let Err(error) = config.and_then(|config| ports::check_goes(&config, &id)) {
+            respond(Err(error));
             return Ok(());
         }
         if self.pci.is_fixed(address) {
@@ -104,8 +110,11 @@ impl Machine {
         let ejecting = self.removals.remove(&id).map(|removal| removal.ejecting).unwrap_or_default();
         self.removals.insert(id.clone(), Removal { address, ejecting, forced: force, caller });
         if force {
-            if self.pci.withdraw(address)? == Completion::Done {
-                self.settled(address);
+            for part in self.parts(address) {
+                // What stands in for a device already stays.
+                if self.pci.id_of(part).is_some() && self.pci.withdraw(part)? == Completion::Done {
+                    self.settled(part);
+                }
             }
             return Ok(());
         }
@@ -160,10 +169,27 @@ impl Machine {
     }
 
     fn take_out(&mut self, address: FunctionAddress) -> Result<()> {
-        if self.pci.remove(address)? == Completion::Done {
-            self.settled(address);
+        for part in self.parts(address) {
+            if self.pci.remove(part)? == Completion::Done {
+                self.settled(part);
+            }
         }
         Ok(())
+    }
+
+    /// What goes with the function at `address`, that last: the ports of a switch, and what stands in for devices that are gone. Each
+    /// that has a name is noted to be going.
+    fn parts(&mut self, address: FunctionAddress) -> Vec<FunctionAddress> {
+        let mut parts = self.pci.below(address);
+        parts.reverse();
+        for part in &parts {
+            if let Some(id) = self.pci.id_of(*part).map(str::to_owned) {
+                let removal = Removal { address: *part, ejecting: Vec::new(), forced: false, caller: None };
+                self.removals.entry(id).or_insert(removal);
+            }
+        }
+        parts.push(address);
+        parts
     }
 
     /// The workers of a function have come to rest: if it was removed, tells so.

@@ -2,12 +2,12 @@
 
 use crate::api::request::{
     AddedReply, Coredump, InfoReply, Opening, PingReply, RemoveDevice, Resize, ResizeDisk, ResizeZone,
-    SetAffinity, SetLink, SetRateLimit, SetThrottle,
+    SetAffinity, SetLink, SetRateLimit, SetThrottle, SwitchPorts,
 };
 use crate::api::routes::{Answer, PREFIX, ROUTES, Route, Serves, Takes};
 use crate::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig, PmemConfig, PvpanicConfig,
-    RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, several,
+    BalloonConfig, ConsoleConfig, DiskConfig, IvshmemConfig, MemConfig, NetConfig, PciPortConfig, PmemConfig,
+    PvpanicConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig, several,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
     match name {
         "AddDisk" => addition::<DiskConfig>(name, generator),
+        "AddPort" => beside::<PciPortConfig, SwitchPorts>(name, SwitchPorts::FIELDS, generator),
         "AddNet" => addition::<NetConfig>(name, generator),
         "AddPmem" => addition::<PmemConfig>(name, generator),
         "AddVsock" => addition::<VsockConfig>(name, generator),
@@ -57,12 +58,21 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Schema {
 
 /// A device's configuration, and how it is opened, in one object.
 fn addition<T: JsonSchema>(name: &str, generator: &mut SchemaGenerator) -> Schema {
+    beside::<T, Opening>(name, Opening::FIELDS, generator)
+}
+
+/// Two types in one object. The second has the fields that are named.
+fn beside<T: JsonSchema, U: JsonSchema>(
+    name: &str,
+    fields: &[&str],
+    generator: &mut SchemaGenerator,
+) -> Schema {
     let mut schema = T::json_schema(generator);
-    let opening = Opening::json_schema(generator);
+    let further = U::json_schema(generator);
     let own = schema.get_mut("properties").and_then(Value::as_object_mut).expect("a device is an object");
-    let opening = opening.get("properties").and_then(Value::as_object).expect("there are fields");
-    assert!(opening.keys().map(String::as_str).eq(Opening::FIELDS.iter().copied()), "{opening:?}");
-    own.extend(opening.clone());
+    let further = further.get("properties").and_then(Value::as_object).expect("there are fields");
+    assert!(further.keys().map(String::as_str).eq(fields.iter().copied()), "{further:?}");
+    own.extend(further.clone());
     generator.definitions_mut().insert(name.to_owned(), schema.to_value());
     Schema::new_ref(format!("#/components/schemas/{name}"))
 }

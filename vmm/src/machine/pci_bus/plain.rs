@@ -84,6 +84,7 @@ impl PciBus {
     pub(super) fn withdraw_plain(&mut self, address: FunctionAddress) -> Result<Completion> {
         let Some(function) = self.plain.get_mut(&address) else { return Ok(Completion::Done) };
         function.presence = Presence::Going;
+        self.ports.forget_name(address);
         self.stop_plain(address, Purpose::Rest)
     }
 

@@ -56,10 +56,15 @@ pub(super) struct Ports {
     started: bool,
 }
 
-struct PortEntry {
-    id: String,
+pub(super) struct PortEntry {
+    /// Its name; none, if it is gone and the guest has not let go of it.
+    id: Option<String>,
+    /// Which of the machine's ports it is, from 0: no other has the number.
+    number: usize,
     /// The bus right below.
     bus: u8,
+    /// What it keeps for what comes later.
+    pub(super) reserve: Reserve,
     port: Arc<Mutex<Port>>,
 }
 
@@ -79,8 +84,26 @@ impl Ports {
         self.resets.clear();
     }
 
-    fn named(&self, id: &str) -> Option<(&FunctionAddress, &PortEntry)> {
-        self.ports.iter().find(|(_, entry)| entry.id == id)
+    pub(super) fn named(&self, id: &str) -> Option<(&FunctionAddress, &PortEntry)> {
+        self.ports.iter().find(|(_, entry)| entry.id.as_deref() == Some(id))
+    }
+
+    /// A number that no port has.
+    pub(super) fn free_number(&self) -> usize {
+        let taken = |number| self.ports.values().any(|entry| entry.number == number);
+        (0..).find(|number| !taken(*number)).unwrap_or(usize::MAX)
+    }
+
+    /// If there is a port at `address`, it is gone, though the guest has not let go of it: nothing comes below it any more.
+    pub(super) fn forget_name(&mut self, address: FunctionAddress) {
+        if let Some(entry) = self.ports.get_mut(&address) {
+            entry.id = None;
+        }
+    }
+
+    /// If there was a port at `address`, it is out.
+    pub(super) fn remove(&mut self, address: FunctionAddress) {
+        self.ports.remove(&address);
     }
 
     /// The port right above a function.
@@ -99,24 +122,31 @@ impl PciBus {
         let told = config.placed().filter(|(_, place)| place.bus.is_none());
         self.ports.taken = told.filter_map(|(_, place)| Some((place.segment, place.device?))).collect();
         self.ports.places = config.pci_places.iter().map(|place| (place.id.clone(), place.place())).collect();
-        let buses = number_buses(&config.pci_ports)?;
-        for (index, (port, buses)) in config.pci_ports.iter().zip(buses).enumerate() {
-            self.add_port(port, index, buses).with_context(|| format!("--pci-port id={}", port.id))?;
+        let buses = config.port_buses()?;
+        for (port, buses) in config.pci_ports.iter().zip(buses) {
+            let added = self.resolve(&port.place()).and_then(|address| self.add_port(port, address, buses));
+            added.with_context(|| format!("--pci-port id={}", port.id))?;
         }
         Ok(())
     }
 
-    fn add_port(&mut self, config: &PciPortConfig, index: usize, buses: RangeInclusive<u8>) -> Result<()> {
-        let address = self.resolve(&config.place())?;
+    /// Adds a port that has `buses` below it.
+    pub(super) fn add_port(
+        &mut self,
+        config: &PciPortConfig,
+        address: FunctionAddress,
+        buses: RangeInclusive<u8>,
+    ) -> Result<()> {
+        let number = self.ports.free_number();
         let slot =
-            (config.hotplug && config.kind != PciPortKind::Upstream).then_some(index.saturating_add(1));
+            (config.hotplug && config.kind != PciPortKind::Upstream).then_some(number.saturating_add(1));
         let options = PortOptions {
             kind: match config.kind {
                 PciPortKind::Root => PortKind::Root,
                 PciPortKind::Upstream => PortKind::Upstream,
                 PciPortKind::Downstream => PortKind::Downstream,
             },
-            port: u8::try_from(index).unwrap_or(u8::MAX),
+            port: u8::try_from(number).unwrap_or(u8::MAX),
             slot: slot.map(u16::try_from).transpose()?,
             io: config.io_reserve.0 > 0,
         };
@@ -131,10 +161,9 @@ impl PciBus {
         let port = Arc::new(Mutex::new(port));
         let bus = *buses.start();
         self.segment(address.segment)?.insert_bridge(address, port.clone(), buses, reserve)?;
-        if let Some(above) = self.slot_above(address) {
-            lock(&above).occupy();
-        }
-        self.ports.ports.insert(address, PortEntry { id: config.id.clone(), bus, port });
+        self.occupy_slot_above(address);
+        let entry = PortEntry { id: Some(config.id.clone()), number, bus, reserve, port };
+        self.ports.ports.insert(address, entry);
         self.plain.insert(address, PlainFunction::named(&config.id));
         Ok(())
     }
@@ -166,7 +195,7 @@ impl PciBus {
         bail!("--pci-place id={absent}: the machine has no device of that name; it has {}", names.join(", "))
     }
 
-    fn segment(&self, number: u16) -> Result<&Segment> {
+    pub(super) fn segment(&self, number: u16) -> Result<&Segment> {
         self.segments.get(usize::from(number)).with_context(|| format!("there is no PCI segment {number}"))
     }
 
@@ -199,7 +228,8 @@ impl PciBus {
             (port.kind(), port.has_slot())
         };
         ensure!(
-            slot || !self.ports.started,
+            // Below an upstream port there are only ports, which come with it.
+            slot || !self.ports.started || kind == PortKind::Upstream,
             "bus={id}: devices can be plugged in there only before the guest starts; give the port hotplug=on"
         );
         let device = match (kind, place.device) {
@@ -230,12 +260,17 @@ impl PciBus {
     /// Puts a function into its segment.
     pub(super) fn insert(&self, address: FunctionAddress, function: FunctionHandle) -> Result<()> {
         self.segment(address.segment)?.insert(address, function)?;
+        self.occupy_slot_above(address);
+        Ok(())
+    }
+
+    /// There is something below a port: before the guest starts, it is there at power-on. Later the guest is told.
+    fn occupy_slot_above(&self, address: FunctionAddress) {
         if !self.ports.started
             && let Some(port) = self.slot_above(address)
         {
             lock(&port).occupy();
         }
-        Ok(())
     }
 
     /// Whether the device at `address` stays where it is while the guest runs: its port has no slot.
@@ -265,7 +300,10 @@ impl PciBus {
 
     /// Asks the guest to release the device at `address`, with all of its functions.
     pub fn ask_to_release(&mut self, address: FunctionAddress) -> ReleaseRequest {
-        let Some(port) = self.slot_above(address) else { return ReleaseRequest::OnRootBus };
+        let Some(port) = self.slot_above(address) else {
+            // The port of a switch goes with what is above it.
+            return if address.bus() == 0 { ReleaseRequest::OnRootBus } else { ReleaseRequest::Asked };
+        };
         let asked = lock(&port).request_unplug();
         match asked {
             UnplugRequest::Asked => ReleaseRequest::Asked,
@@ -276,10 +314,7 @@ impl PciBus {
     /// The functions below the port at `bridge` that the guest has released, having been asked.
     pub fn released(&self, bridge: FunctionAddress) -> Vec<FunctionAddress> {
         let released = self.ports.ports.get(&bridge).is_some_and(|entry| lock(&entry.port).released());
-        match self.segments.get(usize::from(bridge.segment)).filter(|_| released) {
-            Some(segment) => segment.below(bridge),
-            None => Vec::new(),
-        }
+        if released { self.below(bridge) } else { Vec::new() }
     }
 
     /// A function was taken out: with the last one, the slot is empty.
@@ -334,71 +369,5 @@ impl PciBus {
             lock(&function).reset();
         }
         self.remap(address)
-    }
-}
-
-/// The buses of each port: the one right below it, and those further down. Numbers go down each branch before the next.
-///
-/// # Errors
-/// When they do not suffice.
-fn number_buses(ports: &[PciPortConfig]) -> Result<Vec<RangeInclusive<u8>>> {
-    fn visit(index: usize, ports: &[PciPortConfig], next: &mut u16, buses: &mut [RangeInclusive<u16>]) {
-        let Some(port) = ports.get(index) else { return };
-        let first = *next;
-        *next = next.saturating_add(1);
-        let below = (0..).zip(ports).filter(|(_, other)| other.bus.as_deref() == Some(port.id.as_str()));
-        for (child, _) in below {
-            visit(child, ports, next, buses);
-        }
-        *next = next.saturating_add(port.bus_reserve.into());
-        if let Some(place) = buses.get_mut(index) {
-            *place = first..=next.saturating_sub(1);
-        }
-    }
-    let mut buses = vec![0..=0; ports.len()];
-    let mut next = BTreeMap::new();
-    for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.bus.is_none()) {
-        visit(index, ports, next.entry(port.pci_segment).or_insert(1), &mut buses);
-    }
-    let narrow = |(buses, port): (RangeInclusive<u16>, &PciPortConfig)| {
-        let last = u8::try_from(*buses.end()).with_context(|| {
-            format!(
-                "--pci-port id={}: bus numbers end at 255; use fewer ports, or more PCI segments",
-                port.id
-            )
-        })?;
-        Ok(u8::try_from(*buses.start())?..=last)
-    };
-    buses.into_iter().zip(ports).map(narrow).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(id: &str, kind: PciPortKind, bus: Option<&str>, reserve: u8) -> PciPortConfig {
-        PciPortConfig {
-            id: id.into(),
-            kind,
-            bus: bus.map(str::to_owned),
-            bus_reserve: reserve,
-            ..PciPortConfig::default()
-        }
-    }
-
-    #[test]
-    fn buses_are_numbered_down_each_branch_whatever_the_order_of_options() {
-        use PciPortKind::*;
-        let ports = [
-            port("rp0", Root, None, 0),
-            port("rp1", Root, None, 0),
-            port("up0", Upstream, Some("rp0"), 0),
-            port("dp0", Downstream, Some("up0"), 2),
-            port("dp1", Downstream, Some("up0"), 0),
-        ];
-        let buses = number_buses(&ports).unwrap();
-        assert_eq!(buses, [1..=6, 7..=7, 2..=6, 3..=5, 6..=6]);
-        let many = [port("a", Root, None, 200), port("b", Root, None, 200)];
-        assert!(number_buses(&many).unwrap_err().to_string().contains("--pci-port id=b"));
     }
 }
