@@ -15,6 +15,8 @@ pub use gic_state::{CpuInterfaceState, GicCpuState, GicState, InterruptsState, I
 pub(crate) mod debug;
 #[cfg(any(target_arch = "aarch64", test))]
 pub(crate) mod exception;
+#[cfg(any(target_arch = "aarch64", test))]
+pub(crate) mod psci;
 mod registers;
 
 use crate::{GuestDebug, HardwareBreakpoint, Result};
@@ -103,6 +105,13 @@ impl RegisterId {
         // The field is the size's logarithm.
         1 << (self.0 >> 52 & 0xf)
     }
+}
+
+/// The id of the CPU with this affinity (the affinity fields of MPIDR_EL1, and no other bits), as the hypervisor numbers them: 16 to a
+/// group of level 1. `None`: no CPU can have it.
+pub fn cpu_id(affinity: u64) -> Option<u32> {
+    let [level_0, level_1, level_2, 0, 0, 0, 0, 0] = affinity.to_le_bytes() else { return None };
+    (level_0 < 16).then_some(u32::from(level_0) | u32::from(level_1) << 4 | u32::from(level_2) << 12)
 }
 
 /// The state of an aarch64 CPU. Called while the CPU is not running.

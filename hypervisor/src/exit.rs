@@ -1,6 +1,6 @@
 //! Why a CPU stopped running the guest.
 
-use crate::DebugStop;
+use crate::{CpuCall, DebugStop};
 
 /// What the guest did, or what happened to it. The buffers are the CPU's own: what is written to `data`
 /// of a read is what the guest gets when the CPU runs on.
@@ -57,6 +57,10 @@ pub enum Exit<'a> {
     TripleFault,
     /// The guest asked the firmware (PSCI on aarch64) for something.
     System(SystemEvent),
+    /// The guest asked the firmware about a CPU. What comes of it is told by [`crate::Vcpu::answer`] before the CPU is run again.
+    CpuCall(CpuCall),
+    /// The guest stopped the CPU: it is off, see [`crate::Vcpu::is_off`].
+    Stopped,
     /// A breakpoint or single step for the debugger.
     Debug(DebugStop),
     /// The hypervisor cannot go on with this CPU.

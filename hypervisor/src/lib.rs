@@ -28,10 +28,12 @@ pub use aarch64 as native;
 pub use x86_64 as native;
 
 mod clock;
+mod cpu_call;
 mod debug;
 mod error;
 mod exit;
 
+pub use cpu_call::{CpuAnswer, CpuCall, CpuStart};
 pub use debug::{DebugCause, DebugStop, GuestDebug, HardwareBreakpoint, WatchedAccess};
 pub use error::Error;
 pub use exit::{Exit, SystemEvent};
@@ -117,6 +119,16 @@ pub trait Vm: MsiAllocator {
     /// When the host refuses.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// Has CPUs made from now on exit with [`Exit::CpuCall`] and [`Exit::Stopped`] for what the guest asks of its firmware about CPUs, so
+    /// that the monitor, which knows which of them are there, answers. `false`: the hypervisor answers itself, as it does unless this is
+    /// called, and takes every CPU for one that is there.
+    ///
+    /// # Errors
+    /// When the host has this, and refuses.
+    fn forward_cpu_calls(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Gives memory to the guest, or changes a slot's flags.
     ///
     /// # Safety
@@ -175,6 +187,27 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the CPU cannot be run; it is then in no usable state.
     fn run(&mut self) -> Result<Exit<'_>>;
+
+    /// Whether the CPU is off: it is not to be run until [`Vcpu::start`]. Only CPUs whose calls the monitor answers are.
+    fn is_off(&self) -> bool {
+        false
+    }
+
+    /// Starts a CPU that is off. Without effect where none ever is.
+    ///
+    /// # Errors
+    /// When the host refuses; it is then in no usable state.
+    fn start(&mut self, _: &CpuStart) -> Result<()> {
+        Ok(())
+    }
+
+    /// Answers the call for which [`Vcpu::run`] returned [`Exit::CpuCall`] last. Without effect where it never does.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn answer(&mut self, _: CpuAnswer) -> Result<()> {
+        Ok(())
+    }
 
     /// A handle that interrupts [`Vcpu::run`]. Taken on the thread that will run the CPU.
     fn kick_handle(&self) -> Arc<dyn Kick>;

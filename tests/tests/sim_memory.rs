@@ -258,7 +258,7 @@ fn cpus_come_and_go_and_come_again() {
     sim.program(0, |cpu| {
         loop {
             match hear(cpu, native().cpu_hotplug()) {
-                Some((number, status)) if status & CAME != 0 => cpu.start_cpu(number),
+                Some((number, status)) if status & CAME != 0 => _ = cpu.start_cpu(number),
                 Some((_, status)) if status & GOING != 0 => {
                     write32(cpu, native().cpu_hotplug().after(STATUS), LET_GO)
                 }

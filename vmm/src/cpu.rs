@@ -16,19 +16,24 @@
     )
 )]
 
+mod control;
 mod exit;
+mod peers;
+
+pub use peers::Peers;
 
 use crate::exits::ExitCounters;
 use crate::message::{Failure, Mailbox, Message};
 use anyhow::{Context, Result};
+use control::{Attended, Control};
 use exit::{Buses, Step};
-use hypervisor::{Kick, Vcpu};
+use hypervisor::Vcpu;
 use machine::bus::BusHandle;
 use machine::inspect::{Inspect, Value, json};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,8 +47,8 @@ pub const KEPT: &str = "the host keeps the CPU; look after the memory and the fi
 /// Bytes of the stack of a CPU's thread.
 pub const STACK: usize = 256 << 10;
 
-/// Something done to a CPU on its own thread, out of the guest.
-pub type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+/// Something done to a CPU on its own thread, out of the guest. What it returns tells whoever waits, once the CPU's state is known.
+pub type Task = Box<dyn FnOnce(&mut dyn Vcpu) -> Box<dyn FnOnce()> + Send>;
 
 /// What a CPU thread may reach.
 #[derive(Clone)]
@@ -54,93 +59,10 @@ pub struct Surroundings {
     pub port: BusHandle,
     /// Where acknowledged level-triggered interrupts are told.
     pub end_of_interrupt: Arc<dyn Fn(u8) + Send + Sync>,
+    /// The machine's CPUs, this one among them while it is there.
+    pub peers: Arc<Peers>,
     /// Where effects and failures are told.
     pub mailbox: Mailbox,
-}
-
-#[derive(Default)]
-struct State {
-    paused: bool,
-    /// A debugger holds the CPU.
-    held: bool,
-    /// Held for its share of the time.
-    throttled: bool,
-    ending: bool,
-    /// Effects that are not complete. An instruction that makes several accesses may have several.
-    effects: u32,
-    /// Counts the machine's resets: what the CPU asked for before one is void after it.
-    generation: u64,
-    parked: bool,
-    ended: bool,
-    /// What it is to do next, with a number of its own.
-    task: Option<(u64, Task)>,
-    /// Tasks so far.
-    tasks: u64,
-}
-
-/// What the machine thread directs a CPU with.
-#[derive(Default)]
-struct Control {
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Set when the state asks something of the CPU, so that it looks.
-    attention: AtomicBool,
-    kick: OnceLock<Arc<dyn Kick>>,
-    exits: ExitCounters,
-}
-
-impl Control {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what is asked of the CPU, and makes it look.
-    fn direct(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
-        change(&mut state);
-        self.attention.store(true, Ordering::Release);
-        self.changed.notify_all();
-        drop(state);
-        if let Some(kick) = self.kick.get() {
-            kick.kick();
-        }
-    }
-
-    /// Waits until `state` is as it should be, at most for [`PATIENCE`]. `false`: it is not.
-    fn wait(&self, mut is_so: impl FnMut(&State) -> bool) -> bool {
-        let waiting = self.changed.wait_timeout_while(self.lock(), PATIENCE, |state| !is_so(state));
-        !waiting.unwrap_or_else(PoisonError::into_inner).1.timed_out()
-    }
-
-    /// Does what is asked, on the CPU's thread, and calls `parked` when it is parked for a pause. `false`: the CPU is to end.
-    fn attend(&self, vcpu: &mut dyn Vcpu, parked: impl Fn()) -> bool {
-        let mut state = self.lock();
-        loop {
-            if let Some((_, task)) = state.task.take() {
-                drop(state);
-                task(vcpu);
-                state = self.lock();
-                self.changed.notify_all();
-                continue;
-            }
-            if state.ending {
-                return false;
-            }
-            if !state.paused && !state.held && !state.throttled && state.effects == 0 {
-                state.parked = false;
-                self.attention.store(false, Ordering::Release);
-                return true;
-            }
-            if !state.parked {
-                state.parked = true;
-                self.changed.notify_all();
-                if state.paused {
-                    parked();
-                }
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
 }
 
 /// A CPU's thread, as the machine thread holds it.
@@ -162,7 +84,11 @@ impl CpuThread {
         confine: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let control = Arc::new(Control::default());
-        control.lock().paused = true;
+        {
+            let mut state = control.lock();
+            state.paused = true;
+            state.off = vcpu.is_off();
+        }
         control.attention.store(true, Ordering::Release);
         let on_thread = Arc::clone(&control);
         let thread = std::thread::Builder::new()
@@ -174,6 +100,11 @@ impl CpuThread {
             })
             .with_context(|| format!("starting the thread of CPU {id}"))?;
         Ok(Self { control, thread: Some(thread) })
+    }
+
+    /// The CPU is there for the others, which may start it.
+    pub fn meet(&self, number: u32, peers: &Peers) {
+        peers.add(number, Arc::clone(&self.control));
     }
 
     /// Asks the CPU to leave the guest and wait. Returns at once; when it does, [`Message::CpuParked`] tells.
@@ -266,9 +197,10 @@ impl CpuThread {
         self.control.direct(|state| {
             state.tasks = state.tasks.wrapping_add(1);
             number = state.tasks;
-            let task = Box::new(move |vcpu: &mut dyn Vcpu| {
+            let task: Task = Box::new(move |vcpu| {
+                let result = task(vcpu);
                 // The receiver may have lost interest.
-                let _ = sender.send(task(vcpu));
+                Box::new(move || _ = sender.send(result))
             });
             state.task = Some((number, task));
         });
@@ -288,6 +220,7 @@ impl CpuThread {
             "paused": state.paused,
             "held": state.held,
             "throttled": state.throttled,
+            "off": state.is_off(),
             "effects": state.effects,
             "exits": self.control.exits.inspect(),
         })
@@ -359,9 +292,9 @@ impl<T> Pending<T> {
 }
 
 fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &Control) -> Box<dyn Vcpu> {
-    let Surroundings { mmio, port, end_of_interrupt, mailbox } = surroundings;
+    let Surroundings { mmio, port, end_of_interrupt, peers, mailbox } = surroundings;
     let kick = control.kick.get_or_init(|| vcpu.kick_handle());
-    let mut buses = Buses { mmio: mmio.reader(), port: port.reader(), end_of_interrupt };
+    let mut buses = Buses { mmio: mmio.reader(), port: port.reader(), end_of_interrupt, peers };
     // Each of them is waited for before the next instruction.
     let tell = |effect| {
         let mut state = control.lock();
@@ -371,6 +304,15 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
         control.attention.store(true, Ordering::Release);
         mailbox.post(Message::Effect { cpu: id, generation, effect });
     };
+    let fail = |vcpu: &dyn Vcpu, reason| {
+        let failure = Failure::Cpu { cpu: id, reason, registers: vcpu.describe() };
+        let mut state = control.lock();
+        state.paused = true;
+        let generation = state.generation;
+        drop(state);
+        control.attention.store(true, Ordering::Release);
+        mailbox.post(Message::CpuFailed { generation, failure });
+    };
     // The last exit was an access, whose instruction the hypervisor completes only when the CPU is run again.
     let mut within_instruction = false;
     loop {
@@ -378,11 +320,20 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
             if within_instruction {
                 // The CPU completes the instruction and does not begin another one.
                 kick.kick();
-            } else if !control.attend(&mut *vcpu, || mailbox.post(Message::CpuParked)) {
-                break;
             } else {
-                // What was taken out of the machine is not kept by an old map.
-                buses.refresh();
+                match control.attend(&mut *vcpu, || mailbox.post(Message::CpuParked)) {
+                    // What was taken out of the machine is not kept by an old map.
+                    Attended::Run => buses.refresh(),
+                    Attended::Start(start) => {
+                        let started = vcpu.start(&start);
+                        control.started(vcpu.is_off());
+                        if let Err(error) = started {
+                            fail(&*vcpu, error.to_string());
+                        }
+                        continue;
+                    }
+                    Attended::End => break,
+                }
             }
         }
         let step = exit::step(&mut *vcpu, &mut buses, &control.exits, &tell);
@@ -394,15 +345,13 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 control.attention.store(true, Ordering::Release);
                 mailbox.post(Message::CpuStopped { cpu: id, stop });
             }
-            Step::Failed(reason) => {
-                let failure = Failure::Cpu { cpu: id, reason, registers: vcpu.describe() };
-                let mut state = control.lock();
-                state.paused = true;
-                let generation = state.generation;
-                drop(state);
-                control.attention.store(true, Ordering::Release);
-                mailbox.post(Message::CpuFailed { generation, failure });
+            Step::Answer(answer) => {
+                if let Err(error) = vcpu.answer(answer) {
+                    fail(&*vcpu, error.to_string());
+                }
             }
+            Step::Stopped => control.stopped(),
+            Step::Failed(reason) => fail(&*vcpu, reason),
         }
     }
     let mut state = control.lock();

@@ -181,7 +181,10 @@ const CPU: &[Allowed] = &[
     call(libc::SYS_eventfd2, "an interrupt's event, when first set up"),
     call(libc::SYS_timerfd_settime, "waking the console thread for a serial port's output"),
     call(calls::POLL, "whether a peer that shares memory can be interrupted"),
-    ioctl(requests::CPU_STATE, "a CPU's state, when the machine is restarted or the CPU failed"),
+    ioctl(
+        requests::CPU_STATE,
+        "a CPU's state, when the machine is restarted, the CPU failed, or the guest starts it or asks about one",
+    ),
 ];
 
 const WORKER: &[Allowed] = &[

@@ -2,7 +2,7 @@
 //!
 //! [`Kvm`] is `/dev/kvm`. A machine uses the split interrupt controller on x86_64: local APICs in the
 //! kernel, the I/O APIC in the monitor, which delivers through [`crate::Vm::ioapic_pin`]. On aarch64 all of the GICv3 is in
-//! the kernel.
+//! the kernel, and so is PSCI, save for what [`crate::Vm::forward_cpu_calls`] takes out of it.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -24,13 +24,24 @@ pub(super) struct KvmVcpu {
     pub(super) vm: Arc<VmFd>,
     /// What a debugger asked for.
     pub(super) debug: native::Debug,
+    /// Whether it is on, where the monitor is asked to change that.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) power: native::Power,
     kick: Arc<KickTarget>,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, vm: Arc<VmFd>) -> io::Result<Self> {
         let kick = Arc::new(KickTarget::new(&fd)?);
-        Ok(Self { id, fd, vm, debug: native::Debug::default(), kick })
+        Ok(Self {
+            id,
+            fd,
+            vm,
+            debug: native::Debug::default(),
+            #[cfg(target_arch = "aarch64")]
+            power: native::Power::default(),
+            kick,
+        })
     }
 
     /// What failed on this CPU.
@@ -89,7 +100,26 @@ impl Vcpu for KvmVcpu {
             self.inject_external_abort()?;
             return Ok(Exit::Undescribed { address });
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(function) = native::forwarded_call(self.fd.get_kvm_run()) {
+            return self.called(function);
+        }
         Ok(decode(self.fd.get_kvm_run()))
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn is_off(&self) -> bool {
+        self.power.is_off()
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn start(&mut self, start: &crate::CpuStart) -> Result<()> {
+        self.power_on(start)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn answer(&mut self, answer: crate::CpuAnswer) -> Result<()> {
+        self.answer_call(answer)
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {

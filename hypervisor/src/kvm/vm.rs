@@ -17,6 +17,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
+#[cfg(target_arch = "aarch64")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -30,6 +32,9 @@ pub(super) struct KvmVm {
     /// The I/O APIC's.
     #[cfg(target_arch = "x86_64")]
     pins: Vec<OnceLock<Arc<KvmMsi>>>,
+    /// What CPUs ask of the firmware about each other comes to the monitor.
+    #[cfg(target_arch = "aarch64")]
+    forwards_calls: AtomicBool,
 }
 
 impl KvmVm {
@@ -48,6 +53,8 @@ impl KvmVm {
             routes: Arc::new(routes),
             #[cfg(target_arch = "x86_64")]
             pins: (0..pins).map(|_| OnceLock::new()).collect(),
+            #[cfg(target_arch = "aarch64")]
+            forwards_calls: AtomicBool::new(false),
         })
     }
 
@@ -98,7 +105,17 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let failed = |source| Error::CreateVcpu { id, source };
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(|errno| failed(errno.into()))?;
-        Ok(Box::new(KvmVcpu::new(id, fd, Arc::clone(&self.fd)).map_err(failed)?))
+        let vcpu = KvmVcpu::new(id, fd, Arc::clone(&self.fd)).map_err(failed)?;
+        #[cfg(target_arch = "aarch64")]
+        let vcpu = vcpu.with_calls_forwarded(self.forwards_calls.load(Ordering::Relaxed));
+        Ok(Box::new(vcpu))
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn forward_cpu_calls(&self) -> Result<bool> {
+        let forwards = super::native::forward_calls(&self.fd)?;
+        self.forwards_calls.store(forwards, Ordering::Relaxed);
+        Ok(forwards)
     }
 
     unsafe fn map_memory(&self, slot: MemorySlot) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::aarch64::{
     FIRST_SPI, Gic, GicConfig, GicCpuState, GicState, HostFeatures, InterruptsState, ItsState, MpState,
     PendingEvents, RegisterId, VcpuFeatures, VcpuState,
 };
-use crate::{GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
+use crate::{CpuStart, GuestDebug, HardwareBreakpoint, Result, WatchedAccess};
 use machine::interrupt::InterruptController;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -21,6 +21,15 @@ pub(super) const HOST: HostFeatures =
 pub(super) struct Registers {
     values: BTreeMap<RegisterId, Vec<u8>>,
     events: PendingEvents,
+}
+
+impl Registers {
+    /// Those of a CPU that another one starts.
+    pub(super) fn begin(&mut self, start: &CpuStart) {
+        *self = Self::default();
+        let values = [(RegisterId::PC, start.entry), (RegisterId::x(0), start.argument)];
+        self.values.extend(values.map(|(id, value)| (id, value.to_le_bytes().to_vec())));
+    }
 }
 
 impl VcpuState for SimVcpu {

@@ -2,9 +2,11 @@
 
 use super::lane::Lane;
 use super::{Board, lock};
+use crate::CpuAnswer;
 use machine::interrupt::{MsiMessage, MsiSource};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -33,10 +35,23 @@ impl Apics {
         lock(&self.0).remove(&id);
     }
 
-    /// Starts a CPU; `false` if there is none.
-    pub(super) fn start(&self, id: u32) -> bool {
-        let lane = lock(&self.0).get(&id).cloned();
-        lane.inspect(|lane| lane.change(|state| state.started = true)).is_some()
+    /// Starts a CPU.
+    pub(super) fn start(&self, id: u32) -> CpuAnswer {
+        let Some(lane) = lock(&self.0).get(&id).cloned() else { return CpuAnswer::NoSuchCpu };
+        match lane.change(|state| std::mem::replace(&mut state.started, true)) {
+            true => CpuAnswer::AlreadyOn,
+            false => CpuAnswer::Starts,
+        }
+    }
+
+    /// Whether any of these CPUs is started.
+    pub(super) fn any_started(&self, ids: Range<u32>) -> CpuAnswer {
+        let lanes: Vec<_> = lock(&self.0).range(ids).map(|(_, lane)| Arc::clone(lane)).collect();
+        match lanes.as_slice() {
+            [] => CpuAnswer::NoSuchCpu,
+            lanes if lanes.iter().any(|lane| lane.state().started) => CpuAnswer::On,
+            _ => CpuAnswer::Off,
+        }
     }
 
     /// Makes an interrupt pending on one CPU.

@@ -2,7 +2,8 @@
 //! interrupts or kicks it.
 
 use super::lock;
-use crate::{Kick, SystemEvent};
+use crate::{CpuAnswer, CpuStart, Kick, SystemEvent};
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What a program asks its CPU to do.
@@ -25,7 +26,11 @@ pub(super) enum Step {
     /// Send an interrupt to a CPU.
     SendInterrupt { cpu: u32, vector: u8 },
     /// Start a CPU.
-    StartCpu { cpu: u32 },
+    StartCpu { cpu: u32, start: CpuStart },
+    /// Tell whether any of these CPUs is on.
+    CpuState { cpus: Range<u32> },
+    /// Stop until another CPU starts it.
+    StopCpu,
     /// Shut down.
     TripleFault,
     /// Ask the firmware for something.
@@ -43,6 +48,8 @@ pub(super) struct State {
     pub(super) step: Option<Step>,
     /// What the last step came to, until the program takes it.
     pub(super) result: Option<Vec<u8>>,
+    /// What the firmware answered last, until the program takes it.
+    pub(super) answer: Option<CpuAnswer>,
     /// The program is to end.
     pub(super) stopped: bool,
     /// The CPU was kicked.

@@ -28,7 +28,7 @@
 //!
 //! Accesses reach RAM where a slot is mapped, ring attached doorbells, and exit otherwise. Interrupt
 //! messages set a bit in the destination CPU's pending vectors and wake it. CPU 0 runs at once, the others when
-//! started ([`SimCpu::start_cpu`]). Setting a CPU's general registers after it ran starts its program
+//! started ([`SimCpu::start_cpu`]), at which the monitor is asked if it wants to be ([`crate::Vm::forward_cpu_calls`]). Setting a CPU's general registers after it ran starts its program
 //! anew, which is what a restart of the machine does. Time is [`Sim::clock`] and moves when told to.
 
 #[cfg(target_arch = "aarch64")]
@@ -55,7 +55,7 @@ use std::collections::BTreeMap;
 use std::io;
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The most CPUs a simulated machine has.
@@ -72,6 +72,8 @@ type Program = Arc<dyn Fn(&mut SimCpu<'_>) + Send + Sync>;
 pub struct Sim {
     programs: Mutex<BTreeMap<u32, Program>>,
     clock: Arc<ManualClock>,
+    /// CPUs never ask the monitor to start others.
+    answers_cpu_calls: AtomicBool,
     /// The machine that was made last.
     last: Mutex<Weak<Board>>,
     #[cfg(target_arch = "x86_64")]
@@ -94,6 +96,11 @@ impl Sim {
         lock(&self.programs).insert(id, Arc::new(program));
     }
 
+    /// Has machines made from now on start CPUs themselves, whatever the monitor wants, as an older host's do.
+    pub fn answer_cpu_calls(&self) {
+        self.answers_cpu_calls.store(true, Ordering::Relaxed);
+    }
+
     /// The virtual clock, for the machine's devices.
     pub fn clock(&self) -> Arc<ManualClock> {
         Arc::clone(&self.clock)
@@ -108,6 +115,8 @@ impl Hypervisor for Sim {
             apics: Apics::default(),
             sources: AtomicUsize::new(0),
             clock: self.clock(),
+            answers_cpu_calls: self.answers_cpu_calls.load(Ordering::Relaxed),
+            forwards_cpu_calls: AtomicBool::new(false),
         });
         *lock(&self.last) = Arc::downgrade(&board);
         Ok(Arc::new(SimVm {
@@ -163,6 +172,10 @@ struct Board {
     /// How many sources of message-signalled interrupts there are.
     sources: AtomicUsize,
     clock: Arc<ManualClock>,
+    /// CPUs never ask the monitor to start others.
+    answers_cpu_calls: bool,
+    /// They do.
+    forwards_cpu_calls: AtomicBool,
 }
 
 /// A doorbell at its place.
@@ -182,6 +195,11 @@ impl Attached {
 }
 
 impl Board {
+    /// Whether CPUs ask the monitor to start others.
+    fn forwards_cpu_calls(&self) -> bool {
+        self.forwards_cpu_calls.load(Ordering::Relaxed)
+    }
+
     /// Rings the doorbell that a write of `data` rings; `false`: there is none, the write exits.
     fn ring(&self, space: AddressSpace, address: u64, data: &[u8]) -> bool {
         let mut value = [0; 8];
@@ -219,6 +237,12 @@ impl Vm for SimVm {
             .add(id)
             .ok_or_else(|| failed(io::ErrorKind::AlreadyExists, "there is a CPU with this id"))?;
         Ok(Box::new(vcpu::SimVcpu::new(id, self.programs.get(&id).cloned(), Arc::clone(&self.board), lane)))
+    }
+
+    fn forward_cpu_calls(&self) -> Result<bool> {
+        let forwards = !self.board.answers_cpu_calls;
+        self.board.forwards_cpu_calls.store(forwards, Ordering::Relaxed);
+        Ok(forwards)
     }
 
     unsafe fn map_memory(&self, slot: MemorySlot) -> Result<()> {

@@ -2,8 +2,9 @@
 
 use super::Program;
 use super::lane::{Lane, Step};
-use crate::SystemEvent;
+use crate::{CpuAnswer, CpuStart, SystemEvent};
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -136,8 +137,30 @@ impl SimCpu<'_> {
     }
 
     /// Starts another CPU at the beginning of its program.
-    pub fn start_cpu(&mut self, cpu: u32) {
-        self.step(Step::StartCpu { cpu });
+    pub fn start_cpu(&mut self, cpu: u32) -> CpuAnswer {
+        self.start_cpu_at(cpu, CpuStart::default())
+    }
+
+    /// As [`SimCpu::start_cpu`], with what the CPU's registers are to hold.
+    pub fn start_cpu_at(&mut self, cpu: u32, start: CpuStart) -> CpuAnswer {
+        self.step(Step::StartCpu { cpu, start });
+        self.answer()
+    }
+
+    /// Whether any of these CPUs is on.
+    pub fn cpu_state(&mut self, cpus: Range<u32>) -> CpuAnswer {
+        self.step(Step::CpuState { cpus });
+        self.answer()
+    }
+
+    /// Stops this CPU, until another one starts it. Does not return.
+    pub fn stop_cpu(&mut self) {
+        self.step(Step::StopCpu);
+    }
+
+    /// What the firmware answered.
+    fn answer(&self) -> CpuAnswer {
+        self.lane.change(|state| state.answer.take()).unwrap_or(CpuAnswer::NoSuchCpu)
     }
 
     /// Faults beyond help.

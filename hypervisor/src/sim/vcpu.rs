@@ -7,7 +7,7 @@ use super::program::Running;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Registers;
 use super::{Board, Program};
-use crate::{AddressSpace, Error, Exit, GuestDebug, Kick, Result, Vcpu};
+use crate::{AddressSpace, CpuAnswer, CpuCall, CpuStart, Error, Exit, GuestDebug, Kick, Result, Vcpu};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,9 +164,13 @@ impl SimVcpu {
                 self.board.apics.interrupt(cpu, vector, false);
                 Performed::Done(Vec::new())
             }
-            Step::StartCpu { cpu } => {
-                self.board.apics.start(cpu);
-                Performed::Done(Vec::new())
+            Step::StartCpu { cpu, .. } => {
+                let answer = self.board.apics.start(cpu);
+                self.answered(answer)
+            }
+            Step::CpuState { cpus } => {
+                let answer = self.board.apics.any_started(cpus);
+                self.answered(answer)
             }
             Step::Advance { ns } => {
                 self.board.clock.advance(Duration::from_nanos(ns));
@@ -174,11 +178,24 @@ impl SimVcpu {
             }
             // The others are dealt with by `run`, or need nothing done.
             Step::Halt
+            | Step::StopCpu
             | Step::EndOfInterrupt { .. }
             | Step::TripleFault
             | Step::System(_)
             | Step::Ended { .. } => Performed::Done(Vec::new()),
         }
+    }
+
+    /// The firmware answers.
+    fn answered(&self, answer: CpuAnswer) -> Performed {
+        self.lane.change(|state| state.answer = Some(answer));
+        Performed::Done(Vec::new())
+    }
+
+    /// The CPU stops: what it was at is over.
+    fn stop(&mut self) {
+        self.restart();
+        self.lane.change(|state| state.started = false);
     }
 
     /// The program goes on.
@@ -247,6 +264,20 @@ impl Vcpu for SimVcpu {
                     self.called = true;
                     return Ok(Exit::System(event));
                 }
+                Step::StopCpu => {
+                    self.stop();
+                    if self.board.forwards_cpu_calls() {
+                        return Ok(Exit::Stopped);
+                    }
+                }
+                Step::StartCpu { cpu, start } if self.board.forwards_cpu_calls() => {
+                    self.called = true;
+                    return Ok(Exit::CpuCall(CpuCall::Start { cpu: Some(cpu), start }));
+                }
+                Step::CpuState { cpus } if self.board.forwards_cpu_calls() => {
+                    self.called = true;
+                    return Ok(Exit::CpuCall(CpuCall::State { cpus }));
+                }
                 Step::EndOfInterrupt { vector } => {
                     self.resume(Vec::new());
                     if self.lane.change(|state| state.in_service_level.remove(&vector)) {
@@ -273,6 +304,22 @@ impl Vcpu for SimVcpu {
             }
             None => Ok(Exit::Interrupted),
         }
+    }
+
+    fn is_off(&self) -> bool {
+        self.board.forwards_cpu_calls() && !self.lane.state().started
+    }
+
+    fn start(&mut self, start: &CpuStart) -> Result<()> {
+        self.restart();
+        self.registers.begin(start);
+        self.lane.change(|state| state.started = true);
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: CpuAnswer) -> Result<()> {
+        self.lane.change(|state| state.answer = Some(answer));
+        Ok(())
     }
 
     fn kick_handle(&self) -> Arc<dyn Kick> {

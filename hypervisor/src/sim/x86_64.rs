@@ -5,7 +5,7 @@ use super::vcpu::SimVcpu;
 use crate::x86_64::{
     CpuidEntry, DebugRegs, Fpu, LapicState, MpState, Msr, Regs, Sregs, VcpuEvents, VcpuState, Xcrs,
 };
-use crate::{GuestDebug, HardwareBreakpoint, Result};
+use crate::{CpuStart, GuestDebug, HardwareBreakpoint, Result};
 use std::collections::BTreeMap;
 
 /// Words in the XSAVE area.
@@ -41,6 +41,13 @@ impl Default for Registers {
             debug: DebugRegs::default(),
             tsc_khz: TSC_KHZ,
         }
+    }
+}
+
+impl Registers {
+    /// Those of a CPU that another one starts, by a call that x86_64 has no registers for.
+    pub(super) fn begin(&mut self, _: &CpuStart) {
+        *self = Self::default();
     }
 }
 

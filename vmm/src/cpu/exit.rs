@@ -1,7 +1,8 @@
 //! What a CPU's exits ask for.
 
+use super::Peers;
 use crate::exits::{ExitCounters, ExitKind};
-use hypervisor::{DebugStop, Exit, SystemEvent, Vcpu};
+use hypervisor::{CpuAnswer, DebugStop, Exit, SystemEvent, Vcpu};
 use machine::bus::BusReader;
 use machine::effect::Effect;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ pub(super) enum Step {
     Access,
     /// It stopped for a debugger.
     Debug(DebugStop),
+    /// It asked the firmware about a CPU, which answers this.
+    Answer(CpuAnswer),
+    /// The guest stopped it.
+    Stopped,
     /// It cannot go on.
     Failed(String),
 }
@@ -24,6 +29,7 @@ pub(super) struct Buses {
     pub(super) mmio: BusReader,
     pub(super) port: BusReader,
     pub(super) end_of_interrupt: Arc<dyn Fn(u8) + Send + Sync>,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Buses {
@@ -100,6 +106,8 @@ fn respond(
         }
         Exit::Interrupted => (ExitKind::Interrupted, Step::GoOn),
         Exit::Halted => (ExitKind::Other, Step::GoOn),
+        Exit::CpuCall(call) => (ExitKind::Other, Step::Answer(buses.peers.answer(call))),
+        Exit::Stopped => (ExitKind::Other, Step::Stopped),
         Exit::Debug(stop) => (ExitKind::Debug, Step::Debug(stop)),
         Exit::TripleFault => {
             (ExitKind::Other, Step::Failed("triple fault: the guest's CPU shut down".into()))

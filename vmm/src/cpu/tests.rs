@@ -2,11 +2,13 @@
 
 use super::*;
 use crate::message::Event;
-use hypervisor::Exit;
 use hypervisor::Result as Answer;
 use hypervisor::native::VcpuState;
+use hypervisor::{Exit, Kick};
 use machine::bus::{BusDevice, Range};
 use machine::effect::Effect;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 /// A CPU that reads a port over and over. Like KVM's, it completes the instruction of an access when it is run again,
 /// also if it was kicked.
@@ -44,6 +46,12 @@ impl Vcpu for Reader {
     }
 }
 
+/// What CPUs with these ports reach, of a machine that can have four.
+fn surroundings(port: BusHandle, mailbox: Mailbox) -> Surroundings {
+    let peers = Arc::new(Peers::new(4));
+    Surroundings { mmio: BusHandle::default(), port, end_of_interrupt: Arc::new(|_| {}), peers, mailbox }
+}
+
 /// Has the CPU paused while it is in this device.
 struct Pausing(Arc<Mutex<std::sync::mpsc::Sender<()>>>);
 
@@ -64,8 +72,7 @@ fn a_parked_cpu_is_between_two_instructions() {
     let (sender, reads) = std::sync::mpsc::channel();
     let device = Arc::new(Mutex::new(Pausing(Arc::new(Mutex::new(sender)))));
     port.change(|bus| bus.insert(Range { start: 0x80, size: 1 }, device)).unwrap();
-    let surroundings =
-        Surroundings { mmio: BusHandle::default(), port, end_of_interrupt: Arc::new(|_| {}), mailbox };
+    let surroundings = surroundings(port, mailbox);
     let within = Arc::new(AtomicBool::new(false));
     let vcpu = Reader { kicked: Arc::default(), data: [0], within: Arc::clone(&within) };
     let mut cpu = CpuThread::start(0, Box::new(vcpu), surroundings, || {}).unwrap();
@@ -122,12 +129,7 @@ fn each_access_of_a_string_instruction_has_its_effect() {
     let (inbox, events) = crate::message::Inbox::new();
     let port = BusHandle::default();
     port.change(|bus| bus.insert(Range { start: 0x80, size: 1 }, Arc::new(Mutex::new(Ejecting)))).unwrap();
-    let surroundings = Surroundings {
-        mmio: BusHandle::default(),
-        port,
-        end_of_interrupt: Arc::new(|_| {}),
-        mailbox: inbox.mailbox(1),
-    };
+    let surroundings = surroundings(port, inbox.mailbox(1));
     let vcpu = Writer { kicked: Arc::default(), written: false };
     let mut cpu = CpuThread::start(0, Box::new(vcpu), surroundings, || {}).unwrap();
     cpu.resume();

@@ -78,6 +78,7 @@ impl Cpus {
         for (number, vcpu) in (0u32..).zip(vcpus) {
             if number < config.cpus.boot_vcpus {
                 cpus.start_thread(number, vcpu)?;
+                cpus.introduce(number);
             } else {
                 cpus.parked.insert(number, vcpu);
             }
@@ -106,6 +107,13 @@ impl Cpus {
         Ok(())
     }
 
+    /// Has other CPUs know one that was added, which they may start from now on.
+    fn introduce(&self, number: u32) {
+        if let Some(thread) = self.threads.get(&number) {
+            thread.meet(number, &self.surroundings.peers);
+        }
+    }
+
     /// Makes CPUs ready for the guest's first instruction, CPU 0 at `entry`.
     ///
     /// # Errors
@@ -130,7 +138,8 @@ impl Cpus {
         self.set_up(self.numbers(), platform::reset_vcpu)
     }
 
-    /// Has CPUs that are not there refuse to be started. A restart that the guest asks for takes that from them.
+    /// Has CPUs that are not there refuse to be started, where the hypervisor answers. A restart that the guest asks for takes that from
+    /// them.
     fn withdraw_parked(&mut self) -> Result<()> {
         for (number, vcpu) in &mut self.parked {
             platform::withdraw_vcpu(&mut **vcpu).with_context(|| format!("withdrawing CPU {number}"))?;
@@ -171,6 +180,7 @@ impl Cpus {
 
     /// Ends a CPU's thread.
     fn remove(&mut self, number: u32) {
+        self.surroundings.peers.remove(number);
         let Some(thread) = self.threads.remove(&number) else { return };
         thread.ask_to_end();
         if thread.wait_ended() {
@@ -332,6 +342,7 @@ impl Machine {
 
     /// A CPU was added: it runs if the others do, and the guest is told.
     fn cpu_came(&mut self, number: u32) {
+        self.cpus.introduce(number);
         if let Some(cpu) = self.cpus.get(number) {
             self.introduce_cpu(cpu);
             if self.runs() {

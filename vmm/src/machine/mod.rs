@@ -54,7 +54,7 @@ mod workers;
 use crate::api::Respond;
 use crate::config::{ByteSize, ConfigError, VmConfig};
 use crate::console_thread::{ConsoleThread, Consoles};
-use crate::cpu::Surroundings;
+use crate::cpu::{Peers, Surroundings};
 use crate::event::Events;
 use crate::guest_faults::Watched;
 use crate::memory::{self, GuestMemory, ZoneExtent};
@@ -210,6 +210,7 @@ impl Machine {
             mmio: mmio.clone(),
             port: port.clone(),
             end_of_interrupt: platform.end_of_interrupt(),
+            peers: Arc::new(Peers::new(config.cpus.limit())),
             mailbox: mailbox.clone(),
         };
         // Their threads are made and confine themselves while the rest is built.

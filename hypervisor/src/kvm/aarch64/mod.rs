@@ -5,9 +5,11 @@ mod debug;
 pub(super) mod gic;
 mod gic_hold;
 mod gic_state;
+mod power;
 mod undescribed;
 
 pub(super) use debug::Debug;
+pub(super) use power::{Power, forward_calls, forwarded_call};
 pub(super) use undescribed::{set_up_vm, undescribed_access};
 
 use super::vcpu::KvmVcpu;
@@ -82,6 +84,7 @@ impl VcpuState for KvmVcpu {
                 result => self.refused("settle the vector lengths", result)?,
             }
         }
+        self.power.initialized(features);
         Ok(())
     }
 
@@ -158,7 +161,9 @@ impl VcpuState for KvmVcpu {
             MpState::Runnable => KVM_MP_STATE_RUNNABLE,
             MpState::PoweredOff => KVM_MP_STATE_STOPPED,
         };
-        self.refused("set whether the CPU runs", self.fd.set_mp_state(kvm_mp_state { mp_state }))
+        self.refused("set whether the CPU runs", self.fd.set_mp_state(kvm_mp_state { mp_state }))?;
+        self.power.set(state);
+        Ok(())
     }
 
     fn events(&self) -> Result<PendingEvents> {

@@ -263,6 +263,10 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         MemoryLayout::weighted(&request, &segment_weights(config))
     })?;
     let vm = hypervisor.create_vm_of(layout.address_bits())?;
+    // A host that cannot (Linux before 6.4) takes CPUs that are not there for some that are on: see `withdraw_vcpu`.
+    if has_acpi(config) && !vm.forward_cpu_calls()? {
+        tracing::debug!("the host answers for CPUs that are not there as for those that are on");
+    }
     // The hypervisor makes no CPU after the interrupt controller.
     let vcpus = (0..cpus).map(|index| create_vcpu(&*vm, &model, index)).collect::<Result<_>>()?;
     Ok(Foundation { vm, vcpus, model, layout })
@@ -308,7 +312,7 @@ pub fn reset_vcpu(vcpu: &mut dyn Vcpu, model: &CpuModel, index: u32, entry: &Ent
     Ok(cpu::reset_vcpu(vcpu.native(), model, index, entry)?)
 }
 
-/// Has a CPU that is not there refuse to be started: the hypervisor, which answers PSCI calls itself, takes it for one that is
+/// Has a CPU that is not there refuse to be started where the hypervisor answers PSCI calls itself: it takes the CPU for one that is
 /// on. Nothing runs it. [`reset_vcpu`] undoes this.
 ///
 /// # Errors
