@@ -195,16 +195,19 @@ pub enum Feature {
     TripleFault,
     /// Instructions whose accesses to devices a hypervisor cannot carry out.
     UndescribedAccesses,
+    /// Firmware by which CPUs start and stop each other.
+    FirmwareStartsCpus,
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 14] = [
+const MISSING: [(Architecture, Feature, &str); 15] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
     (X86_64, Feature::SerialPortKinds, "a PC's serial port is a 16550 at I/O ports"),
     (X86_64, Feature::Zboot, "a bzImage has its decompressor in it"),
     (X86_64, Feature::DeviceTree, "a PC is told of by ACPI"),
     (X86_64, Feature::UndescribedAccesses, "the hypervisor reads the instruction"),
+    (X86_64, Feature::FirmwareStartsCpus, "CPUs of a PC do it by interrupts"),
     (
         Aarch64,
         Feature::OlderKernel,

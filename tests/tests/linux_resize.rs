@@ -57,13 +57,14 @@ fn at(monitor: &mut Monitor, mark: &str, change: impl FnOnce()) {
 }
 
 /// Guest functions: `pause MARK` waits for a line, `until_is VALUE COMMAND` until a command says that, `total` is the
-/// memory in MiB, `complaints` is what the kernel says of ACPI that is not well.
+/// memory in MiB, `complaints` is what the kernel says of ACPI that is not well, `failures` how often it says that a CPU did not start.
 const FUNCTIONS: &str = r#"
     pause() { echo "@@$1"; read -r go </dev/console; }
     until_is() { want=$1; shift; until [ "$("$@")" = "$want" ]; do sleep 0.1; done; }
     total() { awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; }
     grown() { [ $(total) -gt $1 ] && echo yes; }
     complaints() { dmesg | grep -iE 'acpi.*(error|warn|exception|fail)|firmware bug|AE_' || true; }
+    failures() { dmesg | grep -icE 'fail.*cpu[0-9]|cpu[0-9]+: (fail|.*not)' || true; }
 "#;
 
 #[test]
@@ -91,13 +92,18 @@ fn cpus_come_go_and_come_again() {
             until_is 0-2 cat $cpu/online
             grep -c ^processor /proc/cpuinfo
             taskset -c 2 md5sum /init >/dev/null
+            for n in 2 1; do echo 0 >$cpu/cpu$n/online; done
+            until_is 0 cat $cpu/online
+            for n in 1 2; do echo 1 >$cpu/cpu$n/online; done
+            until_is 0-2 cat $cpu/online
+            taskset -c 2 md5sum /init >/dev/null
             pause REMOVE
             until_is 0 there
             pause AGAIN
             until_is 0-3 there
             for n in 1 2 3; do echo 1 >$cpu/cpu$n/online; done
             until_is 0-3 cat $cpu/online
-            echo online: $(cat $cpu/online)
+            echo online: $(cat $cpu/online) failures: $(failures)
             complaints"
         ))
         .start();
@@ -108,9 +114,38 @@ fn cpus_come_go_and_come_again() {
     });
     at(&mut monitor, "AGAIN", || resize(&socket, r#"{"desired_vcpus":4}"#));
     let output = monitor.succeed();
-    assert!(output.contains("online: 0-3"), "{output}");
+    assert!(output.contains("online: 0-3 failures: 0"), "{output}");
     let rest = output.split_once("online: 0-3").unwrap().1;
     assert!(!rest.to_lowercase().contains("acpi"), "{rest}");
+}
+
+#[test]
+fn a_restart_has_the_cpus_that_came_and_no_others() {
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--platform", "acpi=on", "--cpus", "boot=2,max=4"])
+        .args(["--api-socket", &format!("path={}", socket.display())])
+        .script(&format!(
+            "set -e\n{FUNCTIONS}
+            cpu=/sys/devices/system/cpu
+            if [ $(cat $cpu/online) = 0-1 ]; then
+                pause ADD
+                until_is 0-2 cat $cpu/enabled
+                echo 1 >$cpu/cpu2/online
+                until_is 0-2 cat $cpu/online
+                echo before: $(cat $cpu/online) failures: $(failures)
+                reboot -f
+                read -r forever </dev/console
+            fi
+            for n in 1 2; do taskset -c $n md5sum /init >/dev/null; done
+            echo after: $(cat $cpu/online) failures: $(failures)"
+        ))
+        .start();
+    at(&mut monitor, "ADD", || resize(&socket, r#"{"desired_vcpus":3}"#));
+    let output = monitor.succeed();
+    assert!(output.contains("before: 0-2 failures: 0"), "{output}");
+    assert!(output.contains("after: 0-2 failures: 0"), "{output}");
 }
 
 #[test]

@@ -114,6 +114,43 @@ fn processors_that_pull_at_the_same_devices_do_no_harm() {
     }
 }
 
+/// What CPUs there are, and how many the guest is told of: where none can come and go the hypervisor answers, else the monitor.
+const POWER: [(&str, &[&str], &str); 2] =
+    [("boot=4", &[], "cpus=4"), ("boot=4,max=7", &["--platform", "acpi=on"], "cpus=4 max=7")];
+
+#[test]
+fn processors_that_start_and_stop_each_other_run_once_for_each_start() {
+    if lacks(Feature::FirmwareStartsCpus) {
+        return;
+    }
+    for (cpus, platform, known) in POWER {
+        let report = MonitorBuilder::bare(&format!("power-fuzz n=500 {known}; smp cpus=4"))
+            .args(["--cpus", cpus])
+            .args(platform)
+            .start()
+            .complete();
+        assert!(report.number("power-fuzz", "starts") > 50, "{report:?}");
+        assert_eq!(report.number("smp", "cpus"), 4, "{report:?}");
+    }
+}
+
+#[test]
+fn a_processor_that_begins_nowhere_neither_ends_nor_holds_the_machine() {
+    if lacks(Feature::FirmwareStartsCpus) {
+        return;
+    }
+    for (cpus, platform, known) in POWER {
+        let mut monitor = MonitorBuilder::bare(&format!("power-fuzz n=50 lost=1 {known} end=reset"))
+            .args(["--cpus", cpus])
+            .args(platform)
+            .start();
+        // The restart finds one that is lost, and others that are off.
+        (0..2).for_each(|_| _ = monitor.wait_for("@@ done rc=0"));
+        monitor.signal(libc::SIGINT);
+        assert_eq!(monitor.wait().status, Some(0));
+    }
+}
+
 #[test]
 fn an_access_that_no_hypervisor_can_carry_out_is_an_exception_of_the_guests() {
     if lacks(Feature::UndescribedAccesses) {

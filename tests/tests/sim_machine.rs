@@ -5,11 +5,12 @@ mod control;
 
 use control::idle;
 use control::instructions::{config, power_off, read8, reset, write_config, write8};
+use hypervisor::CpuAnswer;
 use hypervisor::sim::{Sim, SimCpu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vivarium_tests::host::{Folder, lacks_call};
-use vivarium_tests::{native, tiny_kernel};
+use vivarium_tests::{Feature, lacks, native, tiny_kernel};
 use vmm::cli::{self, Command};
 use vmm::machine::Ended;
 use vmm::monitor::Monitor;
@@ -88,6 +89,55 @@ fn cpus_start_one_another_and_share_memory() {
         sim.program(other, move |cpu| cpu.write8(MARKS + u64::from(other), 1));
     }
     assert!(matches!(run(&sim, &Folder::new(), "--cpus boot=4"), Ended::PoweredOff));
+}
+
+#[test]
+fn a_cpu_that_is_not_there_is_denied_as_far_as_the_host_lets() {
+    if lacks(Feature::FirmwareStartsCpus) {
+        return;
+    }
+    for (old_host, refusal) in [(false, CpuAnswer::Absent), (true, CpuAnswer::AlreadyOn)] {
+        let sim = Arc::new(Sim::new());
+        if old_host {
+            sim.answer_cpu_calls();
+        }
+        sim.program(0, move |cpu| {
+            assert_eq!([1, 2, 3].map(|other| cpu.start_cpu(other)), [CpuAnswer::Starts, refusal, refusal]);
+            assert_eq!(cpu.start_cpu(4), CpuAnswer::NoSuchCpu);
+            assert_eq!([0..1, 1..2, 4..8].map(|cpus| cpu.cpu_state(cpus)), {
+                use CpuAnswer::{NoSuchCpu, On};
+                [On, On, NoSuchCpu]
+            });
+            power_off(cpu);
+        });
+        let ended = run(&sim, &Folder::new(), "--cpus boot=2,max=4");
+        assert!(matches!(ended, Ended::PoweredOff), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_restart_turns_cpus_off() {
+    if lacks(Feature::FirmwareStartsCpus) {
+        return;
+    }
+    let sim = Arc::new(Sim::new());
+    let starts = AtomicU32::new(0);
+    sim.program(0, move |cpu| {
+        assert_eq!(cpu.cpu_state(1..3), CpuAnswer::Off);
+        assert_eq!(cpu.start_cpu(1), CpuAnswer::Starts);
+        assert_eq!([1..2, 2..3].map(|cpus| cpu.cpu_state(cpus)), [CpuAnswer::On, CpuAnswer::Off]);
+        // CPU 2 is off in the first run because it was never started, then because it stopped.
+        assert_eq!(cpu.start_cpu(2), CpuAnswer::Starts);
+        while cpu.cpu_state(2..3) != CpuAnswer::Off {}
+        if starts.fetch_add(1, Ordering::Relaxed) < 5 {
+            reset(cpu);
+        }
+        power_off(cpu);
+    });
+    sim.program(1, idle);
+    sim.program(2, |cpu| cpu.stop_cpu());
+    let ended = run(&sim, &Folder::new(), "--cpus boot=3");
+    assert!(matches!(ended, Ended::PoweredOff), "{ended:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod fuzz;
 mod irq;
 mod list;
 mod net;
+pub mod power;
 mod race;
 mod rtc;
 mod simple;
@@ -98,6 +99,7 @@ const TASKS: &[(&str, Run)] = &[
     ("mmio-fuzz", fuzz::device_memory),
     ("config-fuzz", fuzz::configuration),
     ("race-fuzz", race::run),
+    ("power-fuzz", power::run),
     ("wide-access", wide::run),
 ];
 

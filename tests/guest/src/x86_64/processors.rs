@@ -2,6 +2,7 @@
 
 use super::interrupts;
 use crate::clock::Deadline;
+use crate::tasks::power::Power;
 use crate::{cpu, memory};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +12,9 @@ const STACK: u64 = 16 * 1024;
 const TSS_SIZE: u64 = 0x68 + 0x2000 + 1;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
+
+/// Processors are stopped and started by interrupts, and not by the firmware.
+pub const POWER: Option<Power> = None;
 
 unsafe extern "C" {
     safe static ap_trampoline: u8;
