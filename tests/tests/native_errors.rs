@@ -67,10 +67,9 @@ fn a_machine_begins_the_files_of_its_consoles_anew() {
     let folder = Folder::new();
     let log = folder.join("old.log");
     std::fs::write(&log, "precious ".repeat(1000)).unwrap();
-    let mut command = Command::new(required("VIVARIUM_BIN"));
-    command.arg("--kernel").arg(required("VIVARIUM_BARE_GUEST")).args(["--cmdline", "hello; end=poweroff"]);
-    command.args(["--console", "off", "--serial"]).arg(format!("file={}", log.display()));
-    assert!(output(&mut command).status.success());
+    let file = format!("file={}", log.display());
+    let exit = MonitorBuilder::bare("hello;").replace("--serial", file).start().wait();
+    assert_eq!(exit.status, Some(0));
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("@@ hello") && !text.contains("precious"), "{text}");
 }
