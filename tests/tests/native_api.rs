@@ -149,6 +149,7 @@ fn every_kind_comes_and_goes_in_the_sandbox() {
     folder.sparse("pmem.img", 2 << 20);
     folder.sparse("shared", 1 << 20);
     let mut monitor = MonitorBuilder::bare("hello; end=spin")
+        .replace("--memory", "size=128M,hotplug_method=virtio-mem,hotplug_size=128M")
         .args(["--landlock", "--landlock-rules", &format!("path={},access=rw", folder.join("").display())])
         .arg("--api-socket")
         .arg(&socket)
@@ -160,6 +161,7 @@ fn every_kind_comes_and_goes_in_the_sandbox() {
         ["fd", "task"].map(|kind| std::fs::read_dir(process.join(kind)).unwrap().count())
     };
     let channel = format!("--channel name=org.example.0,socket={}", here("channel"));
+    ctl(&socket, "remove-device __mem --force");
     ctl(&socket, "reboot");
     let before = held();
     for words in [
@@ -169,7 +171,9 @@ fn every_kind_comes_and_goes_in_the_sandbox() {
         "rng id=new".to_owned(),
         "rtc id=new".to_owned(),
         "balloon id=new,size=4M".to_owned(),
+        "mem id=new".to_owned(),
         "watchdog id=new".to_owned(),
+        "pvpanic id=new".to_owned(),
         "watchdog id=new,model=virtio,action=none".to_owned(),
         format!("ivshmem id=new,path={},size=1M", here("shared")),
         "console null,id=new".to_owned(),
