@@ -3,12 +3,12 @@
 mod control;
 
 use control::instructions::power_off;
-use control::{Control, config, disk, idle, ignore, kind};
+use control::{Control, config, disk, idle, ignore, kind, remove};
 use hypervisor::sim::Sim;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vivarium_tests::host::{Folder, lacks_call};
-use vmm::api::request::{SetThrottle, VmState};
+use vmm::api::request::{Coredump, SetThrottle, VmState};
 use vmm::api::{ErrorKind, Request};
 use vmm::config::landlock::LandlockAccess;
 use vmm::config::{DiskConfig, LandlockConfig};
@@ -83,18 +83,33 @@ fn a_machine_with_landlock_reaches_the_files_it_named_and_no_others() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     std::fs::create_dir(folder.join("later")).unwrap();
     let (named, other) = (folder.sparse("named", 1 << 20), folder.sparse("other", 1 << 20));
-    let allowed = folder.sparse("later/allowed", 1 << 20);
+    let (allowed, widened) = (folder.sparse("later/allowed", 1 << 20), folder.sparse("widened", 1 << 20));
     sim.program(0, ignore);
     let mut config = config(&folder);
     config.landlock_enable = true;
     let rule = LandlockConfig { path: folder.join("later"), access: LandlockAccess::ReadWrite };
     config.landlock_rules = vec![rule];
     config.disks.push(DiskConfig { path: Some(named), ..DiskConfig::default() });
-    let control = Control::boot(&sim, config);
+    let control = Control::start(&sim);
+    control.done(Request::Create(config));
+    // What is added before the start is named as well, for as long as there is a machine.
+    control.done(disk(widened.clone(), "widened"));
+    control.done(Request::Boot);
     control.done(disk(allowed, "allowed"));
+    control.done(remove("widened", true, 30_000));
+    control.done(disk(widened, "widened"));
     let refusal = control.call(disk(other, "other")).unwrap_err();
     assert_eq!(refusal.kind, ErrorKind::BadRequest);
     assert!(refusal.message.contains("--landlock-rules"), "{}", refusal.message);
+    let dump = |name: &str| {
+        let destination_url = format!("file://{}", folder.join(name).display());
+        control.call(Request::Coredump(Coredump { destination_url }))
+    };
+    control.done(Request::Pause);
+    let refusal = dump("core").unwrap_err();
+    assert!(refusal.message.contains("--landlock-rules"), "{}", refusal.message);
+    dump("later/core").unwrap();
+    control.done(Request::Resume);
     control.done(Request::Reboot);
     control.end();
 }

@@ -91,6 +91,7 @@ fn not_made(path: &Path, error: &io::Error) -> ApiError {
         io::ErrorKind::AlreadyExists => (ErrorKind::Conflict, "give a file that is not there yet"),
         _ => (ErrorKind::BadRequest, "correct the path, or allow making the file"),
     };
+    let remedy = format!("{remedy}{}", crate::landlock::hint(&anyhow::Error::msg(error.to_string())));
     let field = Some("destination_url".into());
     ApiError { field, ..ApiError::new(kind, format!("{}: {error}; {remedy}", path.display())) }
 }
