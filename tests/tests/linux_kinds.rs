@@ -2,16 +2,18 @@
 //! when it is torn out.
 
 use serde_json::Value;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use vivarium_tests::ctl::{ctl, done};
-use vivarium_tests::host::Folder;
+use vivarium_tests::host::{Folder, Tap};
 use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
 
 /// A kind: its name, what is said of it, and how a shell in the guest finds that it works. `$d` is its folder in sysfs.
 type Kind = (&'static str, String, &'static str);
 
-fn kinds(folder: &Folder) -> Vec<Kind> {
+fn kinds(folder: &Folder, tap: &Tap) -> Vec<Kind> {
     let here = |name: &str| folder.join(name).display().to_string();
     vec![
         ("rng", String::new(), "grep -q virtio_rng.1 /sys/class/misc/hw_random/rng_available"),
@@ -33,56 +35,76 @@ fn kinds(folder: &Folder) -> Vec<Kind> {
             String::new(),
             if lacks(Feature::PvpanicDriver) { "true" } else { "readlink $d/driver | grep -q pvpanic-pci" },
         ),
+        (
+            "net",
+            format!("tap={}", tap.name),
+            "set -- $d/virtio*/net/*; n=${1##*/}; ip link set $n up; ip addr add 192.0.2.2/24 dev $n; ping -c 1 -W 1 192.0.2.1",
+        ),
+        (
+            "vsock",
+            format!("cid=3,socket={}", here("vsock")),
+            r#"[ "$(vsock connect 2 1000 </dev/null)" = "from the host" ]"#,
+        ),
+        (
+            "pmem",
+            format!("file={}", here("pmem")),
+            "set -- $d/virtio*/ndbus*/region*/namespace*/block/*; [ -e $1 ]; echo from the guest | dd of=/dev/${1##*/} conv=fsync",
+        ),
+        // No stock kernel has its driver yet; what carries it is bound.
+        ("rtc", String::new(), "grep -q 1051 $d/device && [ -e $d/virtio* ]"),
     ]
 }
 
 /// Where the devices are, one for each kind: what is said of it, and its address in the guest.
 type Places = fn(usize) -> (String, String);
 
-/// It has to fit in a kernel's command line.
-fn script(kinds: &[Kind], place: Places, rounds: usize) -> String {
-    let at: Vec<_> = (0..kinds.len()).map(|number| place(number).1).collect();
-    let there: String = at.iter().zip(kinds).map(|(at, (.., works))| format!("t {at} '{works}'\n")).collect();
-    let all = at.join(" ");
-    format!(
-        r#"for m in virtio_rng virtio_console virtio_balloon i6300esb pvpanic-pci; do modprobe $m 2>/dev/null; done
+/// The guest does what is typed: `t ADDRESS TEST` waits until a device works, `g ADDRESS...` until they are gone.
+const SCRIPT: &str = r#"stty -echo
+for m in virtio_rng virtio_console virtio_balloon i6300esb pvpanic-pci virtio_net vmw_vsock_virtio_transport virtio_pmem nd_pmem; do modprobe $m 2>/dev/null; done
 echo 20 >/proc/sys/kernel/hung_task_timeout_secs
 P=/sys/bus/pci/devices
-total() {{ sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo; }}
-w() {{ n=0; until ( eval "$1" ) 2>/dev/null; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || {{ echo "waited: $d: $1"; dmesg | tail -n 60; exit 1; }}; done; }}
-t() {{ d=$P/$1; w '[ -e $d/vendor ]'; w "$2"; }}
+total() { sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo; }
+w() { n=0; until ( eval "$1" ) >/dev/null 2>&1; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ] || { echo "waited: $d: $1"; dmesg | tail -n 60; exit 1; }; done; }
+t() { d=$P/$1; w '[ -e $d/vendor ]'; w "$2"; }
+g() { for d in $*; do w "[ ! -e $P/$d ]"; done; w '[ $(total) -ge $((before-1000)) ]'; }
 before=$(total); dmesg -c >/dev/null; echo @@READY
-for r in $(seq {rounds}); do
-{there}echo "@@THERE $r"
-for d in {all}; do w "[ ! -e $P/$d ]"; done
-w '[ $(total) -ge $((before-1000)) ]'; echo "@@GONE $r"
-done
-dmesg | cat; read -r line"#
-    )
-}
+while read -r line; do eval "$line"; done"#;
 
 /// In each round a device of each kind comes, and goes: torn out in the rounds that say so, and otherwise when the guest lets go.
-fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
-    let folder = Folder::on_disk();
+fn come_and_go(tap: &str, options: impl FnOnce(usize) -> Vec<String>, place: Places, rounds: &[bool]) {
+    let (folder, tap) = (Folder::on_disk(), Tap::new(tap, 1, "192.0.2.1/24"));
     let socket = folder.join("api");
     let shared = std::fs::File::create_new(folder.join("shared")).unwrap();
     shared.write_all_at(&0xc0de_cafe_u32.to_le_bytes(), 64).unwrap();
-    let kinds = kinds(&folder);
+    let listener = UnixListener::bind(folder.join("vsock_1000")).unwrap();
+    std::thread::spawn(move || listener.incoming().try_for_each(|guest| guest?.write_all(b"from the host")));
+    let kinds = kinds(&folder, &tap);
     let kernel = Kernel::with_more_drivers();
     let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
         .initramfs(kernel.tools().as_os_str())
         .args(["--platform", "acpi=on"])
-        .args(options)
+        .args(options(kinds.len()))
         .arg("--api-socket")
         .arg(&socket)
-        .script(&script(&kinds, place, rounds.len()))
+        .script(SCRIPT)
         .start();
     monitor.wait_for("@@READY");
+    let places: Vec<_> = (0..kinds.len()).map(|number| place(number).1).collect();
     for (round, &force) in (1..).zip(rounds) {
+        folder.sparse("pmem", 64 << 20);
         let ids = add(&socket, &folder, &kinds, place);
+        for (at, (.., works)) in places.iter().zip(&kinds) {
+            monitor.type_in(&format!("t {at} '{works}'\n"));
+        }
+        monitor.type_in(&format!("echo @@THERE {round}\n"));
         monitor.wait_for(&format!("@@THERE {round}"));
         assert_eq!(std::fs::read_to_string(folder.join("output")).unwrap().trim(), "from the guest");
+        assert!(
+            starts_with(&folder.join("pmem"), b"from the guest"),
+            "the guest wrote to its persistent memory"
+        );
         assert_eq!(memory(&socket) + (32 << 20), size(&socket), "the balloon is full");
+        monitor.type_in(&format!("g {}; echo @@GONE {round}\n", places.join(" ")));
         // All at once: a guest takes its time for each.
         std::thread::scope(|scope| {
             for id in &ids {
@@ -95,8 +117,15 @@ fn come_and_go(options: &[&str], place: Places, rounds: &[bool]) {
         assert_eq!(memory(&socket), size(&socket));
     }
     // All have gone, also where the kernel is done with a device later than its driver.
-    monitor.type_in("\n");
+    monitor.type_in("dmesg | cat; exit 0\n");
     end(monitor, rounds.len());
+}
+
+/// Whether the first bytes of a file are these.
+fn starts_with(path: &Path, expected: &[u8]) -> bool {
+    let mut found = vec![0; expected.len()];
+    std::fs::File::open(path).unwrap().read_exact(&mut found).unwrap();
+    found == expected
 }
 
 /// What memory comes by: at first in its usual place, then where each of `places` says, from which it is torn out the last time.
@@ -205,16 +234,17 @@ fn every_kind_comes_goes_and_is_torn_out_through_acpi() {
         let device = number + 16;
         (format!("pci_device_id={device}"), format!("0000:00:{device:02x}.0"))
     };
-    come_and_go(&[], place, &[false, true]);
+    come_and_go("vivk0", |_| Vec::new(), place, &[false, true]);
 }
 
 #[test]
 fn every_kind_comes_and_goes_in_slots_of_ports() {
-    let ports = ["rp0", "rp1", "rp2", "rp3", "rp4", "rp5", "rp6"].map(|id| format!("id={id}"));
-    let mut options = vec!["--pci-port"];
-    options.extend(ports.iter().map(String::as_str));
+    let ports = |kinds| {
+        let ports = (0..kinds).map(|number| format!("id=rp{number}"));
+        std::iter::once("--pci-port".to_owned()).chain(ports).collect()
+    };
     let place = |number| (format!("bus=rp{number}"), format!("0000:{:02x}:00.0", number + 1));
-    come_and_go(&options, place, &[false]);
+    come_and_go("vivk1", ports, place, &[false]);
 }
 
 #[test]
