@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
+use vivarium_tests::ctl::done;
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
 use vmm::api::request::Resize;
@@ -72,15 +73,57 @@ fn a_balloon_and_free_page_reports_give_memory_back_to_the_host() {
 }
 
 #[test]
-fn memory_is_plugged_into_the_node_it_belongs_to() {
-    let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+fn a_guest_that_runs_out_of_memory_takes_it_back_from_the_balloon() {
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+        .args(["--memory", "size=256M", "--balloon", "size=0,deflate_on_oom=on"])
+        .arg("--api-socket")
+        .arg(&socket)
+        .script(&script(
+            "free() { awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo; }
+            mount -t tmpfs -o size=90% tmpfs /mnt; before=$(free)
+            pause READY
+            echo \"free: $(free) of $before\"; [ $(free) -lt $((before - 100)) ]
+            dd if=/dev/urandom of=/tmp/x bs=1M count=4 2>/dev/null
+            much() { for n in $(seq $(((before - 60) / 4))); do cat /tmp/x; done; }
+            much >/mnt/x; [ \"$(md5sum </mnt/x)\" = \"$(much | md5sum)\" ]
+            dmesg | grep -i 'out of memory' && exit 1
+            pause FILLED",
+        ))
+        .start();
+    let actual = || {
+        let info: serde_json::Value = serde_json::from_str(&done(&socket, &["--json", "info"])).unwrap();
+        info["memory_actual_size"].as_u64().unwrap()
+    };
+    monitor.wait_for("@@READY");
+    done(&socket, &["resize", "--balloon", "128M"]);
+    while actual() != 128 * MIB {
+        assert!(monitor.elapsed() < PATIENCE, "the machine has {} bytes", actual());
+    }
+    monitor.type_in("\n");
+    monitor.wait_for("@@FILLED");
+    // The rest of the balloon stays with the host.
+    assert!((160 * MIB..256 * MIB).contains(&actual()), "{}", actual());
+    monitor.type_in("\n");
+    monitor.succeed();
+}
+
+#[test]
+fn memory_is_plugged_into_the_node_it_belongs_to_and_comes_and_goes_there() {
+    let folder = Folder::new();
+    let socket = folder.join("api");
+    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
         // The device names the node by ACPI's number of it (virtio 1.2, 5.15.3).
         .args(["--platform", "acpi=on"])
         .args(["--cpus", "boot=2", "--memory", "size=0,hotplug_method=virtio-mem"])
-        .args(["--memory-zone", "id=a,size=192M", "id=b,size=192M,hotplug_size=1G,hotplugged_size=256M"])
+        .args(["--memory-zone", "id=a,size=192M,hotplug_size=1G"])
+        .arg("id=b,size=192M,hotplug_size=1G,hotplugged_size=256M")
         .args(["--numa", "guest_numa_id=0,cpus=[0],memory_zones=a"])
         .args(["--numa", "guest_numa_id=1,cpus=[1],memory_zones=b"])
-        .cmdline("memhp_default_state=online")
+        .arg("--api-socket")
+        .arg(&socket)
+        .cmdline("memhp_default_state=online_movable")
         .script(&script(
             "node=/sys/devices/system/node/node
             before=$(total ${node}0/meminfo)
@@ -90,11 +133,25 @@ fn memory_is_plugged_into_the_node_it_belongs_to() {
             mount -t tmpfs -o size=280M tmpfs /mnt
             dd if=/dev/urandom of=/mnt/x bs=1M count=260 2>/dev/null
             sum=$(md5sum </mnt/x); echo 3 >/proc/sys/vm/drop_caches; [ \"$(md5sum </mnt/x)\" = \"$sum\" ]
-            grep virtio_mem /proc/iomem",
+            grep virtio_mem /proc/iomem; rm /mnt/x
+            other=$(total ${node}1/meminfo)
+            pause PLUGGED
+            wait_total -ge $((before + 256)) ${node}0/meminfo; [ $(total ${node}1/meminfo) = $other ]
+            pause GREW
+            wait_total -le $((before + 128)) ${node}0/meminfo; [ $(total ${node}1/meminfo) = $other ]
+            pause SHRANK
+            wait_total -le $((other - 256)) ${node}1/meminfo; [ $(total ${node}0/meminfo) -le $((before + 128)) ]
+            pause BACK",
         ))
-        .start()
-        .succeed();
-    assert!(output.contains("System RAM (virtio_mem)"), "{output}");
+        .start();
+    for (mark, zone, size) in [("PLUGGED", "a", "448M"), ("GREW", "a", "320M"), ("SHRANK", "b", "192M")] {
+        monitor.wait_for(&format!("@@{mark}"));
+        done(&socket, &["resize-zone", "--id", zone, "--size", size]);
+        monitor.type_in("\n");
+    }
+    monitor.wait_for("@@BACK");
+    monitor.type_in("\n");
+    assert!(monitor.succeed().contains("System RAM (virtio_mem)"));
 }
 
 /// A machine in this process, so that the test can ask its machine thread for things.
