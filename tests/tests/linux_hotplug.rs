@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use vivarium_tests::ctl::done;
-use vivarium_tests::host::Folder;
+use vivarium_tests::host::{Folder, shell};
 use vivarium_tests::{Form, Kernel, MonitorBuilder};
 
 fn md5(path: &Path, bytes: u64) -> String {
@@ -16,29 +16,50 @@ fn md5(path: &Path, bytes: u64) -> String {
     String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
 }
 
-/// One disk is written to all the time while another comes, is written to, and goes, twice.
+/// Files of one disk are written to all the time while another disk comes, is written to, and goes, twice. What was written is
+/// there when its file system is mounted anew.
 const SCRIPT: &str = r#"set -e
-( while [ ! -e /tmp/stop ]; do dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null; done; echo writer-ended ) &
-dmesg -c >/dev/null; echo "@@READY"
+mkfs.ext4 -q /dev/vda; mount /dev/vda /mnt; echo 0 >/tmp/count
+write() {
+    count=0
+    while [ ! -e /tmp/stop ]; do
+        count=$((count + 1)); name=$((count % 8))
+        head -c 262144 /dev/urandom >/tmp/data
+        md5sum </tmp/data >/tmp/sum.$name
+        dd if=/tmp/data of=/mnt/$name bs=64k conv=fsync 2>/dev/null
+        echo $count >/tmp/count.new; mv /tmp/count.new /tmp/count
+    done
+    echo writer-ended
+}
+write &
+more() { before=$(cat /tmp/count); until [ $(cat /tmp/count) -gt $((before + 1)) ]; do sleep 0.1; done; }
+more; dmesg -c >/dev/null; echo "@@READY"
 for round in 1 2; do
     until [ -b /dev/vdb ]; do sleep 0.1; done
     dd if=/dev/urandom of=/tmp/x bs=1M count=2 2>/dev/null
     dd if=/tmp/x of=/dev/vdb bs=1M conv=fsync 2>/dev/null
     echo "@@WRITTEN $round $(md5sum </tmp/x)"
     while [ -e /sys/block/vdb ]; do sleep 0.1; done
-    echo "@@GONE $round"
+    more; echo "@@GONE $round"
 done
-until [ "$(cat /sys/block/vda/size)" = 32768 ]; do sleep 0.1; done
-touch /tmp/stop; wait
+until [ "$(cat /sys/block/vda/size)" = 65536 ]; do sleep 0.1; done
+more; touch /tmp/stop; wait
+umount /mnt; mount /dev/vda /mnt
+for name in 0 1 2 3 4 5 6 7; do
+    [ ! -e /tmp/sum.$name ] || [ "$(md5sum </mnt/$name)" = "$(cat /tmp/sum.$name)" ]
+done
+umount /mnt; echo "@@WHOLE"
 dmesg | grep -iE 'I/O error|acpi.*error|BUG|warning:' | sed 's/^/error: /' || true
 "#;
 
 #[test]
-fn a_disk_comes_and_goes_while_another_is_written_to() {
+fn a_disk_comes_and_goes_while_another_is_mounted_and_written_to() {
     let folder = Folder::on_disk();
-    let (first, second) = (folder.sparse("first", 8 << 20), folder.sparse("second", 8 << 20));
+    let (first, second) = (folder.sparse("first", 16 << 20), folder.sparse("second", 8 << 20));
     let socket = folder.join("api");
-    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
+    let kernel = Kernel::V6_12;
+    let mut monitor = MonitorBuilder::linux(kernel, Form::BzImage)
+        .initramfs(kernel.tools().as_os_str())
         .args(["--platform", "acpi=on"])
         .arg("--api-socket")
         .arg(&socket)
@@ -57,9 +78,11 @@ fn a_disk_comes_and_goes_while_another_is_written_to() {
         assert!(line.contains(&md5(&second, 2 << 20)), "what was written is on the disk");
         monitor.wait_for(&format!("@@GONE {round}"));
     }
-    done(&socket, &["resize-disk", "--disk", "first", "--size", "16M"]);
+    done(&socket, &["resize-disk", "--disk", "first", "--size", "32M"]);
     let output = monitor.succeed();
-    assert!(output.contains("writer-ended") && !output.contains("error: "), "{output}");
+    assert!(output.contains("writer-ended") && output.contains("@@WHOLE"), "{output}");
+    assert!(!output.contains("error: "), "{output}");
+    shell(&format!("e2fsck -fn '{}' 2>&1", first.display()));
 }
 
 /// Bytes of each write.
