@@ -12,6 +12,7 @@
 
 pub mod architecture;
 pub mod ctl;
+pub mod events;
 pub mod guests;
 pub mod host;
 pub mod monitor;
@@ -24,6 +25,7 @@ pub mod tiny_kernel;
 pub mod transfer;
 
 pub use architecture::{Architecture, Feature, has, lacks, native};
+pub use events::events;
 pub use guests::{Form, Kernel};
 pub use monitor::{Exit, Monitor, MonitorBuilder};
 pub use report::Report;

@@ -2,7 +2,7 @@
 
 use vivarium_tests::ctl::done;
 use vivarium_tests::host::{Folder, Tap};
-use vivarium_tests::{Form, Kernel, MonitorBuilder};
+use vivarium_tests::{Form, Kernel, MonitorBuilder, events};
 
 /// A network comes, and its cable is pulled out and plugged in again.
 const CABLE: &str = r#"set -e
@@ -21,11 +21,14 @@ ping -c 1 -W 20 192.0.2.1; echo "@@UP 2"
 #[test]
 fn the_guest_sees_a_network_come_and_its_cable_out_and_in() {
     let folder = Folder::new();
-    let (tap, socket) = (Tap::new("viv4", 1, "192.0.2.1/24"), folder.join("api"));
+    let (tap, socket, told) =
+        (Tap::new("viv4", 1, "192.0.2.1/24"), folder.join("api"), folder.join("events"));
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::BzImage)
         .args(["--platform", "acpi=on"])
         .arg("--api-socket")
         .arg(&socket)
+        .arg("--event-monitor")
+        .arg(&told)
         .script(CABLE)
         .start();
     monitor.wait_for("@@READY");
@@ -36,6 +39,9 @@ fn the_guest_sees_a_network_come_and_its_cable_out_and_in() {
     done(&socket, &["set-link", "net", "up"]);
     monitor.wait_for("@@UP 2");
     monitor.succeed();
+    let cable: Vec<_> = events(&told).into_iter().filter(|event| event.0.starts_with("link-")).collect();
+    let of_net = |name: &str| (name.to_owned(), serde_json::json!({ "id": "net" }));
+    assert_eq!(cable, ["link-down", "link-up"].map(of_net));
 }
 
 /// The whole disk is read again and again, past the guest's cache.

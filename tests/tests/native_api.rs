@@ -1,5 +1,6 @@
 //! The API of a running monitor, as `vivarium ctl` and clients of cloud-hypervisor use it.
 
+use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vivarium_tests::host::{Folder, shell};
-use vivarium_tests::{Monitor, MonitorBuilder, required};
+use vivarium_tests::{Monitor, MonitorBuilder, Report, required};
 
 /// The bare-metal guest, which says hello and stands still, served on a socket.
 fn standing(folder: &Folder) -> (Monitor, PathBuf) {
@@ -48,7 +49,7 @@ fn who_looks_on_when_the_monitor_ends_has_not_failed() {
         let mut lines = BufReader::new(look.stdout.take().unwrap());
         let mut first = String::new();
         lines.read_line(&mut first).unwrap();
-        (look, lines, serde_json::from_str::<serde_json::Value>(&first).unwrap())
+        (look, lines, serde_json::from_str::<Value>(&first).unwrap())
     };
     let (mut top, _top_lines, rates) = look("--json top --interval 100");
     assert_eq!((&rates["state"], &rates["cpus"]), (&"Running".into(), &1.into()));
@@ -107,13 +108,7 @@ fn a_machine_is_created_driven_and_deleted_over_the_api() {
     let exit = monitor.wait();
     assert_eq!((exit.status, exit.errors.as_str()), (Some(0), ""));
     assert!(!socket.exists());
-    let lines = std::fs::read_to_string(events).unwrap();
-    let names: Vec<_> = lines
-        .lines()
-        .map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].as_str().unwrap().to_owned()
-        })
-        .collect();
+    let names: Vec<_> = vivarium_tests::events(&events).into_iter().map(|(name, _)| name).collect();
     for name in ["created", "booted", "paused", "resumed", "deleted", "shutdown"] {
         assert!(names.iter().any(|told| told == name), "{name}: {names:?}");
     }
@@ -128,7 +123,7 @@ fn devices_come_and_go_and_everything_can_be_looked_at() {
     assert!(added.starts_with("data at 0000:00:"), "{added}");
     assert!(ctl(&socket, "info").contains("data.img"));
     assert!(ctl(&socket, "events --after 0 --count 1").contains(" vmm "));
-    let tree: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json inspect")).unwrap();
+    let tree: Value = serde_json::from_str(&ctl(&socket, "--json inspect")).unwrap();
     assert!(tree["cpu"]["0"].is_object(), "{tree}");
     assert!(ctl(&socket, "counters").contains("_cpu0"));
     assert!(ctl(&socket, "metrics").contains("# TYPE vivarium_"));
@@ -136,6 +131,73 @@ fn devices_come_and_go_and_everything_can_be_looked_at() {
     assert!(refused(&socket, "add-disk path=/does/not/exist").contains("/does/not/exist"));
     ctl(&socket, "remove-device data --force");
     assert!(!ctl(&socket, "info").contains("data.img"));
+    ctl(&socket, "shutdown-vmm");
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+/// A number of nanoseconds as Prometheus is told it.
+fn seconds(ns: &Value) -> String {
+    let ns = ns.as_u64().unwrap();
+    format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
+}
+
+#[test]
+fn a_disk_that_was_read_has_the_same_figures_wherever_they_are_shown() {
+    const BLOCK: u64 = 4096;
+    let folder = Folder::on_disk();
+    let (socket, image) = (folder.join("api.sock"), folder.sparse("image", 16 << 20));
+    let mut monitor = MonitorBuilder::bare("blk-randread bs=4K qd=4 queues=2 n=3000; hello; end=spin")
+        .args(["--disk", &format!("path={},id=data,num_queues=2", image.display())])
+        .arg("--api-socket")
+        .arg(&socket)
+        .start();
+    monitor.wait_for("@@ hello");
+    let read = Report::new(monitor.output()).number("blk-randread", "ops");
+    let json =
+        |words: &str| serde_json::from_str::<Value>(&ctl(&socket, &format!("--json {words}"))).unwrap();
+    let counters = json("counters");
+    let functions = json("inspect pci");
+    let disk = functions.as_object().unwrap().values().find(|function| function["id"] == "data").unwrap();
+    let metrics = ctl(&socket, "metrics");
+    let rates = json("top --interval 100 --count 1");
+    let tells = |name: &str, labels: &str, value: String| {
+        let line = format!("vivarium_{name}{{device=\"data\"{labels}}} {value}");
+        assert!(metrics.lines().any(|told| told == line), "{line} is not in:\n{metrics}");
+    };
+    let mut sum = 0;
+    for queue in 0..2 {
+        let (here, key) = (&disk["device"]["queues"][queue], format!("data.queue{queue}"));
+        let (counted, labels) = (&counters[&key], format!(",queue=\"{queue}\""));
+        let reads = here["reads"].as_u64().unwrap();
+        assert!(reads > 0, "each queue is read from: {here}");
+        sum += reads;
+        assert_eq!(here["read_bytes"], reads * BLOCK);
+        assert_eq!((&counted["read_ops"], &counted["requests"]), (&reads.into(), &reads.into()));
+        // A byte of each request is its status.
+        assert_eq!(counted["written_bytes"], reads * (BLOCK + 1));
+        assert_eq!(disk["queue"][queue]["counters"]["written_bytes"], counted["written_bytes"]);
+        tells("queue_read_ops_total", &labels, reads.to_string());
+        tells("queue_written_bytes_total", &labels, counted["written_bytes"].to_string());
+        tells("queue_read_latency_seconds_count", &labels, reads.to_string());
+        for (name, quantile) in [("p50_ns", "0.5"), ("p99_ns", "0.99")] {
+            let latency = &here["read_latency"][name];
+            assert!(latency.as_u64() > Some(0), "{here}");
+            assert_eq!(&counted[format!("read_latency_{name}")], latency);
+            let labels = format!("{labels},quantile=\"{quantile}\"");
+            tells("queue_read_latency_seconds", &labels, seconds(latency));
+        }
+        assert_eq!(rates["devices"][&key]["p99_since_boot_ns"], counted["read_latency_p99_ns"]);
+    }
+    let whole = &counters["data"];
+    assert_eq!((&whole["read_ops"], &whole["read_bytes"]), (&sum.into(), &(sum * BLOCK).into()));
+    assert_eq!(sum, read, "as many as the guest says");
+    tells("disk_read_ops_total", "", sum.to_string());
+    tells("disk_read_bytes_total", "", (sum * BLOCK).to_string());
+    for (name, quantile) in [("p50_ns", "0.5"), ("p99_ns", "0.99")] {
+        let latency = &whole[format!("read_latency_{name}")];
+        tells("disk_read_latency_seconds", &format!(",quantile=\"{quantile}\""), seconds(latency));
+    }
+    assert_eq!(rates["devices"]["data"]["p99_since_boot_ns"], whole["read_latency_p99_ns"]);
     ctl(&socket, "shutdown-vmm");
     assert_eq!(monitor.wait().status, Some(0));
 }
@@ -183,7 +245,7 @@ fn every_kind_comes_and_goes_in_the_sandbox() {
     ] {
         let added = ctl(&socket, &format!("add-{words}"));
         assert!(added.starts_with("new at 0000:00:"), "{words}: {added}");
-        let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+        let info: Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
         assert!(info["device_tree"]["new"].is_object(), "{words}: {info}");
         ctl(&socket, "remove-device new --force");
         // This guest lets go of nothing before.
@@ -225,7 +287,7 @@ fn a_tap_comes_as_a_descriptor() {
     assert!(out.starts_with("passed at 0000:00:"), "{out}{errors}");
     ctl(&socket, "set-link passed down");
     let is_open = || {
-        let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+        let info: Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
         let net = &info["config"]["net"][0];
         assert_eq!((&net["id"], &net["link"]), (&"passed".into(), &false.into()), "{info}");
         let fd = format!("/proc/{}/fd/{}", monitor.pid(), net["fds"][0]);
@@ -252,7 +314,7 @@ fn under_the_name_of_cloud_hypervisors_client_answers_are_its_own() {
         let output = Command::new(&remote).arg("--api-socket").arg(&socket).args(words.split(' ')).output();
         output.unwrap()
     };
-    let info: serde_json::Value = serde_json::from_slice(&ask("info").stdout).unwrap();
+    let info: Value = serde_json::from_slice(&ask("info").stdout).unwrap();
     assert_eq!(info["state"], "Running");
     let output = ask("remove-device nothing");
     let error: Vec<String> = serde_json::from_slice(&output.stderr).unwrap();
@@ -367,7 +429,7 @@ fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the
     let folder = Folder::new();
     let (monitor, socket) = standing(&folder);
     let holds = || {
-        let counters: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json counters")).unwrap();
+        let counters: Value = serde_json::from_str(&ctl(&socket, "--json counters")).unwrap();
         counters["_throttle"]["holds"].as_u64().unwrap()
     };
     assert_eq!(holds(), 0);
@@ -380,7 +442,7 @@ fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the
         ctl(&socket, "pause");
         ctl(&socket, "resume");
     }
-    let info: serde_json::Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
+    let info: Value = serde_json::from_str(&ctl(&socket, "--json info")).unwrap();
     assert_eq!(info["throttle_percent"], 99);
     ctl(&socket, "reboot");
     ctl(&socket, "set-throttle 0");

@@ -26,6 +26,7 @@ fn a_disk_comes_and_goes_and_its_image_is_free_again() {
         let Reply::Json(added) = added else { panic!("{added:?}") };
         assert_eq!(added["id"], "data");
         assert_eq!(control.info()["device_tree"]["data"]["pci_bdf"], added["bdf"]);
+        assert_eq!(control.wait_for("device-added"), added);
         assert_eq!(
             kind(control.call(disk(path.clone(), "again"))),
             ErrorKind::BadRequest,
@@ -65,7 +66,9 @@ fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
     control.done(disk(first, "first"));
     control.done(disk(second, "second"));
     assert_eq!(kind(control.call(remove("first", false, 1))), ErrorKind::Timeout);
+    assert_eq!(control.wait_for("device-removal-overdue")["id"], "first");
     assert_eq!(kind(control.call(remove("second", false, 1))), ErrorKind::Timeout);
+    assert_eq!(control.wait_for("device-removal-overdue")["id"], "second");
     assert_eq!(control.disks().len(), 2);
     control.done(remove("first", true, 1));
     assert_eq!(control.disks(), BTreeSet::from(["second".to_owned()]));
@@ -83,6 +86,8 @@ fn a_disk_grows_while_the_guest_runs_and_never_shrinks() {
     control.done(disk(path.clone(), "data"));
     let resize = |size| Request::ResizeDisk(ResizeDisk { id: "data".into(), desired_size: ByteSize(size) });
     control.done(resize(3 << 20));
+    let told = control.wait_for("disk-resized");
+    assert_eq!((&told["id"], &told["size"]), (&"data".into(), &(3 << 20).into()));
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
     for bad in [1 << 20, (4 << 20) + 1] {
         assert_eq!(kind(control.call(resize(bad))), ErrorKind::BadRequest);

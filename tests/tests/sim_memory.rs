@@ -281,6 +281,8 @@ fn cpus_come_and_go_and_come_again() {
     for _ in 0..20 {
         control.done(resize_to(Some(3), None));
         assert_eq!(BTreeSet::from([next(), next()]), BTreeSet::from([1, 2]));
+        let told = [(), ()].map(|()| control.wait_for("cpu-added")["cpu"].as_u64());
+        assert_eq!(told, [Some(1), Some(2)]);
         assert_eq!(control.info()["config"]["cpus"]["boot_vcpus"], 3);
         control.done(resize_to(Some(1), None));
         control.wait_for("cpu-removed");
@@ -357,8 +359,10 @@ fn memory_modules_come_hold_what_is_written_and_go() {
     for _ in 0..5 {
         control.done(resize_to(None, Some(64 + 256)));
         assert_eq!(found.recv_timeout(STUCK).unwrap(), 256);
+        assert_eq!(control.wait_for("memory-added")["size"], 256 << 20);
         control.done(resize_to(None, Some(64 + 256 + 128)));
         assert_eq!(found.recv_timeout(STUCK).unwrap(), 128);
+        assert_eq!(control.wait_for("memory-added")["size"], 128 << 20);
         assert_eq!(memory(), 64 + 256 + 128);
         control.done(resize_to(None, Some(64 + 256)));
         control.wait_for("memory-removed");

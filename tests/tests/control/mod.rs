@@ -17,6 +17,7 @@ use vivarium_tests::{native, tiny_kernel};
 use vmm::api::request::{AddDevice, Inspect, Opening, RemoveDevice, VmState};
 use vmm::api::{Answer, Call, ErrorKind, Interest, Reply, Request};
 use vmm::config::{ByteSize, DeviceConfig, DiskConfig, VmConfig};
+use vmm::event;
 use vmm::machine::Ended;
 use vmm::message::{Event, Inbox, Inquiry};
 use vmm::monitor::{Limits, Monitor};
@@ -27,7 +28,7 @@ pub const STUCK: Duration = Duration::from_secs(60);
 /// A machine thread, and a way to call it.
 pub struct Control {
     inbox: Inbox,
-    events: Receiver<String>,
+    events: Receiver<Arc<event::Event>>,
     pub thread: JoinHandle<Ended>,
 }
 
@@ -45,7 +46,7 @@ impl Control {
         let thread = std::thread::spawn(move || {
             let mut monitor = Monitor::new(sim as _).unwrap();
             monitor.limit(limits);
-            monitor.events().listen(None, Box::new(move |event| told.send(event.event.to_owned()).is_ok()));
+            monitor.events().listen(None, Box::new(move |event| told.send(Arc::clone(event)).is_ok()));
             sender.send(monitor.inbox()).unwrap();
             monitor.run().unwrap()
         });
@@ -117,9 +118,14 @@ impl Control {
             .collect()
     }
 
-    /// Waits until an event of that name is told.
-    pub fn wait_for(&self, event: &str) {
-        while self.events.recv_timeout(STUCK).unwrap_or_else(|_| panic!("{event} never came")) != event {}
+    /// Waits until an event of that name is told, and returns what it tells.
+    pub fn wait_for(&self, name: &str) -> serde_json::Value {
+        loop {
+            let event = self.events.recv_timeout(STUCK).unwrap_or_else(|_| panic!("{name} never came"));
+            if event.event == name {
+                return serde_json::to_value(&event.properties).unwrap();
+            }
+        }
     }
 
     pub fn end(self) -> Ended {
