@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Monitor, MonitorBuilder, required};
+use vivarium_tests::{Monitor, MonitorBuilder, events, required};
 
 /// A user that no one is.
 const USER: u32 = 61_234;
@@ -262,7 +262,9 @@ fn so_it_is_without_a_jail_under_a_limit_of_whoever_started_it() {
     let folder = Folder::on_disk();
     for engine in ["io_uring", "threads"] {
         let disk = format!("path={},engine={engine}", folder.sparse("disk", 16 << 20).display());
-        let mut command = MonitorBuilder::bare("blk-verify size=4M; hello").args(["--disk", &disk]).command();
+        let told = folder.join("events");
+        let builder = MonitorBuilder::bare("blk-verify size=4M; hello").args(["--disk", &disk]);
+        let mut command = builder.arg("--event-monitor").arg(&told).command();
         // SAFETY: only makes a call that is safe between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -276,7 +278,81 @@ fn so_it_is_without_a_jail_under_a_limit_of_whoever_started_it() {
         let exit = Monitor::start(command).wait();
         assert_eq!((exit.status, exit.signal), (Some(0), None), "{engine}: {}", exit.errors);
         assert!(exit.output.contains("@@ hello") && exit.output.contains("@@ done rc=1"), "{}", exit.output);
+        let errors: Vec<_> = events(&told).into_iter().filter(|(name, _)| name == "disk-error").collect();
+        let (_, first) = errors.first().unwrap_or_else(|| panic!("{engine}: nothing tells of the error"));
+        assert_eq!((&first["id"], &first["operation"]), (&"_disk0".into(), &"write".into()), "{first}");
+        assert!(first["errors"].as_u64() >= Some(1) && first["reason"].is_string(), "{first}");
     }
+}
+
+/// Has the program see, at its usual place, a `/dev/kvm` that is for root and the group `$1`; and runs it as the user `$2`, who is in
+/// that group and nothing more.
+const IN_GROUP: &str = r#"
+group=$1 user=$2; shift 2
+mount -t tmpfs -o mode=755 none "$0"
+cp -a /dev/kvm "$0/kvm"; chown 0:"$group" "$0/kvm"; chmod 660 "$0/kvm"
+mount --bind "$0/kvm" /dev/kvm
+exec setpriv --reuid="$user" --regid="$user" --groups="$group" -- "$@"
+"#;
+
+#[test]
+fn a_user_in_the_group_of_kvm_runs_and_drives_a_machine_without_a_jail() {
+    if !root() {
+        return;
+    }
+    let (folder, user) = (files(), USER.to_string());
+    let group = (USER + 1).to_string();
+    // The binary may lie where only root can read.
+    let binary = folder.join("vivarium");
+    std::fs::copy(required("VIVARIUM_BIN"), &binary).unwrap();
+    chown(folder.join("."), Some(USER), Some(USER)).unwrap();
+    let here = |name: &str| folder.join(name).display().to_string();
+    std::fs::create_dir(folder.join("devices")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", IN_GROUP, &here("devices"), &group, &user]).arg(&binary);
+    command.args(["--kernel", &here("kernel"), "--memory", "size=128M", "--serial", "tty"]);
+    command.args(["--console", &format!("socket={}", here("console")), "--balloon", "size=4M", "--rtc"]);
+    command.args([
+        "--disk",
+        &format!("path={},id=disk", here("disk")),
+        "--vsock",
+        &format!("socket={}", here("vsock")),
+    ]);
+    command.args([
+        "--landlock",
+        "--landlock-rules",
+        &format!("path={},access=rw", here("")),
+        "--api-socket",
+        &here("api"),
+        "--event-monitor",
+        &here("events"),
+    ]);
+    command.args(["--cmdline", "blk-verify size=1M; rng; hello; end=spin"]);
+    let mut monitor = Monitor::start(command);
+    monitor.wait_for("@@ hello");
+    assert!(!monitor.output().contains(" error="), "{}", monitor.output());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", monitor.pid())).unwrap();
+    for (name, expected) in [("Uid:", &user), ("Groups:", &group), ("CapEff:", &"0".repeat(16))] {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        let mut words = line.split_whitespace().skip(1);
+        assert!(words.all(|word| word == expected), "{line}");
+    }
+    let drive = |words: &[&str]| {
+        let mut command = Command::new(&binary);
+        let output =
+            command.uid(USER).gid(USER).args(["ctl", "--api-socket", &here("api")]).args(words).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    drive(&["pause"]);
+    drive(&["coredump", &format!("file://{}", here("core"))]);
+    drive(&["resume"]);
+    drive(&["remove-device", "disk", "--force"]);
+    drive(&["add-disk", &format!("path={},id=again", here("disk"))]);
+    drive(&["shutdown-vmm"]);
+    let exit = monitor.wait();
+    assert_eq!(exit.status, Some(0), "{}", exit.errors);
+    assert_eq!(events(&folder.join("events")).last().unwrap().0, "shutdown");
 }
 
 #[test]
