@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Architecture, native};
 use vmm::api::request::{
-    AddPort, Coredump, Inspect, Resize, ResizeDisk, ResizeZone, SetAffinity, SetRateLimit, SetThrottle,
-    SwitchPorts,
+    AddPort, Coredump, Inspect, Resize, ResizeDisk, ResizeZone, SetAffinity, SetLink, SetRateLimit,
+    SetThrottle, SwitchPorts,
 };
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{
     BalloonConfig, ByteSize, ChannelConfig, ConsoleConfig, ConsoleMode, CpuAffinity, DeviceConfig,
-    DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, MemoryZoneConfig, PciPortConfig, PciPortKind,
-    PmemConfig, PvpanicConfig, RngConfig, RtcConfig, VmConfig, WatchdogConfig, WatchdogModel,
+    DiskConfig, HotplugMethod, IvshmemConfig, MemConfig, MemoryZoneConfig, NetConfig, PciPortConfig,
+    PciPortKind, PmemConfig, PvpanicConfig, RngConfig, RtcConfig, VmConfig, VsockConfig, WatchdogConfig,
+    WatchdogModel,
 };
 
 /// The port that devices are plugged in at.
@@ -62,7 +63,8 @@ fn port(id: &str) -> PciPortConfig {
 }
 
 /// Kinds of devices that come and go beside disks and persistent memory.
-const OTHERS: &[&str] = &["balloon", "console", "ivshmem", "pvpanic", "rng", "rtc", "watchdog"];
+const OTHERS: &[&str] =
+    &["balloon", "console", "ivshmem", "net", "pvpanic", "rng", "rtc", "vsock", "watchdog"];
 
 /// The images of the devices that come and go, and where dumps are put.
 pub struct Images {
@@ -83,10 +85,12 @@ pub fn label(request: &Request) -> &'static str {
                 "disk" => "add disk",
                 "ivshmem" => "add ivshmem",
                 "mem" => "add mem",
+                "net" => "add net",
                 "pmem" => "add pmem",
                 "pvpanic" => "add pvpanic",
                 "rng" => "add rng",
                 "rtc" => "add rtc",
+                "vsock" => "add vsock",
                 "watchdog" => "add watchdog",
                 kind => kind,
             },
@@ -108,10 +112,12 @@ pub const LABELS: &[&str] = &[
     "add disk",
     "add ivshmem",
     "add mem",
+    "add net",
     "add pmem",
     "add pvpanic",
     "add rng",
     "add rtc",
+    "add vsock",
     "add watchdog",
     "remove with force",
     "resize balloon",
@@ -134,6 +140,7 @@ pub const LABELS: &[&str] = &[
     "vm.resize-zone",
     "vm.resume",
     "vm.set-affinity",
+    "vm.set-link",
     "vm.set-rate-limit",
     "vm.set-throttle",
     "vm.shutdown",
@@ -151,7 +158,9 @@ impl Counts {
     pub fn assert_each_was_done(&self) {
         // Elsewhere there are too few seeds, and CPUs without an NMI.
         if native() == Architecture::X86_64 {
-            for label in LABELS {
+            let taps = std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok();
+            let of_taps = ["add net", "vm.set-link"];
+            for label in LABELS.iter().filter(|label| taps || !of_taps.contains(label)) {
                 assert!(self.0.get(label).is_some_and(|count| *count > 0), "{label}: {:?}", self.0);
             }
         }
@@ -177,7 +186,7 @@ impl Images {
             id: Some(id.to_owned()),
             ..DiskConfig::default()
         };
-        match random.below(29) {
+        match random.below(36) {
             0 | 1 => add(of_disk(&disk_id, &self.disks[number])),
             2 => {
                 let file = Some(self.files[number].clone());
@@ -217,7 +226,7 @@ impl Images {
                 Request::Coredump(Coredump { destination_url: format!("file://{}", self.dump.display()) })
             }
             18 => Request::Inspect(Inspect::default()),
-            19 | 20 => self.other(random),
+            19 | 20 | 33 | 34 => self.other(random),
             21 | 22 => {
                 let kind = OTHERS[random.below(OTHERS.len() as u64) as usize];
                 let id = if kind == "balloon" { "__balloon".into() } else { format!("{kind}{}", number % 2) };
@@ -225,7 +234,7 @@ impl Images {
             }
             // One of the two machines begins with it, and only that can have it.
             23 => remove("__mem_zone", random.below(2) == 0, patience),
-            24 => add(MemConfig { zone: "zone".into(), ..MemConfig::default() }),
+            24 | 32 => add(MemConfig { zone: "zone".into(), ..MemConfig::default() }),
             25 => add_port(port(LATE_PORT), &[]),
             26 => {
                 let kind = PciPortKind::Upstream;
@@ -234,6 +243,12 @@ impl Images {
             }
             27 if number == 0 => remove(LATE_PORT, random.below(2) == 0, patience),
             27 => remove(SWITCH[0], random.below(2) == 0, 1),
+            28 | 29 => {
+                let id = format!("net{}", number % 2);
+                Request::SetLink(SetLink { id, up: random.below(2) == 0 })
+            }
+            30 => add(BalloonConfig::default()),
+            31 => remove("__balloon", random.below(2) == 0, patience),
             _ if random.below(2) == 0 => Request::Counters,
             _ => Request::Info,
         }
@@ -261,8 +276,14 @@ impl Images {
                 add(IvshmemConfig { path, size: ByteSize(1 << 20), id, ..IvshmemConfig::default() })
             }
             "pvpanic" => add(PvpanicConfig { id, ..PvpanicConfig::default() }),
+            // Without a name the host makes a tap, and takes it away in the end.
+            "net" => add(NetConfig { id, ..NetConfig::default() }),
             "rng" => add(RngConfig { id, ..RngConfig::default() }),
             "rtc" => add(RtcConfig { id, ..RtcConfig::default() }),
+            "vsock" => {
+                let socket = Some(self.folder.join("vsock"));
+                add(VsockConfig { socket, id, ..VsockConfig::default() })
+            }
             _ => {
                 let model = [WatchdogModel::I6300esb, WatchdogModel::Virtio][number as usize];
                 add(WatchdogConfig { model, id, ..WatchdogConfig::default() })
@@ -317,7 +338,7 @@ pub fn may_refuse(request: &Request, kind: ErrorKind, ends: bool) -> bool {
         Request::Resize(_) => &[BadRequest],
         Request::ResizeZone(_) => &[BadRequest, NotFound, State, Conflict],
         Request::ResizeDisk(_) => &[BadRequest, NotFound, State],
-        Request::SetRateLimit(_) => &[NotFound, State],
+        Request::SetRateLimit(_) | Request::SetLink(_) => &[NotFound, State],
         Request::Coredump(_) => &[State, Conflict],
         Request::Nmi => &[State, NotSupported, Internal],
         Request::SetAffinity(_) => &[State, BadRequest],
