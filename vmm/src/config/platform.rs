@@ -67,7 +67,7 @@ options! {
     pub struct PlatformConfig {
         /// Number of PCI segments.
         ["num_pci_segments", 1..=64] num_pci_segments: u16 = 1,
-        /// Describe the machine by ACPI tables. On x86_64 it always is; on aarch64 it has a device tree otherwise.
+        /// Describe the machine by ACPI tables. On x86_64 it always is; on aarch64 it is when firmware starts it, and has a device tree otherwise.
         ["acpi"] acpi: Option<bool> = None,
         /// Serial number, in SMBIOS.
         ["serial_number"] serial_number: Option<String> = None,

@@ -63,7 +63,7 @@ pub mod calls {
 
 /// Whether ACPI tables describe the machine. Without, it has a device tree.
 pub fn has_acpi(config: &VmConfig) -> bool {
-    config.platform.acpi.unwrap_or(false)
+    config.platform.acpi.unwrap_or(config.payload.firmware.is_some())
 }
 
 /// The mainboard.
