@@ -159,7 +159,8 @@ def native(run):
     """Tests with the bare-metal guest on this machine's /dev/kvm."""
     if not ground.kvm_usable():
         run.skip("native tests", "this user cannot open /dev/kvm")
-    elif run.build_machine("native tests"):
+    # Some tests have a stock kernel refused.
+    elif run.set_up("native tests", guests.ensure) and run.build_machine("native tests"):
         run.nextest("native tests", _binaries(NATIVE, run.filter))
         if not run.filter or run.filter in "api schema":
             schema(run)
@@ -259,6 +260,8 @@ def aarch64(run):
         unit = ["test", *tested, "--lib", "--test", "sim_*", "--", "--show-output"]
         unit += [word for name in NOT_TOLD_IN_EMULATION for word in ("--skip", name)]
         run.libtest("aarch64 unit tests, in user-mode emulation", unit, environment, cargo)
+        devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
+        run.libtest("aarch64 devices' unit tests, in user-mode emulation", devices, environment, cargo)
         corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
         run.libtest("aarch64 fuzz corpora, in user-mode emulation", corpora, environment, cargo)
         for name, reason in NOT_EMULATED.items():
@@ -294,7 +297,7 @@ PARTS = {"check": check, "unit": unit, "native": native, "nested": nested, "aarc
 CROSS_TARGET = TARGET / "aarch64"
 
 # Of the tests with the bare-metal guest, those that are about machines; the others are about the program that runs them.
-BARE_ON_ARM = ("native_boot", "native_devices", "native_hostile")
+BARE_ON_ARM = ("native_boot", "native_devices", "native_gic", "native_hostile")
 
 # Optimized, since an emulated processor runs it, but not for the last per cent, which takes minutes to build.
 CROSS_ENVIRONMENT = {
@@ -309,11 +312,13 @@ EMULATED = ["machine", "pci", "virtio", "hypervisor", "arch", "vmm"]
 NOT_EMULATED = {
     "block": "user-mode emulation has no io_uring",
     "net": "it has no taps",
-    "devices": "they take long, and what they test is the same on each architecture",
+    "devices but those of Arm": "they take long, and what they test is the same on each architecture",
     "vmm's resident pages": "user-mode emulation does not tell which pages are there",
     "fuzz targets but those about the architecture": "the other corpora are replayed on x86_64",
 }
 NOT_TOLD_IN_EMULATION = ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"]
+# Devices that only such a machine has.
+ARM_DEVICES = ["pflash", "primecell"]
 # Fuzz targets of what is not the same on each architecture.
 ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
 
