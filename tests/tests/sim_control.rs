@@ -108,7 +108,9 @@ fn a_machine_with_landlock_reaches_the_files_it_named_and_no_others() {
     control.done(Request::Pause);
     let refusal = dump("core").unwrap_err();
     assert!(refusal.message.contains("--landlock-rules"), "{}", refusal.message);
+    control.wait_for("coredump-failed");
     dump("later/core").unwrap();
+    control.wait_for("coredumped");
     control.done(Request::Resume);
     control.done(Request::Reboot);
     control.end();

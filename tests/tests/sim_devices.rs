@@ -35,7 +35,8 @@ fn a_disk_comes_and_goes_and_its_image_is_free_again() {
         assert_eq!(kind(control.call(disk(folder.join("none"), "none"))), ErrorKind::BadRequest);
         assert_eq!(control.disks(), BTreeSet::from(["data".to_owned()]), "what failed changed nothing");
         control.done(remove("data", false, 30_000));
-        control.wait_for("device-removed");
+        assert_eq!(control.wait_for("device-removing")["id"], "data");
+        assert_eq!(control.wait_for("device-removed")["id"], "data");
         assert!(control.info()["device_tree"].get("data").is_none());
     }
     assert_eq!(kind(control.call(remove("data", false, 1))), ErrorKind::NotFound);
