@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::Level;
 
-/// How many events a guest can cause in a row, and what it takes for one more. A guest fills no disk with them, and drives out none that
-/// others caused.
-const BURST: u32 = 64;
+/// How many events of one name a guest can cause in a row, and what it takes for one more. A guest fills no disk with them, and drives out
+/// none that others caused: there are fourteen such names.
+const BURST: u32 = 16;
 const REFILL: Duration = Duration::from_secs(1);
 
 /// How many past events are kept for a listener that comes back.
@@ -47,8 +47,15 @@ struct Told {
     next: u64,
     past: VecDeque<Arc<Event>>,
     listeners: Vec<Listener>,
-    /// How many events the guest can cause, as of when.
-    budget: (u32, Instant),
+    /// Of each name, what the guest can cause. The names are the program's own, and so few.
+    budgets: BTreeMap<&'static str, Budget>,
+}
+
+/// What the guest can cause of one name. A guest that restarts for ever does not hide that it panicked.
+struct Budget {
+    /// How many events, as of `since`.
+    left: u32,
+    since: Instant,
     /// How many it caused that were not told.
     left_out: u64,
 }
@@ -61,8 +68,7 @@ impl Default for Events {
             next: 1,
             past: VecDeque::new(),
             listeners: Vec::new(),
-            budget: (BURST, start),
-            left_out: 0,
+            budgets: BTreeMap::new(),
         })))
     }
 }
@@ -70,7 +76,9 @@ impl Default for Events {
 impl Events {
     /// Tells that `event` happened to `source`.
     pub fn emit(&self, source: &'static str, event: &'static str) {
-        self.lock().tell(source, event, None);
+        let mut told = self.lock();
+        told.tell_all_left_out();
+        told.tell(source, event, None);
     }
 
     /// As [`Events::emit`], with more about it.
@@ -80,11 +88,13 @@ impl Events {
         event: &'static str,
         properties: [(&'static str, Value); N],
     ) {
-        self.lock().tell(source, event, Some(BTreeMap::from(properties)));
+        let mut told = self.lock();
+        told.tell_all_left_out();
+        told.tell(source, event, Some(BTreeMap::from(properties)));
     }
 
     /// As [`Events::emit_with`], of what the guest can have happen as often as it likes: what is too much is left out, and told of as
-    /// `events-left-out` before the next event.
+    /// `events-left-out` before the next event of that name, or that the guest has no part in.
     pub fn emit_for_guest<const N: usize>(
         &self,
         source: &'static str,
@@ -92,7 +102,8 @@ impl Events {
         properties: [(&'static str, Value); N],
     ) {
         let mut told = self.lock();
-        if told.guest_may(Instant::now()) {
+        if told.guest_may(event, Instant::now()) {
+            told.tell_left_out(event);
             told.tell(source, event, (N > 0).then(|| BTreeMap::from(properties)));
         }
     }
@@ -123,11 +134,6 @@ impl Told {
         event: &'static str,
         properties: Option<BTreeMap<&'static str, Value>>,
     ) {
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            let count = BTreeMap::from([("count", left_out.into())]);
-            self.tell("vmm", "events-left-out", Some(count));
-        }
         log(source, event, properties.as_ref());
         // A clock before that has not been set.
         let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -147,18 +153,42 @@ impl Told {
         self.past.push_back(event);
     }
 
-    /// Whether the guest may cause another event; counts it if not.
-    fn guest_may(&mut self, now: Instant) -> bool {
-        let (left, since) = &mut self.budget;
-        let refills = now.saturating_duration_since(*since).as_millis() / REFILL.as_millis();
+    /// Tells how many events of the name `event` were left out, if any.
+    fn tell_left_out(&mut self, event: &'static str) {
+        let left_out = self.budgets.get_mut(event).map(|budget| std::mem::take(&mut budget.left_out));
+        if let Some(count) = left_out.filter(|count| *count > 0) {
+            let properties = BTreeMap::from([("event", event.into()), ("count", count.into())]);
+            self.tell("vmm", "events-left-out", Some(properties));
+        }
+    }
+
+    fn tell_all_left_out(&mut self) {
+        while let Some(event) =
+            self.budgets.iter().find_map(|(event, budget)| (budget.left_out > 0).then_some(*event))
+        {
+            self.tell_left_out(event);
+        }
+    }
+
+    /// Whether the guest may cause another event of the name `event`; counts it if not.
+    fn guest_may(&mut self, event: &'static str, now: Instant) -> bool {
+        let full = Budget { left: BURST, since: now, left_out: 0 };
+        self.budgets.entry(event).or_insert(full).take(now)
+    }
+}
+
+impl Budget {
+    /// Takes one event from it; counts one that is left out if there is none.
+    fn take(&mut self, now: Instant) -> bool {
+        let refills = now.saturating_duration_since(self.since).as_millis() / REFILL.as_millis();
         let refills = u32::try_from(refills).unwrap_or(u32::MAX);
-        *left = left.saturating_add(refills).min(BURST);
-        *since = since.checked_add(REFILL.saturating_mul(refills)).unwrap_or(now);
-        let Some(rest) = left.checked_sub(1) else {
+        self.left = self.left.saturating_add(refills).min(BURST);
+        self.since = self.since.checked_add(REFILL.saturating_mul(refills)).unwrap_or(now);
+        let Some(rest) = self.left.checked_sub(1) else {
             self.left_out += 1;
             return false;
         };
-        *left = rest;
+        self.left = rest;
         true
     }
 }
@@ -229,11 +259,43 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_restarts_for_ever_hides_nothing_else_and_each_name_has_its_count() {
+        let events = Events::default();
+        let heard = listener(&events, None);
+        for _ in 0..1000 {
+            events.emit_for_guest("vm", "rebooting", []);
+        }
+        events.emit_for_guest("guest", "panic", [("events", 1.into())]);
+        for _ in 0..1000 {
+            events.emit_for_guest("guest", "watchdog", []);
+        }
+        events.emit("vm", "paused");
+        let heard: Vec<_> = heard.try_iter().filter(|event| event.event != "rebooting").collect();
+        assert_eq!((heard[0].event, heard[1].event), ("panic", "watchdog"));
+        let left_out = heard.iter().filter(|event| event.event == "events-left-out");
+        let names: Vec<_> =
+            left_out.map(|event| event.properties.as_ref().unwrap()["event"].clone()).collect();
+        assert_eq!(names, ["rebooting", "watchdog"]);
+    }
+
+    #[test]
+    fn names_that_take_turns_drive_out_no_events_of_others() {
+        let events = Events::default();
+        events.emit("vm", "booted");
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n"];
+        for name in std::iter::repeat_n(names, 100).flatten() {
+            events.emit_for_guest("vm", name, []);
+        }
+        events.emit("vm", "paused");
+        assert_eq!(events.0.lock().unwrap().past[0].event, "booted");
+    }
+
+    #[test]
     fn a_guest_that_was_silent_is_heard_again() {
         let events = Events::default();
         let mut told = events.0.lock().unwrap();
         let mut now = Instant::now();
-        let caused = |told: &mut Told, now| (0..1000).filter(|_| told.guest_may(now)).count();
+        let caused = |told: &mut Told, now| (0..1000).filter(|_| told.guest_may("rebooting", now)).count();
         assert_eq!(caused(&mut told, now), BURST as usize);
         for (silence, again) in [(REFILL * 3, 3), (REFILL * 1000, BURST as usize)] {
             now += silence;
