@@ -56,6 +56,31 @@ fn gdb_steps_through_the_first_instructions_and_lets_the_guest_go() {
 }
 
 #[test]
+fn the_debuggers_socket_goes_with_the_machine() {
+    for (options, signal) in [
+        ("", Some(libc::SIGINT)),
+        ("", None),
+        ("--landlock", Some(libc::SIGTERM)),
+        ("--api-socket path=FOLDER/api", Some(libc::SIGXCPU)),
+    ] {
+        let folder = Folder::new();
+        let socket = folder.join("gdb");
+        let options = options.replace("FOLDER", &folder.join("").display().to_string());
+        let task = if signal.is_some() { "hello end=halt" } else { "hello" };
+        let mut monitor = MonitorBuilder::bare(task)
+            .args(options.split_whitespace())
+            .args(["--gdb", &format!("path={},wait=off", socket.display())])
+            .start();
+        monitor.wait_for("@@ done rc=0");
+        if let Some(signal) = signal {
+            monitor.signal(signal);
+        }
+        assert_eq!(monitor.wait().status, Some(0), "{options}");
+        assert!(!socket.exists(), "{options}: the socket is left");
+    }
+}
+
+#[test]
 fn a_guest_cannot_fill_the_log() {
     let folder = Folder::new();
     let tasks = ["ring-abuse case=all"; 12].join("; ");

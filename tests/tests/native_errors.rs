@@ -329,16 +329,18 @@ fn a_host_without_kvm_is_told_what_to_do() {
 #[test]
 fn a_failure_leaves_nothing_behind() {
     let folder = Folder::new();
-    let (socket, file) = (folder.join("socket"), folder.join("file"));
+    let (socket, file, gdb) = (folder.join("socket"), folder.join("file"), folder.join("gdb"));
     let words = format!(
-        "--net tap=vivt9 --serial socket={} --debug-console file={} --disk path=/nowhere",
+        "--net tap=vivt9 --serial socket={} --debug-console file={} --gdb path={} --disk path=/nowhere",
         socket.display(),
-        file.display()
+        file.display(),
+        gdb.display()
     );
     failed(&words, &output(&mut with(&words)), &["--disk path=/nowhere: "]);
     assert!(!Path::new("/sys/class/net/vivt9").exists(), "the tap is left");
     assert!(!socket.exists(), "the socket is left");
     assert!(!file.exists(), "the file is left");
+    assert!(!gdb.exists(), "the debugger's socket is left");
     // The other way about: what comes last fails.
     let words = format!("--rng src=/nowhere --net tap=vivt9 --serial socket={}", socket.display());
     failed(&words, &output(&mut with(&words)), &["--rng src=/nowhere: "]);

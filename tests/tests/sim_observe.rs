@@ -259,7 +259,7 @@ fn gdb_sees_registers_and_memory_of_a_running_machine_and_lets_it_go() {
     let folder = Folder::new();
     let machine = Machine::start(&folder, ignore);
     let socket = folder.join("gdb");
-    vmm::gdb::serve(&socket, machine.inbox.clone()).unwrap();
+    let _socket = vmm::gdb::serve(&socket, machine.inbox.clone()).unwrap();
     let gdb = |commands: &[&str]| {
         let commands =
             commands.iter().map(|command| format!("-ex '{command}'")).collect::<Vec<_>>().join(" ");

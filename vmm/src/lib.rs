@@ -26,6 +26,7 @@ pub mod monitor;
 pub mod pmem;
 pub mod seccomp;
 pub mod settle;
+pub mod socket_file;
 
 pub use crate::machine::gdb;
 
@@ -70,8 +71,9 @@ fn run_logged(run: cli::Run) -> Result<()> {
         })
         .transpose()?;
     monitor.events().emit("vmm", "starting");
-    if let Some(gdb) = run.gdb {
-        gdb::serve(&gdb.path, monitor.inbox())?;
+    let debugger = run.gdb.as_ref().map(|gdb| gdb::serve(&gdb.path, monitor.inbox())).transpose()?;
+    if let Some(gdb) = &run.gdb {
+        monitor.keep_removable(&gdb.path);
         if gdb.wait {
             monitor.hold_for_debugger();
         }
@@ -103,6 +105,7 @@ fn run_logged(run: cli::Run) -> Result<()> {
             monitor.run()?
         }
     };
+    drop(debugger);
     tracing::info!(
         "the process ends: {}",
         match &ended {

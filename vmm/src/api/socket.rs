@@ -1,13 +1,12 @@
 //! `--api-socket`: where the API listens.
 
 use crate::config::options::options;
+use crate::socket_file::SocketFile;
 use anyhow::{Context, Result, bail};
-use std::fs::Metadata;
 use std::io::{self, ErrorKind};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 options! {
     /// The UNIX socket that the REST API is served on: a path, or a socket that whoever started the process made.
@@ -23,7 +22,7 @@ options! {
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    made: Option<(PathBuf, Metadata)>,
+    _file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -34,13 +33,13 @@ impl Listener {
     pub fn open(config: &ApiSocketConfig) -> Result<Self> {
         match (&config.path, config.fd) {
             (Some(path), None) => {
-                let socket = bind(path).with_context(|| format!("--api-socket path={}", path.display()))?;
-                let made = path.symlink_metadata().ok().map(|metadata| (path.clone(), metadata));
-                Ok(Self { socket, made })
+                let (socket, file) = SocketFile::bind(path)
+                    .with_context(|| format!("--api-socket path={}", path.display()))?;
+                Ok(Self { socket, _file: Some(file) })
             }
             (None, Some(fd)) => {
                 let fd = inherited(fd).with_context(|| format!("--api-socket fd={fd}"))?;
-                Ok(Self { socket: fd.into(), made: None })
+                Ok(Self { socket: fd.into(), _file: None })
             }
             (Some(_), Some(_)) => bail!("--api-socket: has both path and fd; give one"),
             (None, None) => bail!("--api-socket: says nothing; write --api-socket path=<socket>"),
@@ -56,35 +55,6 @@ impl Listener {
         socket.set_nonblocking(true)?;
         Ok(socket)
     }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let Some((path, made)) = &self.made else { return };
-        let is_ours = |found: Metadata| (found.dev(), found.ino()) == (made.dev(), made.ino());
-        if path.symlink_metadata().is_ok_and(is_ours) {
-            // Whoever took it away meanwhile has done what is wanted.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Binds a socket at `path`, where an earlier process may have left one that nobody listens on.
-fn bind(path: &Path) -> Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-        result => return result.context("listening on it"),
-    }
-    if !path.symlink_metadata()?.file_type().is_socket() {
-        bail!("is there already, and is no socket; give another path");
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-        Err(error) => return Err(error).context("looking who listens on it"),
-        Ok(_) => bail!("another process listens on it; end that one, or give another path"),
-    }
-    std::fs::remove_file(path).context("taking away the socket of a process that is gone")?;
-    UnixListener::bind(path).context("listening on it")
 }
 
 /// Takes over a descriptor that the process was started with.

@@ -7,6 +7,7 @@ mod target;
 
 use crate::message::{Event, Inbox};
 use crate::seccomp::{self, ThreadKind};
+use crate::socket_file::SocketFile;
 use anyhow::{Context, Result};
 use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
@@ -14,21 +15,17 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use target::GdbTarget;
 
-/// Listens at `path`, and serves debuggers on a thread of its own.
+/// Listens at `path`, and serves debuggers on a thread of its own. The socket's path goes with what is returned.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(path: &Path, inbox: Inbox) -> Result<()> {
-    let failed = || format!("--gdb path={}", path.display());
-    if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-        // Left behind by a process that is gone.
-        std::fs::remove_file(path).with_context(failed)?;
-    }
-    let listener = UnixListener::bind(path).with_context(failed)?;
+pub fn serve(path: &Path, inbox: Inbox) -> Result<SocketFile> {
+    let (listener, file) =
+        SocketFile::bind(path).with_context(|| format!("--gdb path={}", path.display()))?;
     let serve = move || {
         seccomp::confine(ThreadKind::Debugger);
         for stream in listener.incoming() {
@@ -40,7 +37,7 @@ pub fn serve(path: &Path, inbox: Inbox) -> Result<()> {
     };
     let builder = std::thread::Builder::new().name("gdb".into()).stack_size(256 << 10);
     builder.spawn(serve).context("starting the debugger's thread")?;
-    Ok(())
+    Ok(file)
 }
 
 /// What a debugger that says `bytes` is answered when the machine is gone: everything of the protocol but the machine itself. For
