@@ -23,8 +23,18 @@ fn end_by(signal: i32) -> std::process::ExitStatus {
 
 #[test]
 fn the_terminal_is_given_back_after_every_kind_of_end() {
-    assert_eq!(end_by(libc::SIGINT).code(), Some(0));
-    for signal in [libc::SIGSEGV, libc::SIGABRT, libc::SIGBUS, libc::SIGQUIT, libc::SIGILL, libc::SIGFPE] {
+    let ask_it_to_end = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGXCPU];
+    for signal in ask_it_to_end {
+        assert_eq!(end_by(signal).code(), Some(0), "after signal {signal}");
+    }
+    let leave_it = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH, libc::SIGCONT];
+    let stop_it = [libc::SIGKILL, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    // One presses the power button, the other tells of a system call that is forbidden.
+    let heard = [libc::SIGUSR1, libc::SIGSYS];
+    let others = [&ask_it_to_end[..], &leave_it, &stop_it, &heard].concat();
+    // The first real-time signal kicks CPUs.
+    let real_time = [libc::SIGRTMIN() + 1, libc::SIGRTMAX()];
+    for signal in (1..32).filter(|signal| !others.contains(signal)).chain(real_time) {
         assert_eq!(end_by(signal).signal(), Some(signal), "it ends as the signal says");
     }
 }

@@ -46,8 +46,9 @@ pub struct Consoles {
     files: Option<ConsoleThread>,
 }
 
-/// Signals that mean something to the machine: three ask it to end, SIGUSR1 presses its power button.
-const HEARD: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+/// Signals that mean something to the machine: SIGUSR1 presses its power button, and the others ask it to end. SIGXCPU comes when the
+/// process has used the CPU time that it may have (`RLIMIT_CPU`, the soft limit).
+const HEARD: [libc::c_int; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGXCPU, libc::SIGUSR1];
 
 /// Keeps the signals that mean something to the machine from interrupting anything: the console thread hears them. Called
 /// before any thread is started, since threads inherit it.

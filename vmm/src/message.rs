@@ -136,7 +136,7 @@ pub enum Event {
     },
     /// The power button is to be pressed (SIGUSR1), so that the guest powers off.
     PowerButton,
-    /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, the terminal's escape).
+    /// The process is to end at once (SIGTERM, SIGINT, SIGHUP, SIGXCPU, the terminal's escape).
     Terminate,
 }
 

@@ -20,8 +20,9 @@ const ESCAPE_COUNT: u32 = 3;
 /// How much is written at once where a longer write could block. POSIX has pipes take this much when writable.
 const BLOCKING_WRITE: usize = 512;
 
-/// Signals that end the process by default. SIGBUS is left to whoever deals with faults of guest memory.
-const FATAL: [libc::c_int; 10] = [
+/// Signals that end the process by default (signal(7)), but the real-time ones. SIGBUS is left to whoever deals with faults of guest
+/// memory.
+const FATAL: [libc::c_int; 21] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -29,9 +30,20 @@ const FATAL: [libc::c_int; 10] = [
     libc::SIGABRT,
     libc::SIGSEGV,
     libc::SIGILL,
+    libc::SIGTRAP,
     libc::SIGFPE,
     libc::SIGSYS,
     libc::SIGPIPE,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGSTKFLT,
+    libc::SIGIO,
+    libc::SIGPWR,
 ];
 
 struct SavedModes {
@@ -77,7 +89,7 @@ fn guard() {
             restore_terminal();
             next(panic);
         }));
-        for signal in FATAL {
+        for signal in FATAL.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
             // SIGSEGV has the standard library's handler for stack overflows.
             if system::is_default_action(signal) || signal == libc::SIGSEGV {
                 // SAFETY: the handler sets terminal modes and raises, both of which are safe in handlers.

@@ -23,7 +23,7 @@ const CLIENT_STATUSES: &[(&str, &str)] = &[
 ];
 
 const SIGNALS: &[(&str, &str)] = &[
-    ("SIGTERM, SIGINT, SIGHUP", "End the machine at once, as if the power had failed."),
+    ("SIGTERM, SIGINT, SIGHUP, SIGXCPU", "End the machine at once, as if the power had failed."),
     ("SIGUSR1", "Press the guest's power button."),
 ];
 
