@@ -20,6 +20,7 @@ pub mod key_value;
 pub mod landlock;
 pub mod mem;
 pub mod memory;
+mod names;
 pub mod net;
 pub mod numa;
 pub mod options;

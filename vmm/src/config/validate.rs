@@ -39,6 +39,7 @@ impl VmConfig {
     /// The first setting that cannot be.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_ranges()?;
+        self.validate_names()?;
         self.validate_cpus()?;
         self.validate_memory()?;
         self.validate_numa()?;
