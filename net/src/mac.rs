@@ -6,7 +6,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 /// An Ethernet address of one station, such as `52:54:00:12:34:56`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress([u8; 6]);
 

@@ -107,6 +107,20 @@ pub enum TapError {
     /// The files given belong to different taps.
     #[error("the file descriptors given are of different taps, {0} and {1}")]
     DifferentTaps(String, String),
+    /// The host refused a setting.
+    #[error("tap {name}: the host refuses {key}={value}; {remedy}: {source}")]
+    Setting {
+        /// The tap.
+        name: String,
+        /// What is set.
+        key: &'static str,
+        /// To what.
+        value: String,
+        /// The host's answer.
+        source: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The host refused something else.
     #[error("tap {name}: cannot {what}: {source}")]
     Host {
@@ -166,16 +180,27 @@ impl Tap {
         }
         let offloads = files.first().map_or(Features::empty(), supported_offloads);
         let interface = Interface::new(&name).map_err(host("open a socket to set it up"))?;
+        let setting = |key, value: &dyn std::fmt::Display, remedy| {
+            let (name, value) = (name.clone(), value.to_string());
+            move |source: io::Error| match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => TapError::NotPermitted { name },
+                _ => TapError::Setting { name, key, value, source, remedy },
+            }
+        };
         if let Some(mac) = host_mac {
-            interface.set_mac(mac).map_err(host("set its MAC address"))?;
+            let remedy = "give a unicast address, whose first byte is even";
+            interface.set_mac(mac).map_err(setting("host_mac", &mac, remedy))?;
         }
         if let Some(Ipv4Setting { address, mask }) = address {
-            interface.set_address(libc::SIOCSIFADDR, address).map_err(host("set its IP address"))?;
-            interface.set_address(libc::SIOCSIFNETMASK, mask).map_err(host("set its network mask"))?;
+            let remedy = "give an address such as 192.168.249.1";
+            interface.set_address(libc::SIOCSIFADDR, address).map_err(setting("ip", &address, remedy))?;
+            let remedy = "give a mask such as 255.255.255.0";
+            interface.set_address(libc::SIOCSIFNETMASK, mask).map_err(setting("mask", &mask, remedy))?;
         }
         let mut current = interface.mtu().map_err(host("read its MTU"))?;
         if let Some(mtu) = mtu.filter(|mtu| *mtu != current) {
-            interface.set_mtu(mtu).map_err(host("set its MTU"))?;
+            let remedy = "a tap of Linux takes 68 to 65521";
+            interface.set_mtu(mtu).map_err(setting("mtu", &mtu, remedy))?;
             current = mtu;
         }
         interface.bring_up().map_err(host("bring it up"))?;

@@ -63,6 +63,32 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--kernel k --net tap=t,ip=10.0.0.1,mask=255.0.255.0",
             "--net tap=t: mask=255.0.255.0 is no network mask: its bits are set from the left",
         ),
+        (
+            "--kernel k --net tap=t1 --net tap=t1",
+            "--net tap=t1: is given to two interfaces; give each a tap of its own, or one of them more queues",
+        ),
+        (
+            "--kernel k --net mac=12:34:56:78:9A:bc --net tap=t,mac=12:34:56:78:9a:bc",
+            "--net mac=12:34:56:78:9a:bc: is given to two interfaces; give each an address of its own",
+        ),
+        (
+            "--kernel k --net tap=t,ip=0.0.0.0",
+            "--net tap=t: ip=0.0.0.0: is no address that an interface has; give",
+        ),
+        ("--kernel k --net tap=t,ip=fe80::1", "--net tap=t: ip=fe80::1: is an IPv6 address; set it with"),
+        (
+            "--kernel k --net tap=t,ip=1.2.3.4,mask=ffff::",
+            "--net tap=t: mask=ffff::: is an IPv6 address; give the mask of",
+        ),
+        ("--kernel k --net fd=0", "--net: fd=0: is a standard stream; pass the tap as descriptor 3 or above"),
+        (
+            "--kernel k --disk path=/x,queue_affinity=[0@[0],0@[1]]",
+            "--disk path=/x: queue_affinity: queue 0 is given twice; give it once",
+        ),
+        (
+            "--kernel k --net tap=t,queue_affinity=[1@[0],1@[0]]",
+            "--net tap=t: queue_affinity: queue 1 is given twice; give it once",
+        ),
         ("--kernel k --net tap=a/b", "--net tap=a/b: the name cannot be an interface's: it may not contain"),
         (
             "--kernel k --pmem file=p,size=3",
@@ -150,6 +176,23 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
         let error = run(line).unwrap_err();
         assert!(error.starts_with(expected), "{line}\n  expected: {expected}\n  got: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_is_for_arm_alone_is_refused() {
+    for (line, expected) in [
+        (
+            "--kernel k --serial tty,model=pl011",
+            "--serial model=pl011: a PC's serial port is a 16550; leave model out",
+        ),
+        (
+            "--kernel k --cpus sve=on",
+            "--cpus sve=on: is a choice for Arm machines, and this is none; leave it out",
+        ),
+    ] {
+        assert_eq!(run(line).unwrap_err(), expected);
     }
 }
 

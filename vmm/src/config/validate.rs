@@ -1,11 +1,10 @@
 //! What concerns several settings at once, or needs the host to be asked.
 
 use super::disk::QueueAffinity;
-use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, IvshmemConfig, VmConfig};
+use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, IvshmemConfig, SerialModel, VmConfig};
 use crate::pmem::UNIT as PMEM_UNIT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 
 /// The least memory a machine can have.
 pub const MINIMUM_MEMORY: ByteSize = ByteSize(64 << 20);
@@ -61,6 +60,9 @@ impl VmConfig {
 
     fn validate_cpus(&self) -> Result<(), ConfigError> {
         let cpus = &self.cpus;
+        if cfg!(target_arch = "x86_64") {
+            cpus.check_no_features()?;
+        }
         if cpus.boot_vcpus == 0 {
             return error("--cpus boot=0", "a machine needs at least one CPU");
         }
@@ -299,55 +301,7 @@ impl VmConfig {
             }
             disk.rate_limiter_config.iter().try_for_each(|limits| limits.check(&option))?;
         }
-        for net in &self.net {
-            let option = match (&net.tap, &net.mac) {
-                (Some(tap), _) => format!("--net tap={tap}"),
-                (None, Some(mac)) => format!("--net mac={mac}"),
-                (None, None) => "--net".to_owned(),
-            };
-            if let Some(reason) = net.tap.as_deref().and_then(::net::link::tap::wrong_name) {
-                return error(option, format!("the name {reason}"));
-            }
-            if net.num_queues % 2 != 0 {
-                return error(
-                    option,
-                    format!("num_queues={} is odd, and queues come in pairs; make it even", net.num_queues),
-                );
-            }
-            check_queue_size(&option, net.queue_size)?;
-            // After the pairs comes the control queue.
-            check_queue_affinity(&option, &net.queue_affinity, net.num_queues.saturating_add(1))?;
-            if net.tap.is_some() && net.fds.is_some() {
-                return error(option, "has both tap and fd; give one");
-            }
-            if let Some(fds) = net.fds.as_ref().filter(|fds| fds.len() * 2 != usize::from(net.num_queues)) {
-                return error(
-                    option,
-                    format!(
-                        "has {} file descriptors for {} queues; give one for each pair of queues",
-                        fds.len(),
-                        net.num_queues
-                    ),
-                );
-            }
-            if net.mask.is_some() && net.ip.is_none() {
-                return error(option, "has a mask without an ip; add ip=<address>");
-            }
-            if let Some(IpAddr::V4(mask)) = net.mask
-                && mask.to_bits().leading_ones() + mask.to_bits().trailing_zeros() < 32
-            {
-                let reason = format!(
-                    "mask={mask} is no network mask: its bits are set from the left, as in 255.255.255.0"
-                );
-                return error(option, reason);
-            }
-            for (key, mac) in [("mac", &net.mac), ("host_mac", &net.host_mac)] {
-                if let Some(Err(reason)) = mac.as_ref().map(|mac| mac.parse::<::net::mac::MacAddress>()) {
-                    return error(option, format!("{key}: {reason}"));
-                }
-            }
-            net.rate_limiter_config.iter().try_for_each(|limits| limits.check(&option))?;
-        }
+        super::net::check(&self.net)?;
         for pmem in &self.pmem {
             if pmem.file.as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
                 return error("--pmem", "has no file; add file=<path>");
@@ -384,6 +338,9 @@ impl VmConfig {
     }
 
     fn validate_consoles(&self) -> Result<(), ConfigError> {
+        if cfg!(target_arch = "x86_64") && self.serial.model == Some(SerialModel::Pl011) {
+            return error("--serial model=pl011", "a PC's serial port is a 16550; leave model out");
+        }
         let (serial, debug) = (&self.serial, &self.debug_console);
         let mut consoles = vec![("--serial", serial.mode, &serial.file, &serial.socket)];
         let several = self.console.iter();
@@ -492,14 +449,29 @@ pub(super) fn twice<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Option<T> 
     items.into_iter().find(|item| !seen.insert(*item))
 }
 
-/// `queues` is how many there are.
-fn check_queue_affinity(option: &str, affinity: &[QueueAffinity], queues: u16) -> Result<(), ConfigError> {
-    let Some(bad) = affinity.iter().find(|queue| queue.queue_index >= queues) else { return Ok(()) };
-    let last = queues.saturating_sub(1);
-    error(option, format!("queue_affinity: there is no queue {}; the last is {last}", bad.queue_index))
+/// Checks which queues are named. `queues` is how many there are.
+pub(super) fn check_queue_affinity(
+    option: &str,
+    affinity: &[QueueAffinity],
+    queues: u16,
+) -> Result<(), ConfigError> {
+    if let Some(bad) = affinity.iter().find(|queue| queue.queue_index >= queues) {
+        let last = queues.saturating_sub(1);
+        return error(
+            option,
+            format!("queue_affinity: there is no queue {}; the last is {last}", bad.queue_index),
+        );
+    }
+    match twice(affinity.iter().map(|queue| queue.queue_index)) {
+        Some(queue) => error(
+            option,
+            format!("queue_affinity: queue {queue} is given twice; give it once, with all of its host CPUs"),
+        ),
+        None => Ok(()),
+    }
 }
 
-fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
+pub(super) fn check_queue_size(option: &str, size: u16) -> Result<(), ConfigError> {
     if !size.is_power_of_two() {
         return error(option, format!("queue_size={size} is not a power of two; write one like 128 or 256"));
     }

@@ -4,12 +4,11 @@ use super::{Opened, Seat, Site, affinity, limiter};
 use crate::config::NetConfig;
 use crate::machine::control::Control;
 use crate::machine::workers::{self, Sharing};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use net::link::tap::{Ipv4Setting, Tap, TapConfig};
 use net::mac::MacAddress;
 use net::virtio_net::Net;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 use virtio::pci_transport;
@@ -38,18 +37,7 @@ pub(super) fn open(site: &Site, net: &NetConfig) -> Result<Opened> {
 
 fn open_tap(site: &Site, config: &NetConfig) -> Result<Net> {
     let mac = |text: &Option<String>| text.as_deref().map(str::parse::<MacAddress>).transpose();
-    let mask = |mask: Option<IpAddr>| match mask {
-        Some(IpAddr::V4(mask)) => Ok(mask),
-        None => Ok(Ipv4Addr::new(255, 255, 255, 0)),
-        Some(IpAddr::V6(_)) => bail!("mask: is an IPv6 address; give the mask of an IPv4 network"),
-    };
-    let address = match config.ip {
-        // Whoever opened the tap has set it up; clients fill in an address that nobody wants.
-        _ if config.fds.is_some() => None,
-        None => None,
-        Some(IpAddr::V4(address)) => Some(Ipv4Setting { address, mask: mask(config.mask)? }),
-        Some(IpAddr::V6(_)) => bail!("ip: is an IPv6 address; set it with `ip addr add` on the tap"),
-    };
+    let address = config.address().map(|(address, mask)| Ipv4Setting { address, mask });
     let files = config.fds.iter().flatten().map(|fd| own_descriptor(*fd)).collect::<Result<_>>()?;
     let tap = Tap::open(TapConfig {
         name: config.tap.clone(),
@@ -75,9 +63,6 @@ fn open_tap(site: &Site, config: &NetConfig) -> Result<Net> {
 
 /// A descriptor of our own for one that the user passed to the process.
 fn own_descriptor(fd: i32) -> Result<OwnedFd> {
-    if fd < 3 {
-        bail!("fd={fd}: is a standard stream; pass the tap as descriptor 3 or above");
-    }
     // SAFETY: F_DUPFD_CLOEXEC only makes a new descriptor, and fails when `fd` is not open.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {

@@ -11,7 +11,7 @@ use super::{
     Foundation, Mainboard, Notifier, PanicPort, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
     inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
 };
-use crate::config::{SerialModel, VmConfig};
+use crate::config::VmConfig;
 use anyhow::{Context, Result, anyhow, ensure};
 use arch::topology::Topology;
 use arch::wiring::InterruptPins;
@@ -114,10 +114,6 @@ impl Platform {
         board.put("system control port", port, SystemControl::PORTS, SystemControl::default())?;
         let pvpanic = PanicPort { bus: port.clone(), range: Pvpanic::PORTS };
         pvpanic.follow(&mut board.devices, config.hears_panics())?;
-        ensure!(
-            config.serial.model != Some(SerialModel::Pl011),
-            "--serial model=pl011: a PC's serial port is a 16550; leave model out"
-        );
         if let Some(mode) = serial_mode(&config.serial) {
             let (output, pump) = host_console::connect(&mode).context("--serial")?;
             let room = Doorbell::new().context("--serial: making an event")?;
@@ -229,7 +225,6 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
         "--platform acpi=off: a PC is always described by ACPI tables; leave it out, and use --cmdline acpi=off for a Linux \
          that is to ignore them"
     );
-    config.cpus.check_no_features()?;
     let topology = cpu_topology(config)?;
     // A host that is a machine itself traps CPUID, and to ask for all of it takes as long as to make the machine.
     let (made, cpuid) = std::thread::scope(|scope| {
