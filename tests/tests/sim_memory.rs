@@ -422,6 +422,27 @@ fn sizes_change_all_together_or_not_at_all() {
 }
 
 #[test]
+fn cpus_that_the_guest_has_not_let_go_of_are_counted() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    sim.program(1, ignore);
+    let mut machine = config(&folder);
+    machine.cpus.boot_vcpus = 2;
+    let control = Control::boot(&sim, machine);
+    let cpus = || {
+        let info = control.info();
+        (info["config"]["cpus"]["boot_vcpus"].clone(), info["cpus_actual"].clone())
+    };
+    assert_eq!(cpus(), (2.into(), 2.into()));
+    control.done(resize_to(Some(1), None));
+    assert_eq!(cpus(), (1.into(), 2.into()));
+    assert!(control.inspect("cpu")["1"].is_object());
+    control.done(Request::Reboot);
+    assert_eq!(cpus(), (1.into(), 1.into()));
+    control.end();
+}
+
+#[test]
 fn memory_is_taken_from_the_host_ahead_of_a_change() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, ignore);

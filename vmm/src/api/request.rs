@@ -338,6 +338,8 @@ pub struct InfoReply {
     pub state: VmState,
     /// Memory that the guest can use, in bytes.
     pub memory_actual_size: u64,
+    /// CPUs that are there: more than `config.cpus.boot_vcpus`, the number that was asked for, until the guest lets go of the others.
+    pub cpus_actual: u32,
     /// The share of the time in which CPUs are held, in percent.
     pub throttle_percent: u8,
     /// The devices that can be named, by id.

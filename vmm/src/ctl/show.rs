@@ -47,10 +47,13 @@ fn info(info: &Map<String, Value>) -> String {
     let cpus = &config["cpus"];
     let state = info.get("state").map(|state| plain("state", state)).unwrap_or_default();
     let memory = info.get("memory_actual_size").and_then(Value::as_u64).map(size).unwrap_or_default();
+    let asked = &cpus["boot_vcpus"];
+    let there = info.get("cpus_actual").unwrap_or(asked);
     let mut text = format!(
-        "state    {state}\nCPUs     {} of at most {}\nmemory   {memory}\n",
-        plain("", &cpus["boot_vcpus"]),
-        plain("", cpus.get("max_vcpus").filter(|most| !most.is_null()).unwrap_or(&cpus["boot_vcpus"]))
+        "state    {state}\nCPUs     {} of at most {}{}\nmemory   {memory}\n",
+        plain("", there),
+        plain("", cpus.get("max_vcpus").filter(|most| !most.is_null()).unwrap_or(asked)),
+        if there == asked { String::new() } else { format!(", {} asked for", plain("", asked)) }
     );
     for (name, key) in [("firmware", "firmware"), ("kernel", "kernel"), ("command", "cmdline")] {
         if let Some(value) = config["payload"][key].as_str() {
@@ -232,6 +235,14 @@ mod tests {
              __rng   0000:00:01.0  -\n\
              data    0000:00:02.0  /d.img\n"
         );
+    }
+
+    #[test]
+    fn cpus_are_those_that_are_there() {
+        let mut info = json!({"state": "Running", "config": {"cpus": {"boot_vcpus": 2, "max_vcpus": 4}}, "cpus_actual": 3});
+        assert!(shown("vm.info", &info).contains("\nCPUs     3 of at most 4, 2 asked for\n"));
+        info["cpus_actual"] = json!(2);
+        assert!(shown("vm.info", &info).contains("\nCPUs     2 of at most 4\n"));
     }
 
     #[test]

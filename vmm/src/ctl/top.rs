@@ -155,7 +155,7 @@ fn look(client: &mut Client) -> Result<Counted> {
         at: Instant::now(),
         numbers: numbers.collect(),
         state: info["state"].as_str().unwrap_or("?").to_owned(),
-        cpus: info["config"]["cpus"]["boot_vcpus"].as_u64().unwrap_or(0),
+        cpus: info["cpus_actual"].as_u64().unwrap_or(0),
         memory: info["memory_actual_size"].as_u64().unwrap_or(0),
     })
 }

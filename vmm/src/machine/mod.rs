@@ -344,6 +344,11 @@ impl Machine {
         boot.saturating_add(added).saturating_sub(self.balloon().map_or(0, BalloonControl::actual))
     }
 
+    /// How many CPUs there are.
+    pub fn cpu_count(&self) -> u32 {
+        self.cpus.count()
+    }
+
     /// The balloon, if there is one.
     fn balloon(&self) -> Option<&BalloonControl> {
         self.pci.controls().find_map(|(_, control)| match control {

@@ -26,7 +26,7 @@ impl Monitor {
                 VmState::Shutdown => "shutdown",
                 VmState::Paused => "paused",
             };
-            (state, info.config.cpus.boot_vcpus, info.memory_actual_size)
+            (state, info.cpus_actual, info.memory_actual_size)
         });
         let mut samples = metrics::overview(state, cpus, memory);
         let of_machine = if let Vm::Booted(machine) = &self.vm { machine.samples() } else { Vec::new() };
@@ -40,6 +40,7 @@ impl Monitor {
             config: config.clone(),
             state,
             memory_actual_size: config.memory.first_size(),
+            cpus_actual: config.cpus.boot_vcpus,
             throttle_percent: 0,
             device_tree: Default::default(),
         };
@@ -56,6 +57,7 @@ impl Monitor {
                     false => VmState::Running,
                 },
                 memory_actual_size: machine.memory_size(),
+                cpus_actual: machine.cpu_count(),
                 throttle_percent: machine.throttle_percent(),
                 device_tree: machine.device_tree(),
             },
