@@ -262,6 +262,26 @@ fn networks_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn values_that_the_host_or_another_device_rules_out_are_told_with_the_remedy() {
+    for (words, parts) in [
+        ("--net mtu=65535", &["--net: tap vmtap", "the host refuses mtu=65535", "68 to 65521"][..]),
+        ("--memory size=9T", &["--memory size=9T: KVM takes less than 8T in one piece", "--memory-zone"]),
+    ] {
+        failed(words, &output(&mut with(words)), parts);
+    }
+    if native() == Architecture::X86_64 {
+        for (options, port) in
+            [("", 0xcf8), ("", 0xcff), ("", 0x80), ("--fw-cfg-config items=[name=opt/x,string=y]", 0x510)]
+        {
+            let words = format!("{options} --debug-console null,iobase={port:#x}");
+            let expected =
+                format!("--debug-console iobase={port:#x}: another device has this port; give another");
+            failed(&words, &output(&mut with(&words)), &[&expected]);
+        }
+    }
+}
+
+#[test]
 fn sources_and_places_that_are_not_there_are_refused() {
     for (words, part) in [
         ("--rng src=/nowhere", "--rng src=/nowhere: "),

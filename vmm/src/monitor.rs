@@ -26,9 +26,8 @@ use booting::Booting;
 use created::{change_created, with_files};
 use deadlines::Outstanding;
 use ending::{AfterEnd, Leaving};
-use figures::{all_samples, ping};
+use figures::{all_samples, part, ping};
 use hypervisor::Hypervisor;
-use machine::inspect::{Value, inspect_at};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -443,18 +442,6 @@ impl Monitor {
             Vm::Booting(_) | Vm::Booted(_) | Vm::Leaving(_) => return self.end(AfterEnd::Forget(respond)),
         }
         None
-    }
-}
-
-/// The part of the live tree that was asked for.
-fn part(tree: &Value, path: &str) -> Answer {
-    match inspect_at(tree, path) {
-        Some(part) => Ok(Reply::Json(part.clone())),
-        None => {
-            let names: Vec<_> = tree.as_object().into_iter().flat_map(|tree| tree.keys().cloned()).collect();
-            let reason = format!("path {path}: there is nothing; paths begin with {}", names.join(", "));
-            Err(ApiError { field: Some("path".to_owned()), ..ApiError::new(ErrorKind::NotFound, reason) })
-        }
     }
 }
 

@@ -396,8 +396,13 @@ fn refuse_linux_where_it_cannot_run(config: &VmConfig, hypervisor: &dyn Hypervis
     anyhow::bail!("{option} {}: {reason}", path.map(|path| path.display().to_string()).unwrap_or_default())
 }
 
+/// The most memory in one slot, in bytes (Linux, `KVM_MEM_MAX_NR_PAGES`).
+const LARGEST_SLOT: u64 = ((1 << 31) - 1) << 12;
+
 fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
+    let all = ByteSize(memory.boot_regions().map(|region| region.len()).sum());
     for (slot, region) in (0u32..).zip(memory.boot_regions()) {
+        check_slot(all, region.len())?;
         let slot = MemorySlot {
             slot,
             guest_address: region.start_addr().0,
@@ -407,7 +412,35 @@ fn map_memory(vm: &dyn Vm, memory: &GuestMemory) -> Result<()> {
             log_dirty: false,
         };
         // SAFETY: the region stays mapped as long as the machine's memory, which is dropped after the machine.
-        unsafe { vm.map_memory(slot) }.context("--memory: giving memory to the guest; make it smaller")?;
+        unsafe { vm.map_memory(slot) }
+            .with_context(|| format!("--memory size={all}: giving memory to the guest; make it smaller"))?;
     }
     Ok(())
+}
+
+/// Refuses a piece of memory, of `all` that the guest is to have, that is too large for the kernel.
+fn check_slot(all: ByteSize, piece: u64) -> Result<()> {
+    anyhow::ensure!(
+        piece <= LARGEST_SLOT,
+        "--memory size={all}: KVM takes less than 8T in one piece (2^31 - 1 pages of 4K), and {} are; make it smaller, or share \
+         it out among several --memory-zone",
+        ByteSize(piece)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_memory_than_kvm_takes_in_one_piece_is_refused_with_the_limit() {
+        let refusal = check_slot(ByteSize(9 << 40), (9 << 40) - (3 << 30)).unwrap_err().to_string();
+        assert!(
+            refusal.starts_with("--memory size=9T: KVM takes less than 8T in one piece (2^31 - 1"),
+            "{refusal}"
+        );
+        assert!(check_slot(ByteSize(8 << 40), 8 << 40).is_err());
+        assert!(check_slot(ByteSize(8 << 40), (8 << 40) - 4096).is_ok());
+    }
 }

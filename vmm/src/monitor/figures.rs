@@ -2,9 +2,10 @@
 
 use super::{Monitor, Vm, not_created};
 use crate::api::request::{InfoReply, PingReply, VmState};
-use crate::api::{Answer, Reply};
+use crate::api::{Answer, ApiError, ErrorKind, Reply};
 use crate::config::{VmConfig, several};
 use crate::metrics::{self, Sample};
+use machine::inspect::inspect_at;
 use serde_json::Value;
 
 impl Monitor {
@@ -81,4 +82,75 @@ pub(super) fn ping() -> Answer {
         pid: std::process::id(),
         features: vec!["kvm".into()],
     })
+}
+
+/// The part of the live tree that was asked for.
+pub(super) fn part(tree: &Value, path: &str) -> Answer {
+    if let Some(part) = inspect_at(tree, path) {
+        return Ok(Reply::Json(part.clone()));
+    }
+    let reason = format!("path {path}: {}", missing_part(tree, path));
+    Err(ApiError { field: Some("path".to_owned()), ..ApiError::new(ErrorKind::NotFound, reason) })
+}
+
+/// Says which part of `path` is not in the tree, and what is there instead.
+fn missing_part(tree: &Value, path: &str) -> String {
+    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+    let mut found = (String::new(), tree);
+    for name in names {
+        let deeper = format!("{}{}{name}", found.0, if found.0.is_empty() { "" } else { "/" });
+        match inspect_at(tree, &deeper) {
+            Some(part) => found = (deeper, part),
+            None => {
+                let there = match found.1 {
+                    Value::Object(fields) => fields.keys().cloned().collect(),
+                    Value::Array(list) => (0..list.len()).map(|index| index.to_string()).collect(),
+                    _ => Vec::new(),
+                };
+                return match (found.0.as_str(), there.is_empty()) {
+                    ("", _) => format!("there is nothing; paths begin with {}", there.join(", ")),
+                    (above, true) => format!("there is no {name:?} in {above}, which has no parts"),
+                    (above, false) => {
+                        format!("there is no {name:?} in {above}, which has {}", there.join(", "))
+                    }
+                };
+            }
+        }
+    }
+    "there is nothing".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_missing_of_a_path_is_told_with_what_is_there() {
+        let tree = json!({"pci": {"0000:00:02.0": {"queue": {"0": {"size": 8}}, "list": [1, 2]}}, "cpu": {}});
+        let refusal = |path| part(&tree, path).unwrap_err().message;
+        for (path, expected) in [
+            ("disk/a", "path disk/a: there is nothing; paths begin with cpu, pci"),
+            (
+                "pci/00:02.0/queue/1",
+                "path pci/00:02.0/queue/1: there is no \"1\" in pci/00:02.0/queue, which has 0",
+            ),
+            (
+                "pci/00:03.0/queue",
+                "path pci/00:03.0/queue: there is no \"00:03.0\" in pci, which has 0000:00:02.0",
+            ),
+            (
+                "pci/00:02.0/list/7",
+                "path pci/00:02.0/list/7: there is no \"7\" in pci/00:02.0/list, which has 0, 1",
+            ),
+            ("cpu/0", "path cpu/0: there is no \"0\" in cpu, which has no parts"),
+            (
+                "pci/00:02.0/queue/0/size/x",
+                "path pci/00:02.0/queue/0/size/x: there is no \"x\" in pci/00:02.0/queue/0/size, which has no parts",
+            ),
+        ] {
+            assert_eq!(refusal(path), expected);
+        }
+        assert!(part(&tree, "pci/00:02.0/queue/0").is_ok());
+    }
 }

@@ -38,6 +38,7 @@ use machine::doorbell::Doorbell;
 use machine::inspect::Value;
 use machine::interrupt::InterruptLine;
 use machine::memory::Memory;
+use pci::root::{CONFIG_PORTS, CONFIG_PORTS_SIZE};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
@@ -127,9 +128,17 @@ impl Platform {
         if let Some(mode) = debug_mode(&config.debug_console) {
             let (output, pump) = host_console::connect(&mode).context("--debug-console")?;
             let range = Range { start: u64::from(config.debug_console.iobase), size: 1 };
-            board
-                .put("debug console", port, range, DebugConsole::new(output))
-                .with_context(|| format!("--debug-console iobase={:#x}", range.start))?;
+            let refused = || {
+                format!(
+                    "--debug-console iobase={:#x}: another device has this port; give another, such as 0xe9",
+                    range.start
+                )
+            };
+            // They are placed later.
+            let pci = Range { start: CONFIG_PORTS, size: CONFIG_PORTS_SIZE };
+            let fw_cfg = config.payload.fw_cfg_config.as_ref().map(|_| FwCfg::PORTS);
+            ensure!(![Some(pci), fw_cfg].into_iter().flatten().any(|ports| ports.overlaps(range)), refused());
+            board.put("debug console", port, range, DebugConsole::new(output)).with_context(refused)?;
             if let Some(pump) = pump {
                 pumps.push("--debug-console", pump);
             }
