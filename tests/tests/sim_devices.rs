@@ -284,3 +284,47 @@ fn every_device_is_where_it_was_told_to_be() {
     );
     control.end();
 }
+
+#[test]
+fn while_the_guest_runs_function_0_comes_last() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut machine = config(&folder);
+    machine.pci_ports = vec![PciPortConfig { id: "rp0".into(), ..PciPortConfig::default() }];
+    let disk = |name: &str, bus: Option<&str>, function| DiskConfig {
+        path: Some(folder.sparse(name, 1 << 20)),
+        id: Some(name.into()),
+        pci_device_id: bus.is_none().then_some(9),
+        bus: bus.map(str::to_owned),
+        pci_function: function,
+        ..DiskConfig::default()
+    };
+    let control = Control::boot(&sim, machine.clone());
+    for bus in [None, Some("rp0")] {
+        let name = |function| format!("{}{function}", bus.unwrap_or("root"));
+        control.done(add(disk(&name(2), bus, 2)));
+        control.done(add(disk(&name(0), bus, 0)));
+    }
+    // The guest knows of several functions, and looks for more when it is told of a change on the root bus.
+    control.done(add(disk("root1", None, 1)));
+    let late = control.call(add(disk("late", Some("rp0"), 1))).unwrap_err().message;
+    assert!(
+        late.contains("bus=rp0: the guest has been told") && late.contains("add function 0 last"),
+        "{late}"
+    );
+    control.done(add(DiskConfig { pci_device_id: Some(10), ..disk("single", None, 0) }));
+    let late = DiskConfig { pci_device_id: Some(10), ..disk("late", None, 1) };
+    let late = control.call(add(late)).unwrap_err().message;
+    assert!(
+        late.contains("pci_device_id=10: the guest took") && late.contains("add function 0 last"),
+        "{late}"
+    );
+    control.done(Request::Delete);
+    // A machine that is not started is to have function 0 first.
+    control.done(Request::Create(machine));
+    let stray = control.call(add(disk("stray", None, 1))).unwrap_err().message;
+    assert!(stray.contains("there is no function 0 at pci_device_id=9"), "{stray}");
+    control.done(add(disk("first", None, 0)));
+    control.done(add(disk("second", None, 1)));
+    control.end();
+}

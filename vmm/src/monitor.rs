@@ -409,7 +409,7 @@ impl Monitor {
             ));
         }
         config.name_devices();
-        config.validate()?;
+        config.validate_start()?;
         self.vm = Vm::Created(config);
         self.events.emit("vm", "created");
         Ok(Reply::Done)

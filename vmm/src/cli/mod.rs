@@ -133,7 +133,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         None
     } else {
         let config = config(&flags)?;
-        config.validate()?;
+        config.validate_start()?;
         Some(config)
     };
     let log = log_options(&flags)?;
@@ -275,7 +275,7 @@ pub fn machine(flags: impl IntoIterator<Item = OsString>) -> Result<VmConfig, Us
     }
     let flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(one_line(&error)))?;
     let config = config(&flags)?;
-    config.validate()?;
+    config.validate_start()?;
     Ok(config)
 }
 

@@ -142,6 +142,18 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_option_and_value() {
             "--kernel k --disk path=/x path=/x",
             "--disk path=/x: the same disk is given twice; two disks writing one image would destroy it",
         ),
+        (
+            "--kernel k --disk path=/x,pci_device_id=9,pci_function=1",
+            "--disk path=/x pci_function=1: there is no function 0 at pci_device_id=9, without which a guest does not find",
+        ),
+        (
+            "--kernel k --pci-port id=p --disk path=/x,bus=p,pci_function=1",
+            "--disk path=/x pci_function=1: there is no function 0 at bus=p, without which",
+        ),
+        (
+            "--kernel k --pci-port id=p,pci_device_id=9,pci_function=2 --disk path=/x,pci_device_id=8",
+            "--pci-port id=p pci_function=2: there is no function 0 at pci_device_id=9, without which",
+        ),
         ("--kernel k --disk path=/x,queue_size=100", "--disk path=/x: queue_size=100 is not a power of two"),
         (
             "--kernel k --disk path=/x,num_queues=257",

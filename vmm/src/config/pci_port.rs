@@ -315,6 +315,35 @@ impl VmConfig {
         }
         Ok(())
     }
+
+    /// Checks that there is a function 0 wherever there are others: a guest looks for those only where it finds that.
+    pub(super) fn validate_functions(&self) -> Result<(), ConfigError> {
+        // Below a port that is no upstream port there is device 0 alone.
+        let upstream = |bus: &str| {
+            self.pci_ports.iter().any(|port| port.id == bus && port.kind == PciPortKind::Upstream)
+        };
+        let device_of = |place: &PciPlace| match &place.bus {
+            Some(bus) => (0, Some(bus.clone()), if upstream(bus) { place.device } else { Some(0) }),
+            None => (place.segment, None, place.device),
+        };
+        let first = self.placed().filter(|(_, place)| place.function == 0);
+        let first: BTreeSet<_> = first.map(|(_, place)| device_of(&place)).collect();
+        let stray =
+            self.placed().find(|(_, place)| place.function != 0 && !first.contains(&device_of(place)));
+        stray.map_or(Ok(()), |(option, place)| {
+            let at = match (&place.bus, place.device) {
+                (Some(bus), None) => format!("bus={bus}"),
+                (Some(bus), Some(device)) => format!("bus={bus} and pci_device_id={device}"),
+                (None, device) => format!("pci_device_id={}", device.unwrap_or_default()),
+            };
+            Err(ConfigError {
+                option: format!("{option} pci_function={}", place.function),
+                reason: format!(
+                    "there is no function 0 at {at}, without which a guest does not find the others; give pci_function=0 to one of them"
+                ),
+            })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,16 @@ fn error<T>(option: impl Into<String>, reason: impl Into<String>) -> Result<T, C
 }
 
 impl VmConfig {
+    /// As [`VmConfig::validate`], and that a guest that starts finds every device. While it runs, functions of a device come one after
+    /// the other.
+    ///
+    /// # Errors
+    /// The first setting that cannot be.
+    pub fn validate_start(&self) -> Result<(), ConfigError> {
+        self.validate()?;
+        self.validate_functions()
+    }
+
     /// Checks the settings against each other. What only the host can say (files, devices, limits of the
     /// hypervisor) is found when the machine is made.
     ///

@@ -196,7 +196,7 @@ impl Machine {
         let Place { hypervisor, mailbox, consoles, events, work, limits } = place;
         let own_mailbox = mailbox.clone();
         config.name_devices();
-        config.validate()?;
+        config.validate_start()?;
         check_cpu_limit(&config, hypervisor)?;
         crash::check_folder(&config)?;
         outputs::check(&config)?;

@@ -23,8 +23,16 @@ pub(super) fn change_created(config: &mut VmConfig, request: &Request) -> Answer
     match request {
         Request::Resize(sizes) => *config = resize::with_sizes(config, sizes)?,
         Request::ResizeZone(size) => *config = resize::with_zone_size(config, size)?,
-        Request::Add(add) => *config = addition::with_device(config, add.device.clone())?,
-        Request::AddPort(add) => *config = ports::with_ports(config, AddPort::clone(add))?.0,
+        Request::Add(add) => {
+            let with_device = addition::with_device(config, add.device.clone())?;
+            with_device.validate_start()?;
+            *config = with_device;
+        }
+        Request::AddPort(add) => {
+            let (with_ports, _) = ports::with_ports(config, AddPort::clone(add))?;
+            with_ports.validate_start()?;
+            *config = with_ports;
+        }
         Request::RemoveDevice(remove) => *config = removal::without_device(config, &remove.id)?,
         _ => return Err(not_booted()),
     }

@@ -218,6 +218,11 @@ impl PciBus {
             };
             let address = FunctionAddress::new(number, 0, device, place.function);
             ensure!(segment.get(address).is_none(), "another device is at PCI address {address}");
+            let alone = (1..8).all(|function| segment.get(at_function(address, function)).is_none());
+            ensure!(
+                !(self.ports.started && alone && function_0_is_there(segment, address)),
+                "pci_device_id={device}: the guest took what is there for a device of one function; {LAST}"
+            );
             return Ok(address);
         };
         let (&port, entry) =
@@ -244,6 +249,10 @@ impl PciBus {
         if segment.get(address).is_some() {
             bail!("bus={id}: the port has a device already; name another port, or give pci_function");
         }
+        ensure!(
+            !(slot && self.ports.started && function_0_is_there(segment, address)),
+            "bus={id}: the guest has been told of the device in the slot, and does not look for more functions; {LAST}"
+        );
         Ok(address)
     }
 
@@ -370,4 +379,16 @@ impl PciBus {
         }
         self.remap(address)
     }
+}
+
+/// What to do about functions that come while the guest runs.
+const LAST: &str = "add function 0 last, or name another place";
+
+fn at_function(address: FunctionAddress, function: u8) -> FunctionAddress {
+    FunctionAddress::new(address.segment, address.bus(), address.device(), function)
+}
+
+/// Whether there is a function 0 where a device at `address` would be another function.
+fn function_0_is_there(segment: &Segment, address: FunctionAddress) -> bool {
+    address.function() != 0 && segment.get(at_function(address, 0)).is_some()
 }
