@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::{Folder, Tap};
-use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, lacks};
+use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, has};
 
 /// A kind: its name, what is said of it, and how a shell in the guest finds that it works. `$d` is its folder in sysfs.
 type Kind = (&'static str, String, &'static str);
@@ -33,7 +33,7 @@ fn kinds(folder: &Folder, tap: &Tap) -> Vec<Kind> {
         (
             "pvpanic",
             String::new(),
-            if lacks(Feature::PvpanicDriver) { "true" } else { "readlink $d/driver | grep -q pvpanic-pci" },
+            if has(Feature::PvpanicDriver) { "readlink $d/driver | grep -q pvpanic-pci" } else { "true" },
         ),
         (
             "net",
