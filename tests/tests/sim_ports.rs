@@ -140,7 +140,8 @@ fn what_came_is_there_after_a_restart_and_in_another_machine() {
     control.done(Request::Shutdown);
     assert_eq!(configured(&control), ["rp0", "rp1", "late", "up0", "dp0"]);
     control.done(Request::Boot);
-    for id in ["late", "up0", "dp0", "data"] {
+    assert_eq!(places(&control)["late"], here["late"]);
+    for id in ["up0", "dp0", "data"] {
         assert!(places(&control)[id].is_string(), "{id}");
     }
     // The same is said of one that does not run.
@@ -151,6 +152,21 @@ fn what_came_is_there_after_a_restart_and_in_another_machine() {
     control.done(remove("late", false, 1));
     control.done(add_port(port("other"), &[]));
     assert_eq!(configured(&control), ["rp0", "rp1", "other"]);
+    control.end();
+}
+
+#[test]
+fn what_is_at_one_number_with_others_stays() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, obey);
+    let mut machine = machine(&folder);
+    let at = |id, function| PciPortConfig { pci_device_id: Some(9), pci_function: function, ..port(id) };
+    machine.pci_ports.extend([at("first", 0), at("second", 1)]);
+    let control = Control::boot(&sim, machine);
+    for force in [false, true] {
+        refused(&control, remove("first", force, 1), "is at one PCI device number with second");
+        refused(&control, remove("second", force, 1), "is at one PCI device number with first");
+    }
     control.end();
 }
 

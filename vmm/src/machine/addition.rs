@@ -221,7 +221,8 @@ impl Machine {
                 (Part::Virtio(device), restarting)
             }
         };
-        match seat.take(part, &self.memory_devices, &mut self.pci) {
+        let taken = seat.take(part, &self.memory_devices, &mut self.pci);
+        match taken.and_then(|address| self.check_fits(address)) {
             Ok(address) => Ok((id, address, restarting)),
             Err(error) => {
                 let restarting = self.unmap_pmem(&id);
@@ -229,6 +230,18 @@ impl Machine {
                 Err(error)
             }
         }
+    }
+
+    /// Checks that a function that has come fits at a restart, too, which gives everything its place anew.
+    ///
+    /// # Errors
+    /// When it does not, naming it. It is taken out then.
+    fn check_fits(&mut self, address: FunctionAddress) -> Result<FunctionAddress> {
+        let checked = self.pci.check_bars(address.segment, self.layout.segments());
+        if checked.is_err() {
+            self.pci.remove(address)?;
+        }
+        checked.map(|()| address)
     }
 
     /// A device is in its place, and all others can work with it: tells the guest.

@@ -304,7 +304,7 @@ impl Machine {
         }
         machine.pci.check_places()?;
         machine.pci.place_bars(machine.layout.segments())?;
-        // When there is nothing left that can fail: from here on consoles' files lose what earlier machines wrote.
+        // When there is nothing left that can fail: serial ports' files lose what earlier machines wrote.
         machine._consoles = Some(consoles.serve(pumps.list, escape, &machine.work)?);
         machine.log_parts();
         Ok(machine)

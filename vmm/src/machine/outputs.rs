@@ -6,7 +6,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Checks that no console of `config` writes to a file that is something else of the machine. May wait for file systems.
+/// Checks that no console of `config` writes to a file that is something else of the machine, or another console's. May wait for file systems.
 ///
 /// # Errors
 /// When one does, naming both options.
@@ -15,7 +15,7 @@ pub fn check(config: &VmConfig) -> Result<()> {
     if outputs.is_empty() {
         return Ok(());
     }
-    let others = others(config);
+    let mut others = others(config);
     for (option, path) in outputs {
         let Some(output) = regular(path) else { continue };
         let same = |(_, path): &&(String, &Path)| {
@@ -27,6 +27,7 @@ pub fn check(config: &VmConfig) -> Result<()> {
                 path.display()
             );
         }
+        others.push((option.to_owned(), path));
     }
     Ok(())
 }

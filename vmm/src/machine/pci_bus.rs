@@ -437,6 +437,25 @@ impl PciBus {
         segment.map(|segment| segment.below(address)).unwrap_or_default()
     }
 
+    /// The other functions of the device that the function at `address` is one of.
+    pub fn beside(&self, address: FunctionAddress) -> Vec<FunctionAddress> {
+        let functions = (0..8)
+            .map(|function| FunctionAddress::new(address.segment, address.bus(), address.device(), function));
+        functions.filter(|other| *other != address && self.has(*other)).collect()
+    }
+
+    /// Checks that a restart can give the windows of a segment their places.
+    ///
+    /// # Errors
+    /// When something does not fit, naming it.
+    pub fn check_bars(&self, segment: u16, windows: &[SegmentWindows]) -> Result<()> {
+        let number = usize::from(segment);
+        let (Some(segment), Some(windows)) = (self.segments.get(number), windows.get(number)) else {
+            return Ok(());
+        };
+        Ok(pci::plan::check(segment, of_plan(windows))?)
+    }
+
     /// Whether there is a function at `address`.
     pub fn has(&self, address: FunctionAddress) -> bool {
         self.segments.get(usize::from(address.segment)).is_some_and(|segment| segment.get(address).is_some())

@@ -35,12 +35,18 @@ impl Machine {
     /// # Errors
     /// When it cannot be where it is to be; nothing is changed then.
     pub fn add_port(&mut self, add: AddPort) -> Answer {
-        let (_, ports) = with_ports(&self.config_with_coming()?, add)?;
+        let (_, mut ports) = with_ports(&self.config_with_coming()?, add)?;
         for port in &ports {
             self.check_stays(port.bus.as_deref())?;
         }
         let added = self.pci.add_late_ports(&ports, self.layout.segments());
         let added = added.map_err(|error| ApiError::bad(crate::cli::failure(&error)))?;
+        if let (Some(port), Some(address)) = (ports.first_mut(), added.first())
+            && port.bus.is_none()
+        {
+            // A machine that is built finds its ports first: it is not to have another's place then.
+            port.pci_device_id = Some(address.device());
+        }
         let names: Vec<_> = ports.iter().map(|port| port.id.clone()).collect();
         self.config.pci_ports.extend(ports);
         let Some((id, address)) = names.first().zip(added.first()) else {

@@ -72,7 +72,7 @@ impl Machine {
     /// When the host fails the machine.
     pub fn remove_device(&mut self, request: RemoveDevice, respond: Respond) -> Result<()> {
         let RemoveDevice { id, force, timeout_ms } = request;
-        let refuse = |kind, message| ApiError::new(kind, format!("device {id}: {message}"));
+        let refuse = |kind, message: &str| ApiError::new(kind, format!("device {id}: {message}"));
         let Some(address) = self.pci.address_of(&id) else {
             respond(Err(refuse(ErrorKind::NotFound, "there is no device of that name; vm.info lists them")));
             return Ok(());
@@ -84,6 +84,19 @@ impl Machine {
         let config = self.config_with_coming();
         if let Err(error) = config.and_then(|config| ports::check_goes(&config, &id)) {
             respond(Err(error));
+            return Ok(());
+        }
+        let beside = self.pci.beside(address);
+        if !beside.is_empty() {
+            let named = beside.iter().map(|other| match self.pci.id_of(*other) {
+                Some(id) => id.to_owned(),
+                None => other.to_string(),
+            });
+            let message = format!(
+                "is at one PCI device number with {}, and a guest lets go of all that is there; give what is to go a number of its own",
+                named.collect::<Vec<_>>().join(", ")
+            );
+            respond(Err(refuse(ErrorKind::BadRequest, &message)));
             return Ok(());
         }
         if self.pci.is_fixed(address) {
@@ -133,18 +146,22 @@ impl Machine {
     pub(super) fn eject(&mut self, cpu: u32, segment: u16, devices: u32) -> Result<Completion> {
         let mut ejected = Vec::new();
         for device in (0..32u8).filter(|device| devices >> device & 1 == 1) {
-            let address = FunctionAddress::new(segment, 0, device, 0);
-            // A guest may eject what nobody asked back, but not what is the host's hand on it or part of the machine.
-            let ejecting = match self.pci.id_of(address).map(str::to_owned) {
-                Some(id) if self.removals.contains_key(&id) || self.config.is_for_guest(&id) => {
-                    let removal = Removal { address, ejecting: Vec::new(), forced: false, caller: None };
-                    &mut self.removals.entry(id).or_insert(removal).ejecting
-                }
-                None if self.pci.has(address) => self.leaving.entry(address).or_default(),
-                _ => continue,
-            };
-            ejecting.push(cpu);
-            ejected.push(address);
+            let first = FunctionAddress::new(segment, 0, device, 0);
+            let functions: Vec<_> = std::iter::once(first).chain(self.pci.beside(first)).collect();
+            if !functions.iter().all(|function| self.may_eject(*function)) {
+                continue;
+            }
+            for address in functions {
+                let ejecting = match self.pci.id_of(address).map(str::to_owned) {
+                    Some(id) => {
+                        let removal = Removal { address, ejecting: Vec::new(), forced: false, caller: None };
+                        &mut self.removals.entry(id).or_insert(removal).ejecting
+                    }
+                    None => self.leaving.entry(address).or_default(),
+                };
+                ejecting.push(cpu);
+                ejected.push(address);
+            }
         }
         if ejected.is_empty() {
             return Ok(Completion::Done);
@@ -153,6 +170,14 @@ impl Machine {
             self.take_out(address)?;
         }
         Ok(Completion::Later)
+    }
+
+    /// A guest may eject what nobody asked back, but not what is the host's hand on it or part of the machine.
+    fn may_eject(&self, address: FunctionAddress) -> bool {
+        match self.pci.id_of(address) {
+            Some(id) => self.removals.contains_key(id) || self.config.is_for_guest(id),
+            None => self.pci.has(address),
+        }
     }
 
     /// The functions below a bridge were reset: if it is a port whose slot the guest turned off because it was asked to,
