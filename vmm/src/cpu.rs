@@ -321,8 +321,9 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, surroundings: Surroundings, control: &C
                 // The CPU completes the instruction and does not begin another one.
                 kick.kick();
             } else {
-                match control.attend(&mut *vcpu, || mailbox.post(Message::CpuParked)) {
-                    // What was taken out of the machine is not kept by an old map.
+                // What was taken out of the machine is not kept by an old map.
+                let woken = || buses.refresh();
+                match control.attend(&mut *vcpu, || mailbox.post(Message::CpuParked), woken) {
                     Attended::Run => buses.refresh(),
                     Attended::Start(start) => {
                         let started = vcpu.start(&start);

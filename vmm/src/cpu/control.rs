@@ -97,6 +97,8 @@ impl Control {
             return CpuAnswer::AlreadyOn;
         }
         state.start = Some(start);
+        // Whoever waits for it to be parked waits until it has started, and is parked again.
+        state.parked = false;
         // It is out of the guest, or on its way to ask what to do.
         self.changed.notify_all();
         CpuAnswer::Starts
@@ -120,8 +122,9 @@ impl Control {
         self.attention.store(true, Ordering::Release);
     }
 
-    /// Does what is asked, on the CPU's thread, and calls `parked` when it is parked for a pause.
-    pub(super) fn attend(&self, vcpu: &mut dyn Vcpu, parked: impl Fn()) -> Attended {
+    /// Does what is asked, on the CPU's thread, and calls `parked` when it is parked for a pause, and `woken` when it is told of something
+    /// while it waits.
+    pub(super) fn attend(&self, vcpu: &mut dyn Vcpu, parked: impl Fn(), mut woken: impl FnMut()) -> Attended {
         let mut state = self.lock();
         loop {
             if state.ending && state.task.is_none() {
@@ -154,7 +157,9 @@ impl Control {
                     parked();
                 }
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+            woken();
+            state = self.lock();
         }
     }
 }
