@@ -62,7 +62,7 @@ pub enum Mode {
     Tty,
     /// A new pseudo-terminal, to which a symbolic link is made if a path is given.
     Pty(Option<PathBuf>),
-    /// Output to a file, which is emptied when there is output, or the machine begins; no input.
+    /// Output to a file, which is emptied by [`HostConsole::begin`] or at the first output; no input.
     File(PathBuf),
     /// A UNIX stream socket that listens at the path. It serves one client after the other.
     Socket(PathBuf),
