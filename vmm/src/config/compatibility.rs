@@ -23,24 +23,24 @@ pub fn adapt_machine(tree: &mut Value) {
 /// Leaves out of one part of a configuration, such as `disks`, what says nothing.
 pub fn adapt_part(part: &str, tree: &mut Value) {
     let Value::Object(fields) = tree else { return };
-    for (of, field, nothing) in SAY_NOTHING {
-        if *of == part {
+    for (of, field, nothing) in lines(SAY_NOTHING) {
+        if of == part {
             remove_if(fields, field, nothing);
         }
     }
-    for (of, theirs, ours) in OTHER_NAMES {
-        if *of == part
-            && fields.get(*ours).is_none_or(Value::is_null)
-            && let Some(value) = fields.remove(*theirs)
+    for (of, theirs, ours) in lines(OTHER_NAMES) {
+        if of == part
+            && fields.get(ours).is_none_or(Value::is_null)
+            && let Some(value) = fields.remove(theirs)
         {
-            fields.insert((*ours).into(), value);
+            fields.insert(ours.into(), value);
         }
     }
 }
 
 /// Whether a field that is unknown here is one of cloud-hypervisor's.
 pub fn is_theirs(field: &str) -> bool {
-    SAY_NOTHING.iter().any(|(_, theirs, _)| *theirs == field)
+    lines(SAY_NOTHING).any(|(_, theirs, _)| theirs == field)
 }
 
 /// Whether a key of the command line that is unknown here is one of cloud-hypervisor's, with a value that says nothing.
@@ -50,10 +50,10 @@ pub fn key_says_nothing(key: &str, value: &str) -> bool {
         "on" => "true",
         other => other,
     };
-    SAY_NOTHING.iter().any(|(_, theirs, nothing)| {
+    lines(SAY_NOTHING).any(|(_, theirs, nothing)| {
         // Of the features, a JSON object, nothing is said by a list without any.
         let mut words = nothing.split('|').filter(|word| *word != NO_AMX);
-        *theirs == key && (value.is_empty() || words.any(|word| word.eq_ignore_ascii_case(value)))
+        theirs == key && (value.is_empty() || words.any(|word| word.eq_ignore_ascii_case(value)))
     })
 }
 
@@ -84,93 +84,102 @@ fn remove_if(fields: &mut Map<String, Value>, field: &str, nothing: &str) {
 /// Stands for the JSON object by which the feature is left out.
 const NO_AMX: &str = "amx";
 
-/// Part, field, and what of it says nothing.
-const SAY_NOTHING: &[(&str, &str, &str)] = &[
-    ("", "rate_limit_groups", "[]"),
-    ("", "disks", "[]"),
-    ("", "net", "[]"),
-    ("", "fs", "[]"),
-    ("", "generic_vhost_user", "[]"),
-    ("", "pmem", "[]"),
-    ("", "devices", "[]"),
-    ("", "user_devices", "[]"),
-    ("", "vdpa", "[]"),
-    ("", "numa", "[]"),
-    ("", "iommu", "false"),
-    ("", "watchdog", "false"),
-    ("", "pvpanic", "false"),
-    ("", "pci_segments", "[]"),
-    ("", "gdb", "false"),
-    ("", "sgx_epc", "[]"),
-    ("", "preserved_fds", "[]"),
-    ("", "tpm", "null"),
-    ("", "landlock_enable", "false"),
-    ("", "landlock_rules", "[]"),
-    ("cpus", "affinity", "[]"),
-    ("cpus", "kvm_hyperv", "false"),
-    ("cpus", "features", NO_AMX),
-    ("cpus", "core_scheduling", "Off"),
-    ("memory", "hotplug_size", "0"),
-    ("memory", "hotplugged_size", "0"),
-    ("memory", "hotplug_method", "Acpi"),
-    ("memory", "reserve", "false"),
-    ("memory", "zones", "[]"),
-    ("zones", "hotplug_size", "0"),
-    ("zones", "hotplugged_size", "0"),
-    ("zones", "reserve", "false"),
-    ("payload", "firmware", ""),
-    ("payload", "igvm", ""),
-    ("payload", "host_data", ""),
-    ("platform", "iommu_segments", "[]"),
-    ("platform", "iommu_address_width", "48"),
-    ("platform", "chassis_asset_tag", ""),
-    ("platform", "oem_strings", "[]"),
-    ("platform", "tdx", "false"),
-    ("platform", "sev_snp", "false"),
-    ("platform", "iommufd", "false"),
-    ("platform", "vfio_p2p_dma", "true"),
-    ("disks", "iommu", "false"),
-    ("disks", "vhost_user", "false"),
-    ("disks", "vhost_socket", ""),
-    ("disks", "backing_files", "false"),
-    ("disks", "sparse", "true"),
-    ("disks", "image_type", "Raw|Unknown"),
-    ("disks", "lock_granularity", "ByteRange|Full"),
-    ("disks", "disable_io_uring", "false"),
-    ("disks", "disable_aio", "false"),
-    ("disks", "queue_affinity", "[]"),
-    ("disks", "poll_queue", "true"),
-    ("net", "tap", ""),
-    ("net", "iommu", "false"),
-    ("net", "vhost_user", "false"),
-    ("net", "vhost_socket", ""),
-    ("net", "vhost_mode", "Client"),
-    ("pmem", "iommu", "false"),
-    ("vsock", "iommu", "false"),
-    ("balloon", "iommu", "false"),
-    ("balloon", "pci_segment", "0"),
-    ("rng", "iommu", "false"),
-    ("rng", "pci_segment", "0"),
-    ("serial", "iommu", "false"),
-    ("console", "iommu", "false"),
-    ("console", "pci_segment", "0"),
-    ("numa", "cpus", "[]"),
-    ("numa", "distances", "[]"),
-    ("numa", "memory_zones", "[]"),
-    ("numa", "pci_segments", "[]"),
-    ("numa", "device_id", ""),
-];
+/// Parts, their fields, and what of them says nothing, in lines. (One text, since each process would have a table of many to itself.)
+const SAY_NOTHING: &str = "\
+.rate_limit_groups=[]
+.disks=[]
+.net=[]
+.fs=[]
+.generic_vhost_user=[]
+.pmem=[]
+.devices=[]
+.user_devices=[]
+.vdpa=[]
+.numa=[]
+.iommu=false
+.watchdog=false
+.pvpanic=false
+.pci_segments=[]
+.gdb=false
+.sgx_epc=[]
+.preserved_fds=[]
+.tpm=null
+.landlock_enable=false
+.landlock_rules=[]
+cpus.affinity=[]
+cpus.kvm_hyperv=false
+cpus.features=amx
+cpus.core_scheduling=Off
+memory.hotplug_size=0
+memory.hotplugged_size=0
+memory.hotplug_method=Acpi
+memory.reserve=false
+memory.zones=[]
+zones.hotplug_size=0
+zones.hotplugged_size=0
+zones.reserve=false
+payload.firmware=
+payload.igvm=
+payload.host_data=
+platform.iommu_segments=[]
+platform.iommu_address_width=48
+platform.chassis_asset_tag=
+platform.oem_strings=[]
+platform.tdx=false
+platform.sev_snp=false
+platform.iommufd=false
+platform.vfio_p2p_dma=true
+disks.iommu=false
+disks.vhost_user=false
+disks.vhost_socket=
+disks.backing_files=false
+disks.sparse=true
+disks.image_type=Raw|Unknown
+disks.lock_granularity=ByteRange|Full
+disks.disable_io_uring=false
+disks.disable_aio=false
+disks.queue_affinity=[]
+disks.poll_queue=true
+net.tap=
+net.iommu=false
+net.vhost_user=false
+net.vhost_socket=
+net.vhost_mode=Client
+pmem.iommu=false
+vsock.iommu=false
+balloon.iommu=false
+balloon.pci_segment=0
+rng.iommu=false
+rng.pci_segment=0
+serial.iommu=false
+console.iommu=false
+console.pci_segment=0
+numa.cpus=[]
+numa.distances=[]
+numa.memory_zones=[]
+numa.pci_segments=[]
+numa.device_id=
+";
 
-/// Part, a field's name in newer releases of cloud-hypervisor, and here.
-const OTHER_NAMES: &[(&str, &str, &str)] = &[
-    ("platform", "system_serial_number", "serial_number"),
-    ("platform", "system_uuid", "uuid"),
-    ("platform", "system_manufacturer", "manufacturer"),
-    ("platform", "system_product_name", "product"),
-    ("platform", "system_version", "version"),
-    ("platform", "system_family", "family"),
-    ("platform", "system_sku_number", "sku"),
-];
+/// Parts, a field's name in newer releases of cloud-hypervisor, and here, in lines.
+const OTHER_NAMES: &str = "\
+platform.system_serial_number=serial_number
+platform.system_uuid=uuid
+platform.system_manufacturer=manufacturer
+platform.system_product_name=product
+platform.system_version=version
+platform.system_family=family
+platform.system_sku_number=sku
+";
+
+/// What the lines of a table say: part, field, value.
+fn lines(table: &'static str) -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    table.lines().filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        let (part, field) = name.split_once('.')?;
+        Some((part, field, value))
+    })
+}
 
 #[cfg(test)]
 mod tests {
