@@ -245,6 +245,10 @@ pub(super) fn of(kind: &str, matches: &ArgMatches) -> Result<Body> {
             let path = text("path");
             let destination_url = if path.starts_with("file://") {
                 path
+            } else if path.contains("://") {
+                return Err(
+                    UsageError(format!("coredump {path}: a dump goes to a file; give its path")).into()
+                );
             } else {
                 format!("file://{}", std::path::absolute(&path)?.display())
             };
@@ -361,4 +365,26 @@ fn descriptor(fd: i32) -> Result<OwnedFd> {
     // SAFETY: only borrowed to be duplicated, which fails if it is not open.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
     file.try_clone_to_owned().with_context(|| format!("add-net fd={fd}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_goes_to_a_file_and_nowhere_else() {
+        let body = |destination: &str| {
+            let command = super::super::command("vivarium ctl");
+            let matches = command.try_get_matches_from(["vivarium ctl", "coredump", destination]).unwrap();
+            of("Coredump", matches.subcommand().unwrap().1).map(|body| body.0.unwrap_or_default())
+        };
+        for path in ["/a/dump", "file:///a/dump"] {
+            assert_eq!(body(path).unwrap(), r#"{"destination_url":"file:///a/dump"}"#);
+        }
+        let refused = body("http://host/dump").unwrap_err();
+        assert!(
+            refused.is::<UsageError>() && refused.to_string().contains("coredump http://host/dump"),
+            "{refused}"
+        );
+    }
 }
