@@ -2,6 +2,7 @@
 
 use super::disk::QueueAffinity;
 use super::{ByteSize, ConsoleMode, Device, FwCfgConfig, IvshmemConfig, SerialModel, VmConfig};
+use crate::machine::HAS_CHOICES;
 use crate::pmem::UNIT as PMEM_UNIT;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -70,7 +71,7 @@ impl VmConfig {
 
     fn validate_cpus(&self) -> Result<(), ConfigError> {
         let cpus = &self.cpus;
-        if cfg!(target_arch = "x86_64") {
+        if !HAS_CHOICES {
             cpus.check_no_features()?;
         }
         if cpus.boot_vcpus == 0 {
@@ -348,7 +349,7 @@ impl VmConfig {
     }
 
     fn validate_consoles(&self) -> Result<(), ConfigError> {
-        if cfg!(target_arch = "x86_64") && self.serial.model == Some(SerialModel::Pl011) {
+        if !HAS_CHOICES && self.serial.model == Some(SerialModel::Pl011) {
             return error("--serial model=pl011", "a PC's serial port is a 16550; leave model out");
         }
         let (serial, debug) = (&self.serial, &self.debug_console);

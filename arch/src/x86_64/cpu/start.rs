@@ -52,10 +52,14 @@ pub fn configure_vcpu(
         let (regs, sregs) = at_entry(entry);
         vcpu.set_sregs(&sregs)?;
         vcpu.set_regs(&regs)?;
-        let mut lapic = vcpu.lapic()?;
-        set_local_interrupts(&mut lapic);
-        vcpu.set_lapic(&lapic)?;
     }
+    let mut lapic = vcpu.lapic()?;
+    if index == 0 {
+        set_local_interrupts(&mut lapic);
+    }
+    // KVM looks CPUs up in a map, which it makes anew when a local APIC is set, and has made before a new CPU is among the others:
+    // without this, one that comes later does not get the interrupts that start it.
+    vcpu.set_lapic(&lapic)?;
     Ok(())
 }
 

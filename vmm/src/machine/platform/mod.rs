@@ -13,6 +13,7 @@
 //! | `create_vcpu` | makes a further CPU |
 //! | `withdraw_vcpu` | has a CPU that is not there refuse to be started |
 //! | `RAISE_NMI` | what interrupts a CPU whatever it masks, where something can |
+//! | `HAS_CHOICES` | whether what the CPUs have, and the serial port's kind, can be chosen |
 //! | `PCI_WIRING` | the interrupts that PCI pins are wired to |
 //! | `has_acpi` | whether ACPI tables describe it, so that CPUs, memory and devices may come and go |
 //! | `calls` | the numbers of system calls that not every architecture has, and of the architecture itself |
@@ -33,8 +34,8 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use native::{
-    PCI_WIRING, Platform, RAISE_NMI, calls, configure_vcpu, core_notes, create_vcpu, debug, describe,
-    firmware_places, found, has_acpi, is_linux, load, reset_vcpu, setup_part, withdraw_vcpu,
+    HAS_CHOICES, PCI_WIRING, Platform, RAISE_NMI, calls, configure_vcpu, core_notes, create_vcpu, debug,
+    describe, firmware_places, found, has_acpi, is_linux, load, reset_vcpu, setup_part, withdraw_vcpu,
 };
 
 pub use notifier::{MEMORY_SLOTS, Notifier};

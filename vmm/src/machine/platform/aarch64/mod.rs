@@ -41,6 +41,8 @@ use std::sync::{Arc, Mutex};
 pub const SERIAL_GSI: u32 = 1;
 /// Shared interrupt of the clock.
 pub const RTC_GSI: u32 = 2;
+/// Whether a machine's CPUs can have less than the host's, and its serial port's kind can be chosen.
+pub const HAS_CHOICES: bool = true;
 /// The shared interrupts that PCI pins are wired to.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 3, count: 4 };
 /// Shared interrupt of the device that the power button is on.

@@ -48,6 +48,8 @@ pub const SERIAL_GSI: u32 = 4;
 pub const RTC_GSI: u32 = 8;
 /// Interrupt of the ACPI event device.
 pub const EVENT_GSI: u32 = 5;
+/// Whether a machine's CPUs can have less than the host's, and its serial port's kind can be chosen.
+pub const HAS_CHOICES: bool = false;
 /// The interrupts that PCI pins are wired to: those of the I/O APIC beyond a PC's 16.
 pub const PCI_WIRING: InterruptPins = InterruptPins { first_gsi: 16, count: 8 };
 
