@@ -42,7 +42,7 @@ FILTER is a part of a test's, a test binary's or a fuzz target's name. The last 
 NATIVE = "native_"
 NESTED = "linux_"
 
-FUZZ_SECONDS = 10
+FUZZ_SECONDS = 7
 
 # A test that takes more seconds is named in the report: several machines in it may be tests of their own. Arm is emulated.
 SLOW = 15
