@@ -200,18 +200,6 @@ impl PciBus {
         Ok(address)
     }
 
-    /// Points all BARs at addresses in the segments' windows, as firmware does.
-    ///
-    /// # Errors
-    /// When they do not fit.
-    pub fn place_bars(&mut self, windows: &[SegmentWindows]) -> Result<()> {
-        for (segment, windows) in self.segments.iter().zip(windows) {
-            pci::plan::place(segment, of_plan(windows))?;
-        }
-        self.ports.start();
-        Ok(())
-    }
-
     /// Does what a function asks for about itself.
     ///
     /// # Errors
@@ -442,18 +430,6 @@ impl PciBus {
         let functions = (0..8)
             .map(|function| FunctionAddress::new(address.segment, address.bus(), address.device(), function));
         functions.filter(|other| *other != address && self.has(*other)).collect()
-    }
-
-    /// Checks that a restart can give the windows of a segment their places.
-    ///
-    /// # Errors
-    /// When something does not fit, naming it.
-    pub fn check_bars(&self, segment: u16, windows: &[SegmentWindows]) -> Result<()> {
-        let number = usize::from(segment);
-        let (Some(segment), Some(windows)) = (self.segments.get(number), windows.get(number)) else {
-            return Ok(());
-        };
-        Ok(pci::plan::check(segment, of_plan(windows))?)
     }
 
     /// Whether there is a function at `address`.

@@ -1,7 +1,8 @@
 //! Where functions answer: their BARs on the buses, and their doorbells at the hypervisor.
 
-use super::{PciBus, lock};
+use super::{PciBus, lock, of_plan};
 use anyhow::{Context, Result};
+use arch::layout::SegmentWindows;
 use hypervisor::AddressSpace;
 use machine::effect::FunctionAddress;
 use pci::BarWindow;
@@ -10,6 +11,30 @@ use pci::placement::{Changes, Window};
 use std::sync::{Arc, Mutex};
 
 impl PciBus {
+    /// Points all BARs at addresses in the segments' windows, as firmware does.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn place_bars(&mut self, windows: &[SegmentWindows]) -> Result<()> {
+        for (segment, windows) in self.segments.iter().zip(windows) {
+            pci::plan::place(segment, of_plan(windows))?;
+        }
+        self.ports.start();
+        Ok(())
+    }
+
+    /// Checks that a restart can give the windows of a segment their places.
+    ///
+    /// # Errors
+    /// When something does not fit, naming it.
+    pub fn check_bars(&self, segment: u16, windows: &[SegmentWindows]) -> Result<()> {
+        let number = usize::from(segment);
+        let (Some(segment), Some(windows)) = (self.segments.get(number), windows.get(number)) else {
+            return Ok(());
+        };
+        Ok(pci::plan::check(segment, of_plan(windows))?)
+    }
+
     /// Maps a function's windows where its configuration space says they are now; for a bridge, those of all functions
     /// below it where they are reached now.
     ///
