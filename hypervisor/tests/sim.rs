@@ -7,8 +7,7 @@ use hypervisor::{AddressSpace, Exit, Hypervisor, MemorySlot, Vcpu};
 use machine::clock::Clock;
 use machine::doorbell::{Doorbell, DoorbellAddress};
 use machine::interrupt::MsiMessage;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 const TO_CPU_0: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x41, requester: 0 };
@@ -189,6 +188,42 @@ fn a_kick_completes_an_access_and_ends_a_wait() {
     receive.recv().unwrap();
     kick.kick();
     assert!(thread.join().unwrap());
+}
+
+#[test]
+fn a_kick_waits_for_what_a_program_that_computes_asks_for() {
+    let (say, said) = mpsc::channel();
+    let (let_go, held) = mpsc::channel::<()>();
+    let sim = Sim::new();
+    let (program_says, held) = (say.clone(), Mutex::new(held));
+    sim.program(0, move |cpu| {
+        cpu.port_read8(0x60);
+        program_says.send("computes").unwrap();
+        held.lock().unwrap().recv().unwrap_err();
+        program_says.send("asks").unwrap();
+        cpu.port_write8(0x80, 1);
+    });
+    let vm = sim.create_vm().unwrap();
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let kick = vcpu.kick_handle();
+    assert!(matches!(vcpu.run().unwrap(), Exit::PortRead { .. }));
+    // Whether the kick or the program's computing comes first makes no difference.
+    kick.kick();
+    let thread = std::thread::spawn(move || {
+        assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
+        say.send("is interrupted").unwrap();
+        vcpu
+    });
+    assert_eq!(said.recv().unwrap(), "computes");
+    // Long enough for one that does not wait.
+    for _ in 0..10_000 {
+        assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
+        std::thread::yield_now();
+    }
+    drop(let_go);
+    assert_eq!(said.recv().unwrap(), "asks");
+    assert_eq!(said.recv().unwrap(), "is interrupted");
+    assert_eq!(run_to_mark(&mut *thread.join().unwrap()), 1);
 }
 
 #[test]

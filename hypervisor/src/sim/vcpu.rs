@@ -88,12 +88,13 @@ impl SimVcpu {
         let lane = Arc::clone(&self.lane);
         // A CPU that is not started waits, and so does one without a program.
         let has_program = self.program.is_some();
+        let begun = self.running.is_some();
         let may_run = lane.wait(|state| {
-            if std::mem::take(&mut state.kicked) {
-                Some(false)
-            } else {
-                (state.started && has_program).then_some(true)
+            let may_run = state.started && has_program;
+            if may_run && begun {
+                return Some(true);
             }
+            if std::mem::take(&mut state.kicked) { Some(false) } else { may_run.then_some(true) }
         });
         if !may_run {
             return Ok(None);
@@ -106,19 +107,17 @@ impl SimVcpu {
             self.running = Some(running);
         }
         Ok(lane.wait(|state| {
-            let waits = match &state.step {
-                None => true,
-                Some(Step::Halt) => state.pending.is_empty(),
-                Some(Step::Ended { panic }) => panic.is_none(),
-                Some(_) => false,
-            };
-            if !waits {
-                return Some(state.step.take());
-            }
             // A program that is computing will ask for something: a kick waits for that, so that a program
             // stands at the same step whenever the kick came.
-            let computing = state.step.is_none();
-            (!computing && std::mem::take(&mut state.kicked)).then_some(None)
+            let waits = match state.step.as_ref()? {
+                Step::Halt => state.pending.is_empty(),
+                Step::Ended { panic } => panic.is_none(),
+                _ => false,
+            };
+            if std::mem::take(&mut state.kicked) {
+                return Some(None);
+            }
+            (!waits).then(|| state.step.take())
         }))
     }
 
