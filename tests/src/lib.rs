@@ -11,6 +11,7 @@
 //! | `VIVARIUM_SCRATCH` | a folder on a file system with direct I/O and holes, for disk images |
 
 pub mod architecture;
+pub mod core_scheduling;
 pub mod ctl;
 pub mod events;
 pub mod guests;

@@ -1,8 +1,9 @@
 //! Where threads of a machine run, seen from the host: on the host CPUs that were asked for, and on cores of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use vivarium_tests::core_scheduling::CoreScheduling;
 use vivarium_tests::ctl::{ctl, done};
 use vivarium_tests::host::Folder;
 use vivarium_tests::{Monitor, MonitorBuilder, required};
@@ -52,13 +53,16 @@ fn two_host_cpus() -> Option<(usize, usize)> {
     }
 }
 
-fn start(folder: &Folder, cpus: &str, queue_affinity: &str) -> Monitor {
+fn machine(folder: &Folder, cpus: &str, queue_affinity: &str) -> MonitorBuilder {
     let disk = folder.sparse("disk", 16 << 20).display().to_string();
-    let mut monitor = MonitorBuilder::bare("hello; blk-randread qd=4 secs=600 queues=2 end=reset")
+    MonitorBuilder::bare("hello; blk-randread qd=4 secs=600 queues=2 end=reset")
         .args(["--cpus", cpus, "--disk", &format!("path={disk},id=_disk0,num_queues=2{queue_affinity}")])
         .arg("--api-socket")
         .arg(folder.join("api"))
-        .start();
+}
+
+fn start(folder: &Folder, cpus: &str, queue_affinity: &str) -> Monitor {
+    let mut monitor = machine(folder, cpus, queue_affinity).start();
     monitor.wait_for("@@ hello");
     monitor
 }
@@ -149,34 +153,29 @@ fn host_cpus_that_are_not_there_are_refused_before_the_guest_runs() {
     }
 }
 
-/// The core scheduling cookie of a thread; `None` where the kernel, or a processor without threads, has none.
-fn cookie(thread: u32) -> Option<u64> {
-    let mut cookie = 0_u64;
-    // SAFETY: writes a number of 8 bytes, which outlives the call.
-    let got = unsafe {
-        libc::prctl(
-            libc::PR_SCHED_CORE,
-            libc::c_ulong::from(libc::PR_SCHED_CORE_GET.unsigned_abs()),
-            libc::c_ulong::from(thread),
-            0 as libc::c_ulong,
-            &raw mut cookie,
-        )
-    };
-    (got == 0).then_some(cookie)
-}
-
 #[test]
 fn machines_and_cpus_have_cores_of_their_own() {
-    if cookie(std::process::id()).is_none() {
-        println!("@@SKIP this host has no core scheduling: {}", std::io::Error::last_os_error());
-        return;
-    }
-    for (mode, one_for_each) in [("vm", false), ("vcpu", true)] {
+    for mode in ["vm", "vcpu", "off"] {
         let folder = Folder::new();
-        let monitor = start(&folder, &format!("boot=2,core_scheduling={mode}"), "");
-        let threads = threads(monitor.pid());
-        let of = |name: &str| cookie(threads[name]).unwrap();
-        assert!(of("vcpu0") != 0 && of("vcpu1") != 0, "{mode}");
-        assert_eq!(of("vcpu0") != of("vcpu1"), one_for_each, "{mode}");
+        let mut command = machine(&folder, &format!("boot=2,max=3,core_scheduling={mode}"), "").command();
+        let scheduling = CoreScheduling::of(&mut command);
+        let mut monitor = Monitor::start(command);
+        monitor.wait_for("@@ hello");
+        done(&folder.join("api"), &["resize", "--cpus", "3"]);
+        let cookies: BTreeMap<_, _> = threads(monitor.pid())
+            .into_iter()
+            .map(|(name, thread)| (name, scheduling.cookie(thread)))
+            .collect();
+        let (cpus, others): (Vec<_>, Vec<_>) = cookies.iter().partition(|(name, _)| name.starts_with("vcpu"));
+        let of_cpus: BTreeSet<u64> = cpus.iter().map(|(_, cookie)| **cookie).collect();
+        let of_others: BTreeSet<u64> = others.iter().map(|(_, cookie)| **cookie).collect();
+        assert!(cpus.len() == 3 && others.len() > 2, "{cookies:?}");
+        match mode {
+            "vm" => {
+                assert!(of_cpus == of_others && of_cpus.len() == 1 && !of_cpus.contains(&0), "{cookies:?}")
+            }
+            "vcpu" => assert!(of_cpus.len() == 3 && of_others == BTreeSet::from([0]), "{cookies:?}"),
+            _ => assert!(of_cpus == BTreeSet::from([0]) && of_others == of_cpus, "{cookies:?}"),
+        }
     }
 }
