@@ -154,6 +154,16 @@ impl Architecture {
         }
     }
 
+    /// How many orders of calls and what they wait for are tried, unless `VIVARIUM_INTERLEAVINGS` says it.
+    pub fn interleavings(self) -> u64 {
+        let said = std::env::var("VIVARIUM_INTERLEAVINGS").ok().and_then(|number| number.parse().ok());
+        said.unwrap_or(match self {
+            X86_64 => 60,
+            // In emulation.
+            Aarch64 => 4,
+        })
+    }
+
     /// How often a test restarts a machine, where each restart shows the same.
     pub fn restarts(self) -> u32 {
         match self {

@@ -105,6 +105,33 @@ fn a_pause_is_given_up_when_the_host_keeps_a_cpu_and_queries_are_answered_meanwh
     control.end();
 }
 
+/// Whether a device is being opened.
+fn opens() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name =
+        |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
+    tasks.filter_map(|task| name(task).ok()).any(|name| name.trim() == "open")
+}
+
+#[test]
+fn a_device_that_is_open_while_the_machine_comes_to_rest_is_there_when_it_does() {
+    let (_sim, folder, control, let_go) = cpu_that_is_kept(Limits::default());
+    let path = folder.sparse("hangs", 1 << 20);
+    let hangs = HangingFile::new(&path);
+    let add = control.begin(disk(path, "hangs"));
+    let pause = control.begin(Request::Pause);
+    // Both are begun.
+    control.done(Request::Ping);
+    drop(hangs);
+    while opens() {
+        std::thread::yield_now();
+    }
+    drop(let_go);
+    pause.recv_timeout(STUCK).unwrap().unwrap();
+    add.recv_timeout(STUCK).expect("the device was forgotten").unwrap();
+    control.end();
+}
+
 #[test]
 fn a_restart_and_an_end_do_not_wait_for_a_cpu_that_the_host_keeps() {
     let limits = Limits { call: SHORT, leave: SHORT, ..Limits::default() };

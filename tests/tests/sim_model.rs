@@ -7,8 +7,8 @@
 mod control;
 mod model;
 
-use control::instructions::{read32, reset, write32};
-use control::{Control, Random, STUCK, config, disk, kind, release, remove};
+use control::instructions::reset;
+use control::{Control, Random, STUCK, config, disk, kind, release_all, remove};
 use hypervisor::sim::{Resources, Sim};
 use model::{Counts, Images, label, machine, may_refuse, part, shrink, standing};
 use std::fmt::Debug;
@@ -53,29 +53,12 @@ fn becomes<T: PartialEq + Debug>(now: impl Fn() -> T, expected: &T, what: &str) 
     }
 }
 
-// Registers of the controllers of CPUs and of memory.
-const STATUS: u16 = 4;
-const NEXT: u16 = 8;
-const CAME: u32 = 2;
-const GOING: u32 = 4;
-const LET_GO: u32 = 8;
-
 /// A guest that lets go of what it is asked for, and restarts the machine now and then.
 fn guest(sim: &Sim, seed: u64) {
     sim.program(0, move |cpu| {
         let mut random = Random(seed);
         loop {
-            release(cpu);
-            for controller in [native().cpu_hotplug(), native().memory_hotplug()] {
-                let number = read32(cpu, controller.after(NEXT));
-                if number != u32::MAX {
-                    write32(cpu, controller, number);
-                    let status = read32(cpu, controller.after(STATUS));
-                    let told = status & (CAME | GOING);
-                    let answer = if status & GOING == 0 { 0 } else { LET_GO };
-                    write32(cpu, controller.after(STATUS), told | answer);
-                }
-            }
+            release_all(cpu, |_| {});
             if random.below(2_000) == 0 {
                 reset(cpu);
             }

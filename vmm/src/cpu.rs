@@ -107,9 +107,12 @@ impl CpuThread {
         peers.add(number, Arc::clone(&self.control));
     }
 
-    /// Asks the CPU to leave the guest and wait. Returns at once; when it does, [`Message::CpuParked`] tells.
+    /// Asks the CPU to leave the guest and wait. Returns at once; when it does, or if it has already, [`Message::CpuParked`] tells.
     pub fn pause(&self) {
-        self.control.direct(|state| state.paused = true);
+        self.control.direct(|state| {
+            state.paused = true;
+            state.told = false;
+        });
     }
 
     /// Whether the CPU is out of the guest, after [`CpuThread::pause`].

@@ -9,7 +9,9 @@ use crate::monitor::Progress;
 use hypervisor::DebugStop;
 use machine::effect::{Effect, FunctionAddress};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 use thiserror::Error;
 use virtio::device::QueueTask;
 
@@ -171,6 +173,25 @@ impl Inbox {
     /// Where the threads of machine number `machine` leave their messages.
     pub fn mailbox(&self, machine: u64) -> Mailbox {
         Mailbox { inbox: self.clone(), machine }
+    }
+}
+
+/// Where the machine thread gets what it is told, one event after the other.
+pub trait Source {
+    /// Waits for the next event, until `deadline` if there is one.
+    ///
+    /// # Errors
+    /// When there is none by then, or there can be none any more.
+    fn next(&mut self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError>;
+}
+
+/// In the order in which they were told.
+impl Source for mpsc::Receiver<Event> {
+    fn next(&mut self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
+        match deadline {
+            None => self.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self.recv_timeout(at.saturating_duration_since(Instant::now())),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::config::VmConfig;
 use crate::console_thread::ConsoleThread;
 use crate::event::Events;
 use crate::machine::{Ended, Machine};
-use crate::message::{Event, Inbox, Message, Work};
+use crate::message::{Event, Inbox, Message, Source, Work};
 use crate::seccomp::{self, ThreadKind};
 use crate::settle::settle;
 use crate::{guest_faults, metrics};
@@ -31,7 +31,7 @@ use hypervisor::Hypervisor;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// How long after the last call the process gives back what answering it took.
@@ -55,7 +55,7 @@ enum Vm {
 pub struct Monitor {
     hypervisor: Arc<dyn Hypervisor>,
     inbox: Inbox,
-    received: Receiver<Event>,
+    source: Box<dyn Source>,
     consoles: Arc<ConsoleThread>,
     events: Events,
     vm: Vm,
@@ -101,7 +101,7 @@ impl Monitor {
         Ok(Self {
             hypervisor,
             inbox,
-            received,
+            source: Box::new(received),
             consoles: Arc::new(consoles),
             events: Events::default(),
             vm: Vm::Absent,
@@ -121,6 +121,13 @@ impl Monitor {
     /// Where the thread is told things.
     pub fn inbox(&self) -> Inbox {
         self.inbox.clone()
+    }
+
+    /// Has another source decide when the thread gets what it is told: one that takes it from the one there is.
+    pub fn schedule(&mut self, by: impl FnOnce(Box<dyn Source>) -> Box<dyn Source>) {
+        let (_, none) = Inbox::new();
+        let plain = std::mem::replace(&mut self.source, Box::new(none));
+        self.source = by(plain);
     }
 
     /// Where it tells what happens.
@@ -169,11 +176,7 @@ impl Monitor {
     /// Does the next thing the thread is told, if it is before `limit`. `Some`: the process is to end.
     fn next(&mut self, limit: Option<Instant>) -> Result<Option<Ended>> {
         let deadline = self.deadline();
-        let event = match deadline.into_iter().chain(limit).min() {
-            None => self.received.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => self.received.recv_timeout(at.saturating_duration_since(Instant::now())),
-        };
-        let mut ended = match event {
+        let mut ended = match self.source.next(deadline.into_iter().chain(limit).min()) {
             Ok(event) => self.handle(event)?,
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("every thread of the machine has ended"),
@@ -216,7 +219,7 @@ impl Monitor {
             settle();
         }
         match &mut self.vm {
-            Vm::Booted(machine) => machine.overdue(now),
+            Vm::Booted(machine) => Ok(machine.overdue(now)),
             Vm::Booting(booting) if booting.deadline().is_some_and(|at| at <= now) => {
                 Ok(Some(Ended::Terminated))
             }
@@ -368,7 +371,7 @@ impl Monitor {
             Request::Pause if machine.paused() => {
                 respond(Err(ApiError::new(ErrorKind::State, "the machine is paused already")));
             }
-            Request::Pause => return machine.pause(respond),
+            Request::Pause => machine.pause(respond),
             Request::Resume if !machine.paused() => {
                 respond(Err(ApiError::new(ErrorKind::State, "the machine is not paused")));
             }
@@ -377,7 +380,7 @@ impl Monitor {
                 respond(Ok(Reply::Done));
             }
             Request::Shutdown => return Ok(self.end(AfterEnd::Keep(respond))),
-            Request::Reboot => return machine.reset(Some(respond)),
+            Request::Reboot => machine.reset(Some(respond)),
             Request::PowerButton => {
                 machine.press_power_button();
                 respond(Ok(Reply::Done));

@@ -61,6 +61,13 @@ impl Apics {
         }
     }
 
+    /// Makes an interrupt pending no more, if it is.
+    pub(super) fn withdraw(&self, id: u32, vector: u8) {
+        if let Some(lane) = lock(&self.0).get(&id) {
+            lane.change(|state| state.pending.remove(&vector));
+        }
+    }
+
     /// What is pending on one CPU.
     #[cfg(target_arch = "aarch64")]
     pub(super) fn pending(&self, id: u32) -> Vec<u8> {

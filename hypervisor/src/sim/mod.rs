@@ -101,6 +101,24 @@ impl Sim {
         self.answers_cpu_calls.store(true, Ordering::Relaxed);
     }
 
+    /// Makes an interrupt pending on a CPU of the machine that was made last, as if a device of its own had sent it.
+    pub fn interrupt(&self, cpu: u32, vector: u8) {
+        if let Some(board) = self.last() {
+            board.apics.interrupt(cpu, vector, false);
+        }
+    }
+
+    /// Takes back [`Sim::interrupt`], if the CPU has not taken it.
+    pub fn withdraw_interrupt(&self, cpu: u32, vector: u8) {
+        if let Some(board) = self.last() {
+            board.apics.withdraw(cpu, vector);
+        }
+    }
+
+    fn last(&self) -> Option<Arc<Board>> {
+        lock(&self.last).upgrade()
+    }
+
     /// The virtual clock, for the machine's devices.
     pub fn clock(&self) -> Arc<ManualClock> {
         Arc::clone(&self.clock)

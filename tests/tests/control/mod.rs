@@ -191,6 +191,37 @@ pub fn release(cpu: &mut SimCpu<'_>) {
     }
 }
 
+/// Releases what devices, CPUs and memory it is asked for, and takes what came, once. `before` is called before each access.
+pub fn release_all(cpu: &mut SimCpu<'_>, before: impl Fn(&mut SimCpu<'_>)) {
+    // Registers of the controllers of CPUs and of memory.
+    const STATUS: u16 = 4;
+    const NEXT: u16 = 8;
+    const CAME: u32 = 2;
+    const GOING: u32 = 4;
+    const LET_GO: u32 = 8;
+    let read = |cpu: &mut SimCpu<'_>, register| {
+        before(cpu);
+        read32(cpu, register)
+    };
+    let write = |cpu: &mut SimCpu<'_>, register, value| {
+        before(cpu);
+        write32(cpu, register, value);
+    };
+    let devices = read(cpu, down());
+    if devices != 0 {
+        write(cpu, eject(), devices);
+    }
+    for controller in [native().cpu_hotplug(), native().memory_hotplug()] {
+        let number = read(cpu, controller.after(NEXT));
+        if number != u32::MAX {
+            write(cpu, controller, number);
+            let status = read(cpu, controller.after(STATUS));
+            let answer = if status & GOING == 0 { 0 } else { LET_GO };
+            write(cpu, controller.after(STATUS), status & (CAME | GOING) | answer);
+        }
+    }
+}
+
 pub fn ignore(cpu: &mut SimCpu<'_>) {
     loop {
         idle(cpu);

@@ -1,4 +1,5 @@
 //! Calls for the tests of the machine thread against a model: which there are, what they may answer, and how often each was done.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use super::control::{Control, Random, add, remove};
 use std::collections::BTreeMap;
@@ -153,6 +154,11 @@ pub struct Counts(BTreeMap<&'static str, u32>);
 impl Counts {
     pub fn note(&mut self, label: &'static str, answer: &Answer) {
         *self.0.entry(label).or_default() += u32::from(answer.is_ok());
+    }
+
+    /// How often that was done.
+    pub fn of(&self, label: &str) -> u32 {
+        self.0.get(label).copied().unwrap_or_default()
     }
 
     pub fn assert_each_was_done(&self) {

@@ -25,6 +25,8 @@ pub(super) struct State {
     /// Counts the machine's resets: what the CPU asked for before one is void after it.
     pub(super) generation: u64,
     pub(super) parked: bool,
+    /// It was told that the CPU is parked for the pause.
+    pub(super) told: bool,
     pub(super) ended: bool,
     /// What it is to do next, with a number of its own.
     pub(super) task: Option<(u64, Task)>,
@@ -150,12 +152,13 @@ impl Control {
                 self.attention.store(false, Ordering::Release);
                 return Attended::Run;
             }
-            if !state.parked {
-                state.parked = true;
+            let newly = !std::mem::replace(&mut state.parked, true);
+            if newly {
                 self.changed.notify_all();
-                if state.paused {
-                    parked();
-                }
+            }
+            if state.paused && (newly || !state.told) {
+                state.told = true;
+                parked();
             }
             drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
             woken();

@@ -33,10 +33,7 @@ pub(super) fn check_folder(config: &VmConfig) -> Result<()> {
 
 impl Machine {
     /// The guest's kernel panicked, or the machine cannot go on.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn crashed(&mut self, failure: Option<Failure>) -> Result<Option<Ended>> {
+    pub(super) fn crashed(&mut self, failure: Option<Failure>) -> Option<Ended> {
         match &failure {
             Some(Failure::Cpu { cpu, reason, .. }) => {
                 let properties = [("cpu", (*cpu).into()), ("reason", reason.as_str().into())];
@@ -56,32 +53,30 @@ impl Machine {
         }
         if self.crash.is_some() || self.ending() {
             // Another one did, too.
-            return Ok(None);
+            return None;
         }
         if memory && self.resetting() {
-            return Ok(failure.and_then(|failure| self.end(Ended::Failed(failure))));
+            return failure.and_then(|failure| self.end(Ended::Failed(failure)));
         }
         let asks_for_nothing = match &self.config.on_crash {
             Some(config) => config.coredump.is_none() && config.action == CrashAction::None,
             None => true,
         };
         if asks_for_nothing {
-            return Ok(failure.and_then(|failure| self.end(Ended::Failed(failure))));
+            return failure.and_then(|failure| self.end(Ended::Failed(failure)));
         }
         self.crash = Some(Crash { failure });
         match self.phase {
             Phase::Running => self.pause(Box::new(drop)),
-            Phase::Paused => self.dump_crash(),
+            Phase::Paused => return self.dump_crash(),
             // It comes to rest already.
-            _ => Ok(None),
+            _ => {}
         }
+        None
     }
 
     /// The machine is at rest: if it crashed, begins its dump.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn dump_crash(&mut self) -> Result<Option<Ended>> {
+    pub(super) fn dump_crash(&mut self) -> Option<Ended> {
         let path = self.config.on_crash.as_ref().and_then(|config| config.coredump.clone());
         let Some(path) = path.filter(|_| self.crash.is_some()) else { return self.after_crash() };
         let url =
@@ -97,26 +92,26 @@ impl Machine {
             }),
         );
         // Else it is being written, and a message tells when that is done.
-        if self.dump.is_none() { self.after_crash() } else { Ok(None) }
+        if self.dump.is_none() { self.after_crash() } else { None }
     }
 
     /// What is left of a crash is done.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn after_crash(&mut self) -> Result<Option<Ended>> {
-        let Some(Crash { failure }) = self.crash.take().filter(|_| !self.ending()) else { return Ok(None) };
+    pub(super) fn after_crash(&mut self) -> Option<Ended> {
+        let Crash { failure } = self.crash.take().filter(|_| !self.ending())?;
         let action = self.config.on_crash.as_ref().map_or(CrashAction::None, |config| config.action);
-        Ok(match (action, failure) {
+        match (action, failure) {
             (_, Some(failure @ Failure::Memory { .. })) => self.end(Ended::Failed(failure)),
             (CrashAction::Pause, _) => None,
-            (CrashAction::Reset, _) => return self.reset(None),
+            (CrashAction::Reset, _) => {
+                self.reset(None);
+                None
+            }
             (CrashAction::Poweroff | CrashAction::None, Some(failure)) => self.end(Ended::Failed(failure)),
             (CrashAction::Poweroff, None) => self.end(Ended::PoweredOff),
             (CrashAction::None, None) => {
                 self.resume();
                 None
             }
-        })
+        }
     }
 }

@@ -98,6 +98,13 @@ impl Machine {
     /// # Errors
     /// When the host fails the machine in a way it cannot go on after.
     pub fn handle(&mut self, message: Message) -> Result<Option<Ended>> {
+        let ended = self.act_upon(message)?;
+        // What waited for the machine to be idle.
+        self.seat_opened_if_idle();
+        Ok(ended)
+    }
+
+    fn act_upon(&mut self, message: Message) -> Result<Option<Ended>> {
         match message {
             Message::Effect { cpu, generation, effect } => {
                 if self.is_current(generation) {
@@ -116,42 +123,28 @@ impl Machine {
                     }
                 }
                 if !self.pci.stopping() {
-                    let ended = self.at_rest()?;
-                    self.seat_opened_if_idle();
-                    return Ok(ended);
+                    return self.at_rest();
                 }
             }
-            Message::Loaded(reloaded) => {
-                self.loaded(*reloaded)?;
-                self.seat_opened_if_idle();
-            }
-            Message::Populated(result) => {
-                self.populated(result);
-                self.seat_opened_if_idle();
-            }
-            Message::MemoryReleased => {
-                self.memory_released();
-                self.seat_opened_if_idle();
-            }
+            Message::Loaded(reloaded) => self.loaded(*reloaded)?,
+            Message::Populated(result) => self.populated(result),
+            Message::MemoryReleased => self.memory_released(),
             Message::CpuParked => return self.when_parked(),
-            Message::WatchdogExpired(id) => return self.watchdog_expired(&id),
+            Message::WatchdogExpired(id) => return Ok(self.watchdog_expired(&id)),
             Message::Opened { addition, result, files, work } => {
                 self.opened(addition, result, files);
                 drop(work);
-                self.seat_opened_if_idle();
             }
             Message::Dumped(result) => {
                 self.dumped(result);
-                let ended = self.after_crash()?;
-                self.seat_opened_if_idle();
-                return Ok(ended);
+                return Ok(self.after_crash());
             }
             Message::CpuStopped { cpu, stop } => self.stopped_for_debugger(cpu, stop)?,
-            Message::MemoryLost { address } => return self.crashed(Some(Failure::Memory { address })),
+            Message::MemoryLost { address } => return Ok(self.crashed(Some(Failure::Memory { address }))),
             Message::CpuFailed { generation, failure } => {
                 // A machine that restarts has its CPUs anew.
                 if self.is_current(generation) && !self.resetting() {
-                    return self.crashed(Some(failure));
+                    return Ok(self.crashed(Some(failure)));
                 }
             }
         }
@@ -177,7 +170,7 @@ impl Machine {
             Phase::Pausing { respond, parked: true, .. } => {
                 self.tell("paused");
                 respond(Ok(Reply::Done));
-                return self.dump_crash();
+                return Ok(self.dump_crash());
             }
             Phase::Resetting { respond, parked: true } => {
                 self.phase = Phase::Loading { respond };
@@ -208,10 +201,13 @@ impl Machine {
         }
         match effect {
             Effect::PowerOff => return Ok(self.end(Ended::PoweredOff)),
-            Effect::Reset => return self.reset(None),
+            Effect::Reset => {
+                self.reset(None);
+                return Ok(None);
+            }
             Effect::Panicked(events) | Effect::Function(_, DeviceChange::Panicked(events)) => {
                 self.effect_done(cpu);
-                return self.panicked(events);
+                return Ok(self.panicked(events));
             }
             // This thread asks before it waits again.
             Effect::Deadline => {}
@@ -245,9 +241,9 @@ impl Machine {
 
     /// The guest reports panics, by event bits. A guest that has two devices for it reports to both; each event is told once. Nothing
     /// is heard of one on the mainboard when that on PCI was removed.
-    fn panicked(&mut self, events: u8) -> Result<Option<Ended>> {
+    fn panicked(&mut self, events: u8) -> Option<Ended> {
         if !self.config.hears_panics() {
-            return Ok(None);
+            return None;
         }
         let new = events & !self.panics;
         self.panics |= events;
@@ -256,7 +252,7 @@ impl Machine {
             self.events.emit_for_guest("guest", "panic", [("events", new.into())]);
         }
         // Else the guest has a kernel that deals with it.
-        if new & PANICKED != 0 { self.crashed(None) } else { Ok(None) }
+        if new & PANICKED != 0 { self.crashed(None) } else { None }
     }
 
     /// Tells what the machine does, which may be the guest's doing.
@@ -274,11 +270,8 @@ impl Machine {
         }
     }
 
-    /// Goes on with a pause or a restart when all CPUs are parked.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn when_parked(&mut self) -> Result<Option<Ended>> {
+    /// Goes on with a pause or a restart when all CPUs are parked, of which each tells.
+    fn when_parked(&mut self) -> Result<Option<Ended>> {
         let (Phase::Pausing { parked, .. } | Phase::Resetting { parked, .. }) = &mut self.phase else {
             return Ok(None);
         };
@@ -300,15 +293,11 @@ impl Machine {
     }
 
     /// Stops the CPUs and the workers, and answers when they have.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub fn pause(&mut self, respond: Respond) -> Result<Option<Ended>> {
+    pub fn pause(&mut self, respond: Respond) {
         self.tell("pausing");
         self.park_cpus();
         self.hold_watchdog();
         self.phase = Phase::Pausing { respond, deadline: super::after(self.limits.pause), parked: false };
-        self.when_parked()
     }
 
     /// Goes on after a pause.
@@ -376,10 +365,7 @@ impl Machine {
     }
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub fn overdue(&mut self, now: Instant) -> Result<Option<Ended>> {
+    pub fn overdue(&mut self, now: Instant) -> Option<Ended> {
         self.turn_throttle(now);
         self.give_up_removals(now);
         self.give_up_additions(now);
@@ -387,7 +373,7 @@ impl Machine {
         if matches!(&self.phase, Phase::Ending { deadline, .. } if *deadline <= now)
             && let Phase::Ending { ended, .. } = std::mem::replace(&mut self.phase, Phase::Paused)
         {
-            return Ok(Some(ended));
+            return Some(ended);
         }
         if matches!(&self.phase, Phase::Pausing { deadline, .. } if *deadline <= now)
             && let Phase::Pausing { respond, parked, .. } = std::mem::replace(&mut self.phase, Phase::Paused)

@@ -5,7 +5,7 @@
 use super::boot_files::BootFiles;
 use super::life::Phase;
 use super::workers::Purpose;
-use super::{Ended, Machine, fw_cfg, platform};
+use super::{Machine, fw_cfg, platform};
 use crate::api::{ApiError, Reply, Respond};
 use crate::message::{Message, Work};
 use anyhow::{Context, Result};
@@ -31,18 +31,14 @@ struct Renewed {
 
 impl Machine {
     /// Restarts the machine in place.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub fn reset(&mut self, respond: Option<Respond>) -> Result<Option<Ended>> {
+    pub fn reset(&mut self, respond: Option<Respond>) {
         if self.resetting() {
-            return Ok(None);
+            return;
         }
         self.watchdogs_told.clear();
         self.tell_of_restart("rebooting", respond.is_none());
         self.phase = Phase::Resetting { respond, parked: false };
         self.park_cpus();
-        self.when_parked()
     }
 
     fn tell_of_restart(&self, event: &'static str, by_guest: bool) {

@@ -6,7 +6,6 @@ use super::control::Control;
 use super::{Ended, Machine};
 use crate::config::WatchdogAction;
 use crate::message::Message;
-use anyhow::Result;
 use devices::virtio::watchdog::Hold;
 use devices::watchdog::Watchdog;
 use std::sync::{MutexGuard, PoisonError};
@@ -56,50 +55,39 @@ impl Machine {
     }
 
     /// Looks at watchdogs, and does what is to be done when the guest was silent for too long.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn look_at_watchdog(&mut self) -> Result<Option<Ended>> {
+    pub(super) fn look_at_watchdog(&mut self) -> Option<Ended> {
         if !self.runs() || self.stopped_by_debugger() {
-            return Ok(None);
+            return None;
         }
         let expired = self.watchdogs().filter_map(|(id, mut device)| device.look().then(|| id.to_owned()));
-        for id in expired.collect::<Vec<_>>() {
-            if let Some(ended) = self.watchdog_expired(&id)? {
-                return Ok(Some(ended));
-            }
-        }
-        Ok(None)
+        expired.collect::<Vec<_>>().iter().find_map(|id| self.watchdog_expired(id))
     }
 
     /// Does what is to be done when the guest was silent for too long for the watchdog named `id`.
-    ///
-    /// # Errors
-    /// When the host fails the machine.
-    pub(super) fn watchdog_expired(&mut self, id: &str) -> Result<Option<Ended>> {
+    pub(super) fn watchdog_expired(&mut self, id: &str) -> Option<Ended> {
         // One that is gone is not heard.
         let watchdog = self.config.watchdog.iter().find(|watchdog| watchdog.id.as_deref() == Some(id));
-        let Some(action) = watchdog.map(|watchdog| watchdog.action) else { return Ok(None) };
+        let action = watchdog.map(|watchdog| watchdog.action)?;
         if !self.runs() || self.stopped_by_debugger() {
             if !self.resetting() {
                 self.watchdogs_told.insert(id.to_owned());
             }
-            return Ok(None);
+            return None;
         }
         tracing::warn!(id, ?action, "the guest's watchdog was not reloaded in time");
         let properties = [("id", id.into()), ("action", action.name().into())];
         self.events.emit_for_guest("guest", "watchdog", properties);
         match action {
             WatchdogAction::Reset => self.reset(None),
-            WatchdogAction::Poweroff => Ok(self.end(Ended::PoweredOff)),
+            WatchdogAction::Poweroff => return self.end(Ended::PoweredOff),
             WatchdogAction::Pause => self.pause(Box::new(drop)),
-            WatchdogAction::None => Ok(None),
+            WatchdogAction::None => {}
             WatchdogAction::InjectNmi => {
                 if let Err(error) = self.nmi() {
                     tracing::error!("the guest's watchdog could not raise an NMI: {}", error.message);
                 }
-                Ok(None)
             }
         }
+        None
     }
 }
