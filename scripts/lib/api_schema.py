@@ -2,6 +2,7 @@
 
 Run by itself: `python3 scripts/lib/api_schema.py [SECONDS]`."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
@@ -21,12 +24,33 @@ from report import Failure
 VERSION = "4.32.5"
 DOCUMENT = PROJECT / "docs" / "openapi.json"
 
-# What would end the machine or the process, or not end by itself, is left out; so is what makes a machine of made-up parts.
+# What would end the process, or not end by itself, is left out; so is what makes a machine of made-up parts.
 ALWAYS_LEFT_OUT = ["/vmm.shutdown", "/vm.events", "/vm.boot"]
 
-# A state to test in: what is left out there, too.
-RUNNING = ["/vm.delete", "/vm.shutdown"]
-ABSENT = []
+
+@dataclass(frozen=True)
+class State:
+    """What a monitor has while its API is tested."""
+
+    name: str
+    arguments: list  # the monitor's, beside those of its API
+    calls: list  # made first: each a verb, and its body or None
+    left_out: list  # verbs that would end the state
+
+
+MACHINE = ["--kernel", str(BARE_GUEST), "--cmdline", "end=spin", "--memory", "size=128M", "--serial", "null", "--console", "off"]
+CREATED = {
+    "payload": {"kernel": str(BARE_GUEST), "cmdline": "end=spin"},
+    "memory": {"size": 128 << 20},
+    "serial": {"mode": "Null"},
+    "console": {"mode": "Off"},
+}
+STATES = [
+    State("a running machine", MACHINE, [], ["/vm.delete", "/vm.shutdown"]),
+    State("no machine", [], [], []),
+    State("a machine that is created", [], [("vm.create", CREATED)], ["/vm.delete"]),
+    State("a paused machine", MACHINE, [("vm.pause", None)], ["/vm.delete", "/vm.shutdown", "/vm.resume", "/vm.reboot"]),
+]
 
 SETTINGS = """
 request-timeout = 20.0
@@ -43,31 +67,30 @@ unsupported_method.enabled = false
 
 
 def run(seconds=60):
-    """Tests a running machine and a monitor without one. Returns the output; raises Failure with it."""
+    """Tests a monitor in each of its states, for so many seconds. Returns the output; raises Failure with it."""
     program = python_programs.ensure("schemathesis", VERSION, "schemathesis")
-    machine = ["--kernel", BARE_GUEST, "--cmdline", "end=spin", "--memory", "size=128M"]
-    machine += ["--serial", "null", "--console", "off"]
-    states = [("a running machine", machine, RUNNING), ("no machine", [], ABSENT)]
-    with ThreadPoolExecutor() as pool:
-        return "".join(pool.map(lambda state: _run_in(program, *state, seconds), states))
+    with ThreadPoolExecutor(len(STATES)) as pool:
+        return "".join(pool.map(lambda state: _run_in(program, state, seconds), STATES))
 
 
-def _run_in(program, state, arguments, left_out, seconds):
+def _run_in(program, state, seconds):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "api.sock"
         binary = os.environ.get("VIVARIUM_BIN", str(VIVARIUM))
-        command = [binary, "--api-socket", str(path), *map(str, arguments)]
+        command = [binary, "--api-socket", str(path), *state.arguments]
         # What a made-up configuration names is looked for, and made, in the folder that goes.
         with subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as monitor:
             try:
                 _wait_for(path, monitor)
+                for verb, body in state.calls:
+                    _call(path, verb, body)
                 with _Bridge(path) as bridge:
                     settings = Path(folder) / "settings.toml"
                     settings.write_text(SETTINGS)
                     test = [program, "--config-file", settings, "--no-color", "run", DOCUMENT, "--url", bridge.url]
                     test += ["--phases", "examples,coverage,fuzzing", "--max-examples", "40", "--warnings", "off"]
                     test += ["--max-time", str(seconds)] if seconds else []
-                    for name in ALWAYS_LEFT_OUT + left_out:
+                    for name in ALWAYS_LEFT_OUT + state.left_out:
                         test += ["--exclude-path", name]
                     result = subprocess.run(
                         list(map(str, test)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -75,11 +98,11 @@ def _run_in(program, state, arguments, left_out, seconds):
                     )  # fmt: skip
                 if monitor.poll() is not None:
                     errors = monitor.stderr.read().decode(errors="replace")
-                    raise Failure(f"with {state}, the monitor ended ({monitor.returncode})", result.stdout + errors)
+                    raise Failure(f"with {state.name}, the monitor ended ({monitor.returncode})", result.stdout + errors)
             finally:
                 monitor.kill()
         if result.returncode != 0:
-            raise Failure(f"with {state}, the API does not keep to its document", result.stdout)
+            raise Failure(f"with {state.name}, the API does not keep to its document", result.stdout)
         return result.stdout
 
 
@@ -90,6 +113,18 @@ def _wait_for(path, monitor):
                 return
         time.sleep(0.01)
     raise Failure(f"the monitor ended ({monitor.returncode})", monitor.stderr.read().decode(errors="replace"))
+
+
+def _call(path, verb, body):
+    """Makes a call that has to succeed."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        connection = HTTPConnection("localhost")
+        connection.sock = client
+        connection.request("PUT", f"/api/v1/{verb}", *([json.dumps(body), {"Content-Type": "application/json"}] if body else []))
+        answer = connection.getresponse()
+        if answer.status >= 300:
+            raise Failure(f"{verb} was answered with {answer.status}", answer.read().decode(errors="replace"))
 
 
 class _Bridge(ThreadingTCPServer):
