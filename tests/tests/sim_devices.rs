@@ -79,6 +79,25 @@ fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
 }
 
 #[test]
+fn a_paused_guest_is_not_waited_for() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, obey);
+    let control = Control::boot(&sim, config(&folder));
+    control.done(disk(folder.sparse("first", 1 << 20), "first"));
+    control.done(disk(folder.sparse("second", 1 << 20), "second"));
+    control.done(Request::Pause);
+    let refused = control.call(remove("first", false, 600_000)).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Conflict);
+    assert!(refused.message.starts_with("device first: the machine is paused"), "{refused}");
+    assert_eq!(control.disks().len(), 2);
+    control.done(remove("first", true, 30_000));
+    control.done(Request::Resume);
+    control.done(remove("second", false, 30_000));
+    assert!(control.disks().is_empty());
+    control.end();
+}
+
+#[test]
 fn a_disk_grows_while_the_guest_runs_and_never_shrinks() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     let path = folder.sparse("disk", 1 << 20);

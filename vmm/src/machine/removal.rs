@@ -72,52 +72,13 @@ impl Machine {
     /// When the host fails the machine.
     pub fn remove_device(&mut self, request: RemoveDevice, respond: Respond) -> Result<()> {
         let RemoveDevice { id, force, timeout_ms } = request;
-        let refuse = |kind, message: &str| ApiError::new(kind, format!("device {id}: {message}"));
-        let Some(address) = self.pci.address_of(&id) else {
-            respond(Err(refuse(ErrorKind::NotFound, "there is no device of that name; vm.info lists them")));
-            return Ok(());
+        let address = match self.check_removal(&id, force) {
+            Ok(address) => address,
+            Err(error) => {
+                respond(Err(error));
+                return Ok(());
+            }
         };
-        if !self.config.has_device(&id) && self.config.port(&id).is_none() {
-            respond(Err(refuse(ErrorKind::BadRequest, "is part of the machine and cannot be removed")));
-            return Ok(());
-        }
-        let config = self.config_with_coming();
-        if let Err(error) = config.and_then(|config| ports::check_goes(&config, &id)) {
-            respond(Err(error));
-            return Ok(());
-        }
-        let beside = self.pci.beside(address);
-        if !beside.is_empty() {
-            let named = beside.iter().map(|other| match self.pci.id_of(*other) {
-                Some(id) => id.to_owned(),
-                None => other.to_string(),
-            });
-            let message = format!(
-                "is at one PCI device number with {}, and a guest lets go of all that is there; give what is to go a number of its own",
-                named.collect::<Vec<_>>().join(", ")
-            );
-            respond(Err(refuse(ErrorKind::BadRequest, &message)));
-            return Ok(());
-        }
-        if self.pci.is_fixed(address) {
-            respond(Err(refuse(
-                ErrorKind::BadRequest,
-                "is below a port without hotplug and cannot be removed",
-            )));
-            return Ok(());
-        }
-        if let Err(error) = self.check_out_of_use(&id) {
-            respond(Err(error));
-            return Ok(());
-        }
-        if self.is_coming(&id) {
-            respond(Err(refuse(ErrorKind::Conflict, "is still being added")));
-            return Ok(());
-        }
-        if self.removals.get(&id).is_some_and(|removal| removal.caller.is_some()) {
-            respond(Err(refuse(ErrorKind::Conflict, "is being removed already")));
-            return Ok(());
-        }
         let limit = timeout_ms.map_or(RELEASE_LIMIT, Duration::from_millis);
         let caller = Some((respond, super::after(limit), limit));
         let ejecting = self.removals.remove(&id).map(|removal| removal.ejecting).unwrap_or_default();
@@ -140,6 +101,46 @@ impl Machine {
             ReleaseRequest::Released => return self.take_out(address),
         }
         Ok(())
+    }
+
+    /// Whether a device can be removed. Returns where it is.
+    fn check_removal(&self, id: &str, force: bool) -> Result<FunctionAddress, ApiError> {
+        let refuse = |kind, message: &str| Err(ApiError::new(kind, format!("device {id}: {message}")));
+        let Some(address) = self.pci.address_of(id) else {
+            return refuse(ErrorKind::NotFound, "there is no device of that name; vm.info lists them");
+        };
+        if !self.config.has_device(id) && self.config.port(id).is_none() {
+            return refuse(ErrorKind::BadRequest, "is part of the machine and cannot be removed");
+        }
+        ports::check_goes(&self.config_with_coming()?, id)?;
+        let beside = self.pci.beside(address);
+        if !beside.is_empty() {
+            let named = beside.iter().map(|other| match self.pci.id_of(*other) {
+                Some(id) => id.to_owned(),
+                None => other.to_string(),
+            });
+            let message = format!(
+                "is at one PCI device number with {}, and a guest lets go of all that is there; give what is to go a number of its own",
+                named.collect::<Vec<_>>().join(", ")
+            );
+            return refuse(ErrorKind::BadRequest, &message);
+        }
+        if self.pci.is_fixed(address) {
+            return refuse(ErrorKind::BadRequest, "is below a port without hotplug and cannot be removed");
+        }
+        self.check_out_of_use(id)?;
+        if self.is_coming(id) {
+            return refuse(ErrorKind::Conflict, "is still being added");
+        }
+        if self.removals.get(id).is_some_and(|removal| removal.caller.is_some()) {
+            return refuse(ErrorKind::Conflict, "is being removed already");
+        }
+        if self.paused() && !force {
+            let message = "the machine is paused, and its guest releases nothing; resume it first (vm.resume), or remove the device with \
+                           force";
+            return refuse(ErrorKind::Conflict, message);
+        }
+        Ok(address)
     }
 
     /// The guest released devices: takes them out. The CPU goes on when the last of them is gone.
