@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use vivarium_tests::host::{Folder, HangingFile};
-use vmm::api::request::{AddDevice, Opening, ResizeDisk, SetRateLimit};
+use vmm::api::request::{
+    AddDevice, DeviceQueueAffinity, Opening, ResizeDisk, SetAffinity, SetLink, SetRateLimit,
+};
 use vmm::api::{ErrorKind, Reply, Request};
 use vmm::config::{
-    BalloonConfig, ByteSize, DiskConfig, PciPlaceConfig, PciPortConfig, PmemConfig, RateLimiterConfig,
-    RtcConfig, TokenBucketConfig, WatchdogConfig,
+    BalloonConfig, ByteSize, CpuAffinity, DiskConfig, NetConfig, PciPlaceConfig, PciPortConfig, PmemConfig,
+    RateLimitGroupConfig, RateLimiterConfig, RtcConfig, TokenBucketConfig, WatchdogConfig,
 };
 
 #[test]
@@ -136,6 +138,100 @@ fn a_limit_that_would_let_nothing_pass_is_refused_and_changes_nothing() {
     set(bucket(1 << 20, 100)).unwrap();
     assert_ne!(control.info(), before);
     control.done(disk(folder.sparse("other", 1 << 20), "other"));
+    control.end();
+}
+
+fn limits(size: u64) -> RateLimiterConfig {
+    let bucket = TokenBucketConfig { size, refill_time: 1000, ..Default::default() };
+    RateLimiterConfig { bandwidth: Some(bucket), ops: None }
+}
+
+fn limit(id: &str, limits: Option<RateLimiterConfig>) -> Request {
+    Request::SetRateLimit(Box::new(SetRateLimit { id: id.into(), rate_limiter_config: limits }))
+}
+
+#[test]
+fn a_group_of_disks_is_limited_anew_and_none_of_them_alone() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut config = config(&folder);
+    config.rate_limit_groups =
+        vec![RateLimitGroupConfig { id: "g".into(), rate_limiter_config: limits(1 << 20) }];
+    for id in ["a", "b", "g"] {
+        let (path, group) = (Some(folder.sparse(id, 1 << 20)), Some("g".into()));
+        config.disks.push(DiskConfig {
+            path,
+            id: Some(id.into()),
+            rate_limit_group: group,
+            ..Default::default()
+        });
+    }
+    let control = Control::boot(&sim, config);
+    let of = |control: &Control| {
+        control.info()["config"]["rate_limit_groups"][0]["rate_limiter_config"]["bandwidth"]["size"].clone()
+    };
+    let alone = control.call(limit("a", Some(limits(2 << 20)))).unwrap_err();
+    assert_eq!(alone.kind, ErrorKind::BadRequest);
+    for nothing in [None, Some(RateLimiterConfig::default()), Some(limits(0))] {
+        assert_eq!(kind(control.call(limit("g", nothing))), ErrorKind::BadRequest);
+    }
+    assert_eq!(of(&control), 1 << 20);
+    control.done(limit("g", Some(limits(2 << 20))));
+    assert_eq!(of(&control), 2 << 20);
+    let functions = control.inspect("pci");
+    let disks = functions
+        .as_object()
+        .unwrap()
+        .values()
+        .filter(|function| !function["device"]["rate_limit"].is_null());
+    let limited: Vec<_> = disks.map(|disk| disk["device"]["rate_limit"]["bytes"]["size"].clone()).collect();
+    assert_eq!(limited, [2 << 20; 3]);
+    assert_eq!(kind(control.call(limit("none", None))), ErrorKind::NotFound);
+    control.end();
+}
+
+#[test]
+fn a_machine_that_is_created_is_limited_linked_and_placed_before_it_runs() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, ignore);
+    let mut config = config(&folder);
+    config.cpus.max_vcpus = Some(2);
+    config.net = vec![NetConfig { id: Some("n".into()), ..Default::default() }];
+    let control = Control::start(&sim);
+    control.done(Request::Create(config));
+    control.done(disk(folder.sparse("disk", 1 << 20), "d"));
+    // SAFETY: only tells where this thread runs.
+    let here = usize::try_from(unsafe { libc::sched_getcpu() }).unwrap();
+    let cpus = |vcpu| vec![CpuAffinity { vcpu, host_cpus: vec![here] }];
+    let queues = |id: &str, queue_index| {
+        vec![DeviceQueueAffinity { id: id.into(), queue_index, host_cpus: vec![here] }]
+    };
+    let place = |cpus, queues| Request::SetAffinity(SetAffinity { cpus, queues });
+    let link = |id: &str| Request::SetLink(SetLink { id: id.into(), up: false });
+    control.done(limit("d", Some(limits(1 << 20))));
+    control.done(limit("n", Some(limits(2 << 20))));
+    control.done(link("n"));
+    control.done(place(cpus(1), [queues("d", 0), queues("n", 2)].concat()));
+    let before = control.info();
+    for refused in [
+        limit("x", None),
+        link("d"),
+        place(cpus(2), Vec::new()),
+        place(cpus(0), queues("d", 1)),
+        place(cpus(0), queues("n", 3)),
+        place(cpus(0), queues("x", 0)),
+    ] {
+        let name = format!("{refused:?}");
+        assert_eq!(kind(control.call(refused)), ErrorKind::NotFound, "{name}");
+    }
+    assert_eq!(control.info(), before, "what is refused changes nothing");
+    let config = &before["config"];
+    assert_eq!(config["disks"][0]["rate_limiter_config"]["bandwidth"]["size"], 1 << 20);
+    assert_eq!(config["net"][0]["rate_limiter_config"]["bandwidth"]["size"], 2 << 20);
+    assert_eq!(config["net"][0]["link"], false);
+    assert_eq!(config["cpus"]["affinity"][0]["vcpu"], 1);
+    assert_eq!(config["disks"][0]["queue_affinity"][0]["host_cpus"][0], here);
+    assert_eq!(config["net"][0]["queue_affinity"][0]["queue_index"], 2);
     control.end();
 }
 

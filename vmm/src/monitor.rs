@@ -397,7 +397,7 @@ impl Monitor {
             Request::Resize(sizes) => machine.resize(sizes, respond),
             Request::ResizeZone(size) => respond(machine.resize_zone(&size)),
             Request::ResizeDisk(resize) => machine.resize_disk(resize, respond),
-            Request::SetRateLimit(limit) => respond(machine.set_rate_limit(*limit)),
+            Request::SetRateLimit(limit) => respond(machine.set_rate_limit(&limit)),
             Request::SetLink(link) => respond(machine.set_link(&link)),
             other => respond(Err(not_supported(&format!("{other:?}")))),
         }

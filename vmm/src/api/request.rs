@@ -220,9 +220,9 @@ pub struct RemoveDevice {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SetRateLimit {
-    /// The disk or network interface.
+    /// The disk, network interface or rate limit group.
     pub id: String,
-    /// Its new limits; none lifts them.
+    /// Its new limits; none lifts them, but for a group, which always has some.
     #[serde(default)]
     pub rate_limiter_config: Option<RateLimiterConfig>,
 }

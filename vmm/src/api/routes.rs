@@ -295,7 +295,7 @@ pub const ROUTES: &[Route] = &[
     ),
     put_body(
         "vm.set-rate-limit",
-        "Change the rate limits of a disk or network interface",
+        "Change the rate limits of a disk, a network interface or a rate limit group",
         "SetRateLimit",
         |body| Ok(Request::SetRateLimit(Box::new(read::<SetRateLimit>(body)?))),
         Answer::Nothing,

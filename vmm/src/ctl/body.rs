@@ -171,8 +171,8 @@ pub(super) fn with_arguments(kind: &str, command: Command) -> Command {
             .arg(Arg::new("id").long("id").value_name("ID").required(true).help("The zone."))
             .arg(size("size", "Its new size.").required(true)),
         "SetRateLimit" => command
-            .arg(id("The disk or network interface."))
-            .arg(keys(RATE_LIMIT_KEYS).required(false)).after_help("Without KEYS there is no limit."),
+            .arg(id("The disk, network interface or rate limit group."))
+            .arg(keys(RATE_LIMIT_KEYS).required(false)).after_help("Without KEYS there is no limit; a group always has one."),
         "SetLink" => command
             .arg(id("The network interface."))
             .arg(Arg::new("link").value_name("up|down").required(true).value_parser(["up", "down"])),

@@ -4,6 +4,7 @@ use super::Machine;
 use super::registry::buckets;
 use crate::api::request::{ResizeDisk, SetLink, SetRateLimit};
 use crate::api::{Answer, ApiError, ErrorKind, Reply, Respond};
+use crate::config::VmConfig;
 use block::virtio_blk::BlockControl;
 use devices::ivshmem::Ivshmem;
 use devices::virtio::balloon::BalloonControl;
@@ -35,6 +36,11 @@ pub enum Control {
     /// Virtio's watchdog, which tells by itself.
     VirtioWatchdog(Hold),
 }
+
+/// What can be limited.
+const LIMITED: &str = "disk, network interface or rate limit group";
+/// What has a cable.
+const INTERFACE: &str = "network interface";
 
 fn no_such(kind: &str, id: &str) -> ApiError {
     ApiError::new(
@@ -79,38 +85,34 @@ impl Machine {
         }
     }
 
-    /// Limits a disk or a network interface anew.
+    /// Limits a disk, a network interface or a group of disks anew.
     ///
     /// # Errors
-    /// When there is no such device, or a limit would let nothing pass.
-    pub fn set_rate_limit(&mut self, request: SetRateLimit) -> Answer {
+    /// When there is none of that name, or a limit would let nothing pass.
+    pub fn set_rate_limit(&mut self, request: &SetRateLimit) -> Answer {
+        let config = with_rate_limit(&self.config, request)?;
         let SetRateLimit { id, rate_limiter_config } = request;
-        rate_limiter_config.iter().try_for_each(|limits| limits.check(&format!("device {id}")))?;
         let (bytes, operations) = rate_limiter_config.as_ref().map_or((None, None), buckets);
-        match self.pci.control(&id) {
-            Some(Control::Disk(disk)) => {
-                let group = self.config.disks.iter().find(|disk| disk.id.as_ref() == Some(&id));
-                if let Some(group) = group.and_then(|disk| disk.rate_limit_group.as_ref()) {
-                    return Err(ApiError::bad(format!(
-                        "device {id}: shares the limits of --rate-limit-group {group}, which cannot be set for it alone"
-                    )));
-                }
-                if let Some(limiter) = disk.limiter() {
-                    limiter.set(bytes, operations);
-                }
+        if let Limited::Group(_) = Limited::of(&self.config, id)? {
+            if let Some(limiter) = self.site.group(id) {
+                limiter.set(bytes, operations);
             }
-            Some(Control::Net(net)) => {
-                net.limiters().iter().for_each(|limiter| limiter.set(bytes, operations));
+        } else {
+            match self.pci.control(id) {
+                Some(Control::Disk(disk)) => {
+                    disk.limiter().iter().for_each(|limiter| limiter.set(bytes, operations));
+                }
+                Some(Control::Net(net)) => {
+                    net.limiters().iter().for_each(|limiter| limiter.set(bytes, operations));
+                }
+                _ => return Err(no_such(LIMITED, id)),
             }
-            _ => return Err(no_such("disk or network interface", &id)),
         }
+        self.config = config;
         // What waits for the old limits asks for leave by the new ones.
-        self.pci.ring(&id);
-        for disk in self.config.disks.iter_mut().filter(|disk| disk.id.as_ref() == Some(&id)) {
-            disk.rate_limiter_config = rate_limiter_config;
-        }
-        for net in self.config.net.iter_mut().filter(|net| net.id.as_ref() == Some(&id)) {
-            net.rate_limiter_config = rate_limiter_config;
+        self.pci.ring(id);
+        for disk in self.config.disks.iter().filter(|disk| disk.rate_limit_group.as_ref() == Some(id)) {
+            self.pci.ring(disk.id.as_deref().unwrap_or_default());
         }
         Ok(Reply::Done)
     }
@@ -121,15 +123,82 @@ impl Machine {
     /// When there is no such interface.
     pub fn set_link(&mut self, request: &SetLink) -> Answer {
         let SetLink { id, up } = request;
-        let Some(Control::Net(net)) = self.pci.control(id) else {
-            return Err(no_such("network interface", id));
-        };
+        let config = with_link(&self.config, request)?;
+        let Some(Control::Net(net)) = self.pci.control(id) else { return Err(no_such(INTERFACE, id)) };
         net.set_link_up(*up);
-        for net in self.config.net.iter_mut().filter(|net| net.id.as_ref() == Some(id)) {
-            net.link = *up;
-        }
+        self.config = config;
         let event = if *up { "link-up" } else { "link-down" };
         self.events.emit_with("vm", event, [("id", id.clone().into())]);
         Ok(Reply::Done)
     }
+}
+
+/// What has limits, by where it is in the configuration.
+enum Limited {
+    Disk(usize),
+    Net(usize),
+    Group(usize),
+}
+
+impl Limited {
+    /// That of the name `id`: of a device and a group of one name, the device, unless its limits are the group's.
+    fn of(config: &VmConfig, id: &str) -> Result<Self, ApiError> {
+        let disk = config.disks.iter().position(|disk| disk.id.as_deref() == Some(id));
+        let shared = disk.and_then(|at| config.disks.get(at)?.rate_limit_group.as_deref());
+        let net = config.net.iter().position(|net| net.id.as_deref() == Some(id));
+        let group = config.rate_limit_groups.iter().position(|group| group.id == id);
+        match (disk, shared) {
+            (Some(at), None) => Ok(Self::Disk(at)),
+            (_, Some(group)) if group != id => Err(ApiError::bad(format!(
+                "device {id}: shares the limits of --rate-limit-group {group}, which cannot be set for it alone; set those of {group}"
+            ))),
+            _ => net.map(Self::Net).or(group.map(Self::Group)).ok_or_else(|| no_such(LIMITED, id)),
+        }
+    }
+}
+
+/// A configuration with other limits of a disk, a network interface or a group of disks.
+///
+/// # Errors
+/// When there is none of that name, or a limit would let nothing pass.
+pub fn with_rate_limit(config: &VmConfig, request: &SetRateLimit) -> Result<VmConfig, ApiError> {
+    let SetRateLimit { id, rate_limiter_config: limits } = request;
+    let mut config = config.clone();
+    let limited = Limited::of(&config, id)?;
+    let what = if matches!(limited, Limited::Group(_)) { "--rate-limit-group" } else { "device" };
+    limits.iter().try_for_each(|limits| limits.check(&format!("{what} {id}")))?;
+    match limited {
+        Limited::Disk(at) => {
+            config.disks.get_mut(at).into_iter().for_each(|disk| disk.rate_limiter_config = *limits);
+        }
+        Limited::Net(at) => {
+            config.net.get_mut(at).into_iter().for_each(|net| net.rate_limiter_config = *limits);
+        }
+        Limited::Group(at) => {
+            let limits = limits.filter(|limits| limits.bandwidth.is_some() || limits.ops.is_some());
+            let Some(limits) = limits else {
+                return Err(ApiError::bad(format!(
+                    "--rate-limit-group {id}: a group limits something; give it limits as high as is wanted"
+                )));
+            };
+            config
+                .rate_limit_groups
+                .get_mut(at)
+                .into_iter()
+                .for_each(|group| group.rate_limiter_config = limits);
+        }
+    }
+    Ok(config)
+}
+
+/// A configuration with a network interface's cable plugged in or out.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn with_link(config: &VmConfig, request: &SetLink) -> Result<VmConfig, ApiError> {
+    let SetLink { id, up } = request;
+    let mut config = config.clone();
+    let net = config.net.iter_mut().find(|net| net.id.as_ref() == Some(id));
+    net.ok_or_else(|| no_such(INTERFACE, id))?.link = *up;
+    Ok(config)
 }

@@ -20,7 +20,7 @@ pub mod addition;
 mod boot_files;
 mod clock;
 mod closing;
-mod control;
+pub mod control;
 #[allow(
     clippy::arithmetic_side_effects,
     reason = "sums of places in memory, of which there are 2^52 bytes at most"
@@ -36,7 +36,7 @@ pub mod gdb;
 mod life;
 mod memory_devices;
 mod observe;
-mod orders;
+pub mod orders;
 mod outputs;
 mod pci_bus;
 mod persistent_memory;

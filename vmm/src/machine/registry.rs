@@ -70,6 +70,11 @@ impl Site {
         Self { clock: Arc::clone(clock), escape, groups, events, msi: Arc::downgrade(msi), mailbox }
     }
 
+    /// The limits of the group named `id`.
+    pub fn group(&self, id: &str) -> Option<&RateLimiter> {
+        self.groups.get(id)
+    }
+
     /// Adds the devices that `config` asks for and whose turn it is. Returns where pseudo-terminals are, by their consoles.
     ///
     /// # Errors

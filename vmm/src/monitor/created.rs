@@ -4,7 +4,7 @@ use super::not_booted;
 use crate::api::request::{AddDevice, AddPort};
 use crate::api::{Answer, Reply, Request};
 use crate::config::{DeviceConfig, VmConfig};
-use crate::machine::{addition, ports, removal, resize};
+use crate::machine::{addition, control, orders, ports, removal, resize};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A network interface whose tap came with the call.
@@ -34,6 +34,9 @@ pub(super) fn change_created(config: &mut VmConfig, request: &Request) -> Answer
             *config = with_ports;
         }
         Request::RemoveDevice(remove) => *config = removal::without_device(config, &remove.id)?,
+        Request::SetRateLimit(limit) => *config = control::with_rate_limit(config, limit)?,
+        Request::SetLink(link) => *config = control::with_link(config, link)?,
+        Request::SetAffinity(affinity) => *config = orders::with_affinity(config, affinity)?,
         _ => return Err(not_booted()),
     }
     Ok(Reply::Done)
