@@ -12,7 +12,8 @@
 //! | 500, 501, 503 | the host refused; not supported; the process ends, or too many calls wait |
 //!
 //! An error's body is an array of strings, from the general to the particular, as cloud-hypervisor's clients read it. A client
-//! that accepts `application/problem+json` gets an object (RFC 9457) with the field in a member of its own.
+//! that accepts `application/problem+json` gets an object (RFC 9457) with the field in a member of its own. What is no HTTP request at all
+//! is answered by the HTTP library, which has no place for a body: 400, or 414 and 431 where the path or the head is too long.
 
 use super::connection::{Files, MOST_FILES};
 use super::places::Places;

@@ -316,13 +316,30 @@ fn affinity<T: Options>(flag: &str, key: &str, list: &str) -> Result<T> {
     if list.is_empty() {
         return Ok(T::default());
     }
-    T::parse(&format!("{key}={list}")).map_err(|error| {
-        let error = error.to_string();
-        let reason = error.strip_prefix(&format!("{key}: ")).unwrap_or(&error);
+    let wrong = |reason: &str| {
         UsageError(format!(
             "set-affinity {flag} {list}: {reason}; write {flag} [0@[1,2],1@[3-5]] or the like"
         ))
-        .into()
+    };
+    if has_parts(list) {
+        return Err(wrong("is not one list in brackets").into());
+    }
+    T::parse(&format!("{key}={list}")).map_err(|error| {
+        let error = error.to_string();
+        wrong(error.strip_prefix(&format!("{key}: ")).unwrap_or(&error)).into()
+    })
+}
+
+/// Whether there is a comma outside of all brackets: what follows it would be another key of the option.
+fn has_parts(list: &str) -> bool {
+    let mut depth = 0_i32;
+    list.bytes().any(|byte| {
+        match byte {
+            b'[' => depth += 1,
+            b']' => depth -= 1,
+            _ => {}
+        }
+        byte == b',' && depth == 0
     })
 }
 
@@ -386,5 +403,23 @@ mod tests {
             refused.is::<UsageError>() && refused.to_string().contains("coredump http://host/dump"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn host_cpus_are_one_list_and_nothing_else_of_the_options() {
+        let body = |list: &str| {
+            let command = super::super::command("vivarium ctl");
+            let words = ["vivarium ctl", "set-affinity", "--device", "d", "--queues", list];
+            let matches = command.try_get_matches_from(words).unwrap();
+            of("SetAffinity", matches.subcommand().unwrap().1).map(|body| body.0.unwrap_or_default())
+        };
+        let queues = r#"[{"id":"d","queue_index":0,"host_cpus":[1,2,3]}]"#;
+        assert_eq!(body("[0@[1-3]]").unwrap(), format!(r#"{{"cpus":[],"queues":{queues}}}"#));
+        for list in ["0@[0],1@[1]", "[0@[0]],foo=1", "[0@[0]],num_queues=2"] {
+            let told = format!(
+                "set-affinity --queues {list}: is not one list in brackets; write --queues [0@[1,2],1@[3-5]] or the like"
+            );
+            assert_eq!(body(list).unwrap_err().to_string(), told);
+        }
     }
 }
