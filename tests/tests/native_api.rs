@@ -3,11 +3,12 @@
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use vivarium_tests::host::{Folder, shell};
+use vivarium_tests::host::Folder;
 use vivarium_tests::{Monitor, MonitorBuilder, Report, required};
 
 /// The bare-metal guest, which says hello and stands still, served on a socket.
@@ -343,85 +344,46 @@ fn a_client_that_knows_little_of_http_is_served() {
 }
 
 #[test]
+fn events_go_to_a_descriptor_that_is_handed_over() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = MonitorBuilder::bare("hello").args(["--event-monitor", "fd=7"]).command();
+    hand_over(&mut command, &writer, 7);
+    let monitor = Monitor::start(command);
+    drop(writer);
+    // To its end: the monitor keeps no copy beyond its own.
+    let lines =
+        BufReader::new(reader).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let names: Vec<_> = lines.map(|event| event["event"].as_str().unwrap().to_owned()).collect();
+    assert!(names.iter().any(|name| name == "booted"), "{names:?}");
+    assert_eq!(names.last().map(String::as_str), Some("shutdown"));
+    assert_eq!(monitor.wait().status, Some(0));
+}
+
+/// Has the process of `command` have `file` open as the descriptor of that number.
+fn hand_over(command: &mut Command, file: &impl AsRawFd, number: RawFd) {
+    let file = file.as_raw_fd();
+    // SAFETY: duplicates a descriptor between fork and exec, which is allowed there.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(file, number) {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+}
+
+#[test]
 fn a_socket_can_be_handed_over() {
     let folder = Folder::new();
     let socket = folder.join("api.sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let mut command = Command::new(required("VIVARIUM_BIN"));
     command.args(["--api-socket", "fd=7"]);
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
-    // SAFETY: duplicates a descriptor between fork and exec, which is allowed there.
-    unsafe {
-        command.pre_exec(
-            move || if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) },
-        );
-    }
+    hand_over(&mut command, &listener, 7);
     let monitor = Monitor::start(command);
     drop(listener);
     assert!(ctl(&socket, "ping").contains("version"));
     ctl(&socket, "shutdown-vmm");
     assert_eq!(monitor.wait().status, Some(0));
-}
-
-#[test]
-fn completions_and_manual_pages_are_made() {
-    let folder = Folder::new();
-    let binary = required("VIVARIUM_BIN");
-    let pages = folder.join("man");
-    shell(&format!("{} ctl man {}", binary.display(), pages.display()));
-    assert!(pages.join("vivarium-ctl-add-disk.1").exists());
-    // Each shell reads its own without running anything.
-    for name in ["bash", "zsh", "fish"] {
-        let file = folder.join(name);
-        std::fs::write(&file, shell(&format!("{} ctl completions {name}", binary.display()))).unwrap();
-        if Command::new(name).arg("-c").arg("true").status().is_err() {
-            println!("@@SKIP {name} is not installed");
-            continue;
-        }
-        shell(&format!("{name} -n {}", file.display()));
-    }
-}
-
-/// Sets what bash does for a completion of the words that are given, and calls the script's function. Outside of a completion there is no
-/// `compopt`.
-const ASK_BASH: &str = r#"
-compopt() { :; }
-. "$1"
-shift
-COMP_LINE=$1 COMP_POINT=${#1}
-shift
-COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-_vivarium
-printf '%s\n' "${COMPREPLY[@]}"
-"#;
-
-#[test]
-fn bash_replaces_what_stands_behind_the_last_word_break() {
-    let folder = Folder::new();
-    let binary = required("VIVARIUM_BIN");
-    let script = folder.join("completions");
-    std::fs::write(&script, shell(&format!("{} ctl completions bash", binary.display()))).unwrap();
-    if Command::new("bash").arg("-c").arg("true").status().is_err() {
-        println!("@@SKIP bash is not installed");
-        return;
-    }
-    let image = folder.join("image.raw");
-    File::create(&image).unwrap();
-    let (begun, whole) = (folder.join("ima").display().to_string(), image.display().to_string());
-    // The words are divided at `=` too, as bash does it.
-    for (words, expected) in [
-        (vec![" --kern"], vec!["--kernel"]),
-        (vec![" --disk", " path", "=", "d,readonly", "=", "o"], vec!["on", "off"]),
-        (vec![" --disk", " path", "=", &begun], vec![&whole]),
-    ] {
-        let program = binary.display().to_string();
-        let mut command = Command::new("bash");
-        command.args(["-c", ASK_BASH, "bash"]).arg(&script).arg(program.clone() + &words.concat());
-        let output = command.arg(program).args(words.iter().map(|word| word.trim())).output().unwrap();
-        let offered = String::from_utf8(output.stdout).unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(offered.lines().collect::<Vec<_>>(), expected, "{words:?}: {errors}");
-    }
 }
 
 #[test]
