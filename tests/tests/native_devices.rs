@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 use vivarium_tests::host::{Folder, Tap, shell};
 use vivarium_tests::terminal::Terminal;
-use vivarium_tests::{MonitorBuilder, Report, native, rate};
+use vivarium_tests::{MonitorBuilder, Report, events, native, rate};
 
 /// Rings and engines that a disk can be driven by.
 const VARIANTS: [&str; 6] = [
@@ -282,4 +282,29 @@ fn the_guest_reads_the_hosts_clocks_and_hears_an_alarm() {
         assert!((start..=end).contains(&told), "{line:?}");
     }
     assert_eq!(report.of("rtc").filter(|line| line.get("alarm") == Some("1")).count(), 2, "{report:?}");
+}
+
+#[test]
+fn a_guest_that_falls_silent_is_told_of_and_ended_by_its_virtio_watchdogs() {
+    let folder = Folder::new();
+    let told = folder.join("events");
+    let mut monitor = MonitorBuilder::bare("watchdog n=2 end=halt")
+        .args([
+            "--watchdog",
+            "model=virtio,action=none,id=first",
+            "--watchdog",
+            "model=virtio,action=poweroff,id=second",
+        ])
+        .arg("--event-monitor")
+        .arg(&told)
+        .start();
+    for dev in 0..2 {
+        monitor.wait_for(&format!("@@ watchdog dev={dev} pings=2"));
+    }
+    // Their limit is 20 seconds.
+    let exit = monitor.wait();
+    assert_eq!(exit.status, Some(0), "{}{}", exit.output, exit.errors);
+    let fired = events(&told).into_iter().filter(|(name, _)| name == "watchdog");
+    let fired: Vec<_> = fired.map(|(_, of)| (of["id"].clone(), of["action"].clone())).collect();
+    assert_eq!(fired, [("first".into(), "none".into()), ("second".into(), "poweroff".into())]);
 }

@@ -94,6 +94,7 @@ const TASKS: &[(&str, Run)] = &[
     ("console", simple::console),
     ("rtc", rtc::run),
     ("rng", simple::rng),
+    ("watchdog", simple::watchdog),
     ("ring-abuse", abuse::run),
     ("pio-fuzz", fuzz::ports),
     ("mmio-fuzz", fuzz::device_memory),

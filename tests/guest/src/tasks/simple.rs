@@ -1,4 +1,4 @@
-//! `rng` and `console`: one exchange each.
+//! `rng` and `console`: one exchange each; `watchdog`: a few, and then silence.
 
 use super::{Context, Failure, Outcome};
 use crate::clock::Deadline;
@@ -100,5 +100,30 @@ pub fn console(context: &Context, task: &Task) -> Outcome {
         text.len() + 1,
         core::str::from_utf8(bytes).unwrap_or("?")
     );
+    Ok(())
+}
+
+/// The device type of the watchdog that cloud-hypervisor has.
+const WATCHDOG: Kind = Kind::Other(35);
+
+/// `watchdog n=1 pings=2`: reports to so many watchdogs, each so often, and leaves them running. It is the last task: what they have of
+/// the guest's memory is not theirs any more after it.
+pub fn watchdog(context: &Context, task: &Task) -> Outcome {
+    let pings = task.number("pings", 2)?.max(1);
+    for dev in 0..task.number("n", 1)? {
+        let device = virtio::find(context.line, WATCHDOG, dev)?;
+        let features = device.negotiate(0, virtio::feature::EVENT_IDX)?;
+        let mut ring = device.make_queue(0, 8, 1, features, false)?;
+        device.start();
+        let answer = memory::take(1, 64) as u64;
+        for _ in 0..pings {
+            cpu::write8(answer, 0);
+            let written = exchange(&mut ring, device.doorbell(0), &[Buffer::writable(answer, 1)], 5000)?;
+            if (written, cpu::read8(answer)) != (1, 1) {
+                return Err(Failure::Device("does not answer with a 1"));
+            }
+        }
+        report!("watchdog dev={dev} pings={pings}");
+    }
     Ok(())
 }
