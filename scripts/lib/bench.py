@@ -70,7 +70,10 @@ def main():
     bench_plot.write(folder, result)
     print(bench_report.markdown(result))
     note(f"written to {folder}")
-    return 1 if any(entry["monitor"] == OURS for entry in session.missing) else 0
+    failures = bench_report.failures(result)
+    for failure in failures:
+        note(f"failed: {failure}")
+    return 1 if failures or any(entry["monitor"] == OURS for entry in session.missing) else 0
 
 
 class Session:

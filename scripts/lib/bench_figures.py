@@ -28,6 +28,8 @@ class Figure:
     # What Vivarium must reach: a value in `unit`, or a share of the host's own figure.
     goal: float | None = None
     goal_share: float | None = None
+    # A run that misses the goal fails: it does not depend on how fast or busy the machine is.
+    binding: bool = False
 
 
 @dataclass

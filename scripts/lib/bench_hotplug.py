@@ -37,7 +37,7 @@ def experiment():
     figures = [
         Figure("hotplug-visible", "a disk is added, until the guest sees it", "ms", False),
         Figure("hotplug-gone", "a disk is removed by force, until the guest misses it", "ms", False),
-        Figure("hotplug-growth", f"memory that {CYCLES - SETTLED} such cycles leave behind", "kB", False, goal=64),
+        Figure("hotplug-growth", f"memory that {CYCLES - SETTLED} such cycles leave behind", "kB", False, goal=64, binding=True),
     ]
     return Experiment("hotplug", figures, measure, machine=machine)
 

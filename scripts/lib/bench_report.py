@@ -29,8 +29,15 @@ def summary(conditions, figures, samples, missing, names):
                 if name != HOST and (share := _ratio(taken.get(name, []), taken[HOST], True)) is not None
             }
         row.update(_goal(figure, row))
+        row["binding"] = figure.binding
         rows.append(row)
     return {"conditions": conditions, "figures": rows, "missing": missing}
+
+
+def failures(result):
+    """What a run has failed by: the goals that it has to reach and did not."""
+    missed = [row for row in result["figures"] if row["binding"] and not row.get("reached", True)]
+    return [f"{row['title']}: {number(row['monitors'][OURS]['median'])} {row['unit']}; its goal is {row['goal']}" for row in missed]
 
 
 def _present(values):

@@ -122,6 +122,15 @@ class Reports(unittest.TestCase):
         self.assertFalse(self.summary(True, [3.9], [1.0], goal=4.0)["figures"][0]["reached"])
         self.assertIn("**missed**", bench_report.markdown(self.summary(False, [5.0], [1.0], goal=4.0)))
 
+    def test_a_run_fails_by_a_goal_that_binds(self):
+        for figure, failures in [
+            ({"goal": 64}, []),
+            ({"goal": 64, "binding": True}, ["a figure: 65.0 ms; its goal is 64.0 ms"]),
+            ({"goal": 65, "binding": True}, []),
+        ]:
+            self.assertEqual(bench_report.failures(self.summary(False, [65.0], [1.0], **figure)), failures)
+        self.assertEqual(bench_report.failures(self.summary(False, [], [], goal=64, binding=True)), [])
+
     def test_numbers_are_short(self):
         shown = [bench_report.number(value) for value in (0, 12345.6, 12.345, 1.2345, 0.01234, 0.000123)]
         self.assertEqual(shown, ["0", "12346", "12.3", "1.23", "0.012", "0.00012"])
