@@ -59,6 +59,8 @@ fn options_that_cannot_be_are_refused() {
         ("--kernel k --net mac=12:34", "--net mac=12:34", "52:54:00:12:34:56"),
         ("--kernel k --net tap=t,num_queues=3", "--net tap=t", "pairs"),
         ("--kernel k --net tap=t,fd=3", "--net tap=t", "give one"),
+        ("--kernel k --net fd=7 --net fd=7", "--net fd=7", "a descriptor of its own"),
+        ("--kernel k --net fd=[7,8,7],num_queues=6", "--net fd=7", "a descriptor of its own"),
         ("--kernel k --serial loud", "--serial loud", "off, null, tty"),
         ("--kernel k --serial tty --console tty", "--console tty", "pty"),
         ("--kernel k --debug-console socket=/tmp/x", "--debug-console socket=/tmp/x", "file"),

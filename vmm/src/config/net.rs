@@ -69,6 +69,12 @@ pub(super) fn check(all: &[NetConfig]) -> Result<(), ConfigError> {
             reason: "is given to two interfaces; give each a tap of its own, or one of them more queues (num_queues)".into(),
         });
     }
+    if let Some(fd) = twice(all.iter().flat_map(|net| net.fds.iter().flatten())) {
+        return Err(ConfigError {
+            option: format!("--net fd={fd}"),
+            reason: "is given twice; pass a descriptor of its own for each pair of queues".into(),
+        });
+    }
     if let Some(mac) = twice(all.iter().filter_map(|net| net.mac.as_ref()?.parse::<MacAddress>().ok())) {
         return Err(ConfigError {
             option: format!("--net mac={mac}"),
