@@ -22,9 +22,8 @@ echo "/dev/vda / ext4 defaults,noatime 0 1" >"$1/etc/fstab"
 """
 
 
-def data():
-    """An ext4 disk that keeps its contents from run to run."""
-    path = cache() / "data.ext4"
+def data(path):
+    """An ext4 disk that keeps its contents from run to run, made at `path` when there is none."""
     with lock("data-disk"):
         if not path.exists():
             packages.ensure(["e2fsprogs"])

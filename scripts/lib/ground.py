@@ -24,7 +24,10 @@ def kvm_usable():
 
 
 def hardware_virtualization():
-    """Whether the processor shows VMX or SVM. A software backend of KVM works without, but cannot run a stock kernel."""
+    """Whether a PC's processor shows VMX or SVM. A software backend of KVM works without, but cannot run a stock kernel; other
+    processors have none."""
+    if os.uname().machine != "x86_64":
+        return True
     with open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("flags"):

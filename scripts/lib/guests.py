@@ -62,7 +62,8 @@ def folder(processor=None):
 
 
 def ensure(tools=True, processor=None):
-    """Makes what is missing or out of date, for every series; returns the series, oldest first."""
+    """Makes what is missing or out of date, for every series; returns the series, oldest first. Without `tools`, what a person
+    boots is enough: the kernel and its smaller initramfs."""
     processor = processor or processors.native()
     if processor.native and tools:
         packages.ensure(sorted(set(TOOLS.values())))
@@ -80,7 +81,7 @@ def _ensure_series(series, tools, processor):
     place = folder(processor)
     _place(place / f"vmlinux-{series}", kernel.vmlinux())
     _ensure_kernel(series, kernel, tools)
-    if processor is processors.AARCH64:
+    if tools and processor is processors.AARCH64:
         for method in kernels.ZBOOT:
             _place(place / f"zboot-{method}-{series}", kernel.zboot(method))
         _ensure_kernel(f"{series}-generic", kernels.nested_host(processor), tools)

@@ -1,9 +1,9 @@
 """The nested hosts there are: what QEMU emulates, and what Linux there is told and given. All have a complete `/dev/kvm`."""
 
-import os
 from dataclasses import dataclass, field, replace
 
 import packages
+import processors
 from places import CACHE, PROJECT, TARGET
 from processors import AARCH64, X86_64, Processor
 from tsc import kilohertz
@@ -123,7 +123,12 @@ KINDS = {kind.name: kind for kind in (PC, ARM, ARM_IOMMU, ARM_VHE, ARM_SVE)}
 
 def native():
     """The one whose commands are this machine's own programs."""
-    return ARM if os.uname().machine == "aarch64" else PC
+    return of_processor(processors.native())
+
+
+def of_processor(processor):
+    """The usual one of a processor."""
+    return ARM if processor is AARCH64 else PC
 
 
 def of_program(path):

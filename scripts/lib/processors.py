@@ -11,13 +11,13 @@ from pathlib import Path
 
 import disks
 import packages
-from places import cache, fingerprint, lock, replace
+from places import cache, fingerprint, lock
 from report import Failure, run, step
 
 # What commands in a nested host of another processor find, and what their guests are given of it.
 ROOT_PACKAGES = [
     "busybox-static", "dash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "iproute2", "kmod", "e2fsprogs", "util-linux", "mount",
-    "pciutils", "ethtool", "iperf3", "acpica-tools", "linux-perf", "gdb-minimal", "binutils",
+    "nftables", "pciutils", "ethtool", "iperf3", "acpica-tools", "linux-perf", "gdb-minimal", "binutils",
 ]  # fmt: skip
 
 
@@ -98,10 +98,20 @@ def native():
     return next((known for known in (X86_64, AARCH64) if known.native), X86_64)
 
 
+def of_name(name):
+    """The one that `uname -m` calls so; a failure where there is none."""
+    for known in (X86_64, AARCH64):
+        if known.name == name:
+            return known
+    raise Failure(f"there are guests for x86_64 and aarch64, not for {name}")
+
+
 def available(processor):
     """Why programs for a processor cannot be had here; None when they can."""
     if processor.native:
         return None
+    if processor is X86_64:
+        return "machines of x86_64 are not emulated on other processors"
     if packages.is_ubuntu():
         return f"this distribution's mirror has no packages for {processor.name}"
     return None
@@ -119,17 +129,17 @@ def know_packages(processor):
 
 
 def _foreign_root(processor):
-    place = cache(processor.name) / "root"
-    wanted = fingerprint(*ROOT_PACKAGES, packages.codename())
-    done = cache(processor.name) / "root.done"
-    if done.exists() and done.read_text() == wanted:
+    # Other working copies of the project, which share the cache, may want others.
+    place = cache(processor.name) / f"root-{fingerprint(*ROOT_PACKAGES, packages.codename())}"
+    if place.exists():
         return place
     with lock(f"root-{processor.name}"):
-        if not (done.exists() and done.read_text() == wanted):
+        if not place.exists():
             packages.ensure(["mmdebstrap"])
+            new = place.with_suffix(".new")
             with step(f"unpacking programs for {processor.name}"):
-                disks.unpack(place, processor.debian, ROOT_PACKAGES)
-            replace(done, wanted)
+                disks.unpack(new, processor.debian, ROOT_PACKAGES)
+            run(packages.as_root(["mv", str(new), str(place)]), "placing a root file system")
     return place
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 import disks
 import ground
 import guests
+import monitor
 import nested
 import nested_host
+import nested_kinds
 import packages
+import processors
 import rust
-from places import CACHE, PROJECT, VIVARIUM
+from places import CACHE, PROJECT
 from report import Failure, command_line, note, run, step
 
 DESCRIPTION = """Installs what is missing, builds Vivarium, makes a guest from the distribution's own packages and boots it on
@@ -25,6 +28,7 @@ this terminal: a stock cloud kernel, a busybox initramfs, an ext4 data disk on /
 
 NETWORK = PROJECT / "scripts" / "lib" / "guest-network"
 TAPS = 10
+DATA = CACHE / "data.ext4"
 
 
 def main():
@@ -32,31 +36,37 @@ def main():
     parser.add_argument("--debian", action="store_true", help="boot a Debian root disk with systemd, to a login")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="processors of the guest (2)")
     parser.add_argument("--memory", default=None, metavar="SIZE", help="memory of the guest (512M; 1G with --debian)")
+    parser.add_argument("--arch", metavar="NAME", help="x86_64 or aarch64 (this machine's; another is emulated)")
+    parser.add_argument("--data", type=os.path.abspath, metavar="FILE", help=f"the data disk, made when missing ({DATA})")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
     os.chdir(PROJECT)
 
-    _check()
-    where = ground.ground()
+    processor = _check(options)
+    where = ground.ground() if processor.native else ground.NESTED
     rust.ensure()
     packages.ensure(["iproute2", "nftables"])
-    _build()
-    series = guests.ensure(tools=False)[-1]
-    disk = disks.debian() if options.debian else disks.data()
-    guest = Guest(series, disk, options)
+    program = _build(processor)
+    series = guests.ensure(tools=False, processor=processor)[-1]
+    disk = disks.debian() if options.debian else disks.data(Path(options.data or DATA))
+    guest = Guest(program, guests.folder(processor), series, disk, options)
     if where == ground.NESTED:
-        note("This machine's KVM cannot run a stock kernel: the guest runs in an emulated host with KVM, ten times slower.")
-        nested_host.snapshot()
-        return _run_nested(guest)
+        why = "This machine's KVM cannot run a stock kernel" if processor.native else f"This machine is not of {processor.name}"
+        note(f"{why}: the guest runs in an emulated host with KVM, ten times slower.")
+        kind = nested_kinds.of_processor(processor)
+        nested_host.snapshot(kind)
+        return _run_nested(guest, kind)
     return _run_here(guest)
 
 
 class Guest:
     """What is booted, and how it is said to Vivarium."""
 
-    def __init__(self, series, disk, options):
-        self.series = series
+    def __init__(self, program, folder, series, disk, options):
+        self.program = program
+        self.kernel = folder / f"vmlinuz-{series}"
+        self.initramfs = folder / f"initramfs-{series}.cpio"
         self.disk = disk
         self.debian = options.debian
         self.cpus = options.cpus
@@ -69,8 +79,7 @@ class Guest:
         words += ["viv.root=/dev/vda", "viv.modules=autofs4,evdev"] if self.debian else ["viv.mount=/dev/vda:/data"]
         if tap:
             words.append(f"viv.net=192.168.{126 + number}.2/24,192.168.{126 + number}.1,{dns}")
-        command = [str(VIVARIUM), "--kernel", str(CACHE / f"vmlinuz-{self.series}")]
-        command += ["--initramfs", str(CACHE / f"initramfs-{self.series}.cpio"), "--cmdline", " ".join(words)]
+        command = [str(self.program), "--kernel", str(self.kernel), "--initramfs", str(self.initramfs), "--cmdline", " ".join(words)]
         command += ["--cpus", f"boot={self.cpus}", "--memory", f"size={self.memory}", "--disk", f"path={disk}"]
         command += ["--net", f"tap={tap}"] if tap else []
         return command + ["--rng", "src=/dev/urandom", "--console", "tty", "--serial", "off"]
@@ -83,25 +92,35 @@ class Guest:
             note("Booting; the data disk is on /data and keeps its files. `poweroff -f`, or leaving the shell, ends it.")
 
 
-def _check():
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise Failure(f"this needs Linux on x86_64; here is {platform.system()} on {platform.machine()}")
+def _check(options):
+    """Looks whether this machine will do; returns the processor of the machine that is asked for."""
+    if platform.system() != "Linux":
+        raise Failure(f"this needs Linux; here is {platform.system()}")
+    processor = processors.of_name(options.arch or platform.machine())
+    why = processors.available(processor)
+    if why:
+        raise Failure(f"--arch {processor.name}: {why}")
+    if options.debian and not processor.native:
+        raise Failure(f"--debian: the packages of {processor.name} cannot be installed on this machine; leave out --debian or --arch")
     if os.path.exists("/dev/kvm") and not ground.kvm_usable():
         note("/dev/kvm is there but not yours to open: join the group kvm (`sudo adduser $USER kvm`, then log in again).")
     free = shutil.disk_usage(PROJECT).free
     if free < 4 << 30:
         raise Failure(f"this needs 4 GiB of disk space for builds and images; {PROJECT} has {free >> 20} MiB left")
+    return processor
 
 
-def _build():
-    command = ["cargo", "build", "--release", "--bin", "vivarium"]
-    if VIVARIUM.exists():
+def _build(processor):
+    """Builds the monitor; returns the program's path."""
+    command, environment, program = monitor.build(processor)
+    if program.exists():
         # A second run: cargo only looks whether anything changed.
-        run(command, "building Vivarium", cwd=PROJECT)
-        return
+        run(command, "building Vivarium", cwd=PROJECT, env=environment)
+        return program
     note("building Vivarium, which takes a few minutes the first time")
-    if subprocess.run(command, cwd=PROJECT, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+    if subprocess.run(command, cwd=PROJECT, env=os.environ | environment, stdin=subprocess.DEVNULL, check=False).returncode != 0:
         raise Failure("building Vivarium failed: the compiler's messages are above")
+    return program
 
 
 def _run_here(guest):
@@ -127,7 +146,7 @@ def _run_here(guest):
             _network("down", tap, number)
 
 
-def _run_nested(guest):
+def _run_nested(guest, kind):
     """Boots in the nested host, with this terminal passed through both ways."""
     with_network = shlex.join(guest.command("@DISK@", "vivtap0", 0, "10.0.2.3")).replace("@DISK@", "$1")
     without_network = shlex.join(guest.command("@DISK@")).replace("@DISK@", "$1")
@@ -142,7 +161,7 @@ echo "no network: $(tail -n 1 /run/network.log)"
 {without_network}
 """
     guest.greet()
-    return nested.interactive(["sh", "-c", script, "quickstart", "{root}"], disks={"root": guest.disk})
+    return nested.interactive(["sh", "-c", script, "quickstart", "{root}"], disks={"root": guest.disk}, kind=kind)
 
 
 def _piped(command):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import packages
 import processors
-from places import PROJECT
+from places import PROJECT, TARGET
 from report import Failure, run, step
 
 # Versions of what is built from source when missing. Any version already installed will do.
@@ -28,6 +28,9 @@ DISTRIBUTION_RUST = {"bookworm": ["rustc-web", "cargo-web", "rust-web-clippy", "
 
 # What rustup installs. The code is kept free of this one's lints; those of later ones are not known yet.
 TOOLCHAIN = "1.95.0"
+
+# What runs on an emulated processor is optimized, but not for the last per cent, which takes minutes to build.
+CROSS_BUILD = {"CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16"}
 
 # These are run a few times and never delivered: building them fast counts more than their speed.
 QUICK_BUILD = {"CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
@@ -66,6 +69,8 @@ def ensure_cross(processor):
     packages.ensure(["qemu-user"], suite=suite)
     variable = processor.target.upper().replace("-", "_")
     environment = {
+        **CROSS_BUILD,
+        "CARGO_TARGET_DIR": str(cross_target(processor)),
         f"CARGO_TARGET_{variable}_LINKER": processor.tool("gcc"),
         f"CARGO_TARGET_{variable}_RUNNER": f"qemu-{processor.name}",
         f"CARGO_TARGET_{variable}_RUSTFLAGS": "-C target-feature=+crt-static",
@@ -81,6 +86,11 @@ def ensure_cross(processor):
     ensure()
     run(["rustup", "target", "add", processor.target], f"installing Rust's library for {processor.name}")
     return environment
+
+
+def cross_target(processor):
+    """Where cargo puts what it builds for another processor."""
+    return TARGET / processor.name
 
 
 def cargo(environment):

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import ground
@@ -120,6 +121,19 @@ class Processors(unittest.TestCase):
             Path(file.name).write_text("#!/bin/sh\n")
             self.assertIs(nested_kinds.of_program(file.name), nested_kinds.native())
 
+    def test_each_has_a_usual_host(self):
+        for name, kind in (("x86_64", nested_kinds.PC), ("aarch64", nested_kinds.ARM)):
+            self.assertIs(nested_kinds.of_processor(processors.of_name(name)), kind)
+            with mock.patch.object(os, "uname", lambda name=name: SimpleNamespace(machine=name)):
+                self.assertIs(nested_kinds.native(), kind)
+        with self.assertRaisesRegex(report.Failure, "not for riscv64"):
+            processors.of_name("riscv64")
+
+    def test_another_than_arm_is_not_emulated(self):
+        with mock.patch.object(os, "uname", lambda: SimpleNamespace(machine="aarch64")):
+            self.assertIn("not emulated", processors.available(processors.X86_64))
+            self.assertIsNone(processors.available(processors.AARCH64))
+
 
 class Ubuntu(unittest.TestCase):
     """Which of the archive's many kernels is taken."""
@@ -190,6 +204,15 @@ class NestedJobs(unittest.TestCase):
             done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, check=False)
             self.assertEqual(done.stdout, f"a b|'q'|$HOME|{folder}\n")
             self.assertEqual(done.returncode, 7)
+
+    def test_only_a_pc_tells_by_its_flags_whether_it_virtualizes(self):
+        for flags, expected in (("fpu svm", True), ("fpu", False)):
+            for name, other in (("x86_64", expected), ("aarch64", True)):
+                with (
+                    mock.patch.object(os, "uname", lambda name=name: SimpleNamespace(machine=name)),
+                    mock.patch("builtins.open", mock.mock_open(read_data=f"flags : {flags}\n")),
+                ):
+                    self.assertIs(ground.hardware_virtualization(), other)
 
     def test_a_wrong_choice_of_ground_is_refused(self):
         old = os.environ.get("VIVARIUM_GROUND")

@@ -1,0 +1,89 @@
+"""The part of scripts/test for Arm machines, on a machine of another processor."""
+
+import arm_hosts
+import guests
+import monitor
+import nested_host
+import nested_kinds
+import processors
+import rust
+from places import PROJECT, TARGET
+from suite_run import NESTED, binaries, captured, say
+
+# A test that takes more seconds is named in the report: it is emulated.
+SLOW = 20
+
+# Of the tests with the bare-metal guest, those that are about machines; the others are about the program that runs them.
+BARE_ON_ARM = ("native_boot", "native_devices", "native_gic", "native_hostile")
+
+# Crates whose unit tests need of the kernel only what user-mode emulation has, and why others' are not run there. What those are
+# about is seen in the whole machines.
+EMULATED = ["machine", "pci", "virtio", "hypervisor", "arch", "vmm"]
+NOT_EMULATED = {
+    "block": "user-mode emulation has no io_uring",
+    "net": "it has no taps",
+    "devices but those of Arm": "they take long, and what they test is the same on each architecture",
+    "vmm's resident pages": "user-mode emulation does not tell which pages are there",
+    "fuzz targets but those about the architecture": "the other corpora are replayed on x86_64",
+}
+NOT_TOLD_IN_EMULATION = ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"]
+# Devices that only such a machine has.
+ARM_DEVICES = ["pflash", "primecell"]
+# Fuzz targets of what is not the same on each architecture.
+ARM_CORPORA = ["api", "gdb", "kernel_loader", "options"]
+
+
+def part(run):
+    """Everything for Arm, on a machine of another processor. On an Arm machine the other parts do it."""
+    processor = processors.AARCH64
+    why = "the other parts test it here" if processor.native else processors.available(processor)
+    if why:
+        run.skip("aarch64", why)
+        return
+    if not run.set_up("aarch64", rust.ensure_cross, processor):
+        return
+    environment = rust.ensure_cross(processor)
+    cargo = rust.cargo(environment)
+    _, version, _ = captured([environment.get("RUSTC", "rustc"), "--version"])
+    say(f"                  aarch64: {version.strip()}")
+    target = ["--target", processor.target]
+    # The same packages for all tests, so that each is built once.
+    tested = [*target, *(word for name in (*EMULATED, "vivarium-tests", "fuzz-targets") for word in ("--package", name))]
+    if not run.filter:
+        lints = [cargo, "clippy", *target, "--workspace", "--all-targets", "--", "-D", "warnings"]
+        run.command("aarch64 lints", lints, environment)
+        # By cargo's own runner, which starts a program once for all its tests: in emulation that is most of what a short one takes.
+        unit = ["test", *tested, "--lib", "--test", "sim_*", "--", "--show-output"]
+        unit += [word for name in NOT_TOLD_IN_EMULATION for word in ("--skip", name)]
+        run.libtest("aarch64 unit tests, in user-mode emulation", unit, environment, cargo)
+        devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
+        run.libtest("aarch64 devices' unit tests, in user-mode emulation", devices, environment, cargo)
+        corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
+        run.libtest("aarch64 fuzz corpora, in user-mode emulation", corpora, environment, cargo)
+        for name, reason in NOT_EMULATED.items():
+            run.skip(f"aarch64 unit tests of {name}", reason)
+    command, environment, binary = monitor.build(processor)
+    if not run.command("aarch64 release build", command, environment, count=False):
+        return
+    for action, arguments in ((guests.ensure, (True, processor)), (nested_host.snapshot, (nested_kinds.ARM,))):
+        if not run.set_up("aarch64 nested tests", action, *arguments):
+            return
+    guest = TARGET / "guest" / f"guest-{processor.name}"
+    builder = [PROJECT / "tests" / "guest" / "build", guest, processor.name]
+    if not run.command("aarch64 bare-metal guest", builder, environment, count=False):
+        return
+    variable = f"CARGO_TARGET_{processor.target.upper().replace('-', '_')}_RUNNER"
+    environment |= {
+        variable: str(PROJECT / "scripts" / "nested-runner"),
+        "VIVARIUM_BIN": str(binary),
+        "VIVARIUM_GUESTS": str(guests.folder(processor)),
+        "VIVARIUM_BARE_GUEST": str(guest),
+    }
+    chosen = " | ".join(binaries(prefix, run.filter) for prefix in (NESTED, *BARE_ON_ARM))
+    name = "whole machines, in the nested Arm host"
+    run.nextest(name, chosen, environment, retries=1, cargo=cargo, options=tested, limit=SLOW)
+    for word, (name, command) in arm_hosts.STEPS.items():
+        if not run.filter or run.filter in word:
+            run.command(name, command(binary, processor))
+
+
