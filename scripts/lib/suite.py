@@ -16,6 +16,7 @@ import guests
 import nested_host
 import packages
 import processors
+import quickstart_check
 import rust
 import suite_arm
 from places import PROJECT, TARGET
@@ -177,6 +178,8 @@ def nested(run):
     # not explained; the emulated host runs four CPUs on two, and the emulator is the suspect. So a test has to fail again.
     attempts = 2 if where == ground.NESTED else 0
     run.nextest(name, binaries(NESTED, run.filter), {variable: str(PROJECT / "scripts" / "nested-runner")}, attempts)
+    if not run.filter or run.filter in quickstart_check.NAME:
+        run.call(quickstart_check.NAME, quickstart_check.run_for, processors.native())
 
 
 def fuzz(run):

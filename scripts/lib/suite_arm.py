@@ -6,6 +6,7 @@ import monitor
 import nested_host
 import nested_kinds
 import processors
+import quickstart_check
 import rust
 from places import PROJECT, TARGET
 from suite_run import NESTED, binaries, captured, say
@@ -85,5 +86,7 @@ def part(run):
     for word, (name, command) in arm_hosts.STEPS.items():
         if not run.filter or run.filter in word:
             run.command(name, command(binary, processor))
+    if not run.filter or run.filter in quickstart_check.NAME:
+        run.call(f"{quickstart_check.NAME} --arch {processor.name}", quickstart_check.run_for, processor)
 
 
