@@ -17,17 +17,15 @@ SLOW = 20
 # Of the tests with the bare-metal guest, those that are about machines; the others are about the program that runs them.
 BARE_ON_ARM = ("native_boot", "native_devices", "native_gic", "native_hostile")
 
-# Crates whose unit tests need of the kernel only what user-mode emulation has, and why others' are not run there. What those are
-# about is seen in the whole machines.
-EMULATED = ["machine", "pci", "virtio", "hypervisor", "arch", "vmm"]
-NOT_EMULATED = {
-    "block": "user-mode emulation has no io_uring",
-    "net": "it has no taps",
+# Crates whose unit tests are run, most of them in user-mode emulation. What that lacks, the nested Arm host has: io_uring and taps,
+# and word of which pages are there.
+TESTED = ["machine", "pci", "virtio", "hypervisor", "arch", "vmm", "block", "net"]
+NESTED_CRATES = "block net"
+TESTS_OF_PAGES = ("vmm", ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"])
+NOT_RUN = {
     "devices but those of Arm": "they take long, and what they test is the same on each architecture",
-    "vmm's resident pages": "user-mode emulation does not tell which pages are there",
     "fuzz targets but those about the architecture": "the other corpora are replayed on x86_64",
 }
-NOT_TOLD_IN_EMULATION = ["populated_pages_are_there_with_what_they_held", "prefaulted_memory_is_resident"]
 # Devices that only such a machine has.
 ARM_DEVICES = ["pflash", "primecell"]
 # Fuzz targets of what is not the same on each architecture.
@@ -49,33 +47,23 @@ def part(run):
     say(f"                  aarch64: {version.strip()}")
     target = ["--target", processor.target]
     # The same packages for all tests, so that each is built once.
-    tested = [*target, *(word for name in (*EMULATED, "vivarium-tests", "fuzz-targets") for word in ("--package", name))]
+    tested = [*target, *(word for name in (*TESTED, "vivarium-tests", "fuzz-targets") for word in ("--package", name))]
+    if not run.set_up("nested Arm host", nested_host.snapshot, nested_kinds.ARM):
+        return
     if not run.filter:
         lints = [cargo, "clippy", *target, "--workspace", "--all-targets", "--", "-D", "warnings"]
         run.command("aarch64 lints", lints, environment)
-        # By cargo's own runner, which starts a program once for all its tests: in emulation that is most of what a short one takes.
-        unit = ["test", *tested, "--lib", "--test", "sim_*", "--", "--show-output"]
-        unit += [word for name in NOT_TOLD_IN_EMULATION for word in ("--skip", name)]
-        run.libtest("aarch64 unit tests, in user-mode emulation", unit, environment, cargo)
-        devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
-        run.libtest("aarch64 devices' unit tests, in user-mode emulation", devices, environment, cargo)
-        corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
-        run.libtest("aarch64 fuzz corpora, in user-mode emulation", corpora, environment, cargo)
-        for name, reason in NOT_EMULATED.items():
-            run.skip(f"aarch64 unit tests of {name}", reason)
+        units(run, cargo, environment | runner(processor), target, tested)
     command, environment, binary = monitor.build(processor)
     if not run.command("aarch64 release build", command, environment, count=False):
         return
-    for action, arguments in ((guests.ensure, (True, processor)), (nested_host.snapshot, (nested_kinds.ARM,))):
-        if not run.set_up("aarch64 nested tests", action, *arguments):
-            return
+    if not run.set_up("aarch64 nested tests", guests.ensure, True, processor):
+        return
     guest = TARGET / "guest" / f"guest-{processor.name}"
     builder = [PROJECT / "tests" / "guest" / "build", guest, processor.name]
     if not run.command("aarch64 bare-metal guest", builder, environment, count=False):
         return
-    variable = f"CARGO_TARGET_{processor.target.upper().replace('-', '_')}_RUNNER"
-    environment |= {
-        variable: str(PROJECT / "scripts" / "nested-runner"),
+    environment |= runner(processor) | {
         "VIVARIUM_BIN": str(binary),
         "VIVARIUM_GUESTS": str(guests.folder(processor)),
         "VIVARIUM_BARE_GUEST": str(guest),
@@ -90,3 +78,23 @@ def part(run):
         run.call(f"{quickstart_check.NAME} --arch {processor.name}", quickstart_check.run_for, processor)
 
 
+def runner(processor):
+    """Has cargo run tests where they can work."""
+    variable = f"CARGO_TARGET_{processor.target.upper().replace('-', '_')}_RUNNER"
+    return {variable: str(PROJECT / "scripts" / "nested-runner")}
+
+
+def units(run, cargo, environment, target, tested):
+    """Unit tests. Cargo's own runner starts a program once for all its tests: in emulation that is most of what a short one takes."""
+    crate, names = TESTS_OF_PAGES
+    others = [word for name in names for word in ("--skip", name)]
+    unit = ["test", *tested, "--lib", "--test", "sim_*", "--test", "native_tap", "--", "--show-output", *others]
+    run.libtest("aarch64 unit tests", unit, environment | {"VIVARIUM_NESTED_CRATES": NESTED_CRATES}, cargo)
+    pages = ["test", *tested, "--lib", "--", *names]
+    run.libtest("aarch64 unit tests of pages", pages, environment | {"VIVARIUM_NESTED_CRATES": crate}, cargo)
+    devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
+    run.libtest("aarch64 devices' unit tests", devices, environment, cargo)
+    corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
+    run.libtest("aarch64 fuzz corpora", corpora, environment, cargo)
+    for name, reason in NOT_RUN.items():
+        run.skip(f"aarch64 unit tests of {name}", reason)
