@@ -3,7 +3,7 @@
 use super::{Context, Failure, Outcome};
 use crate::command_line::Task;
 use crate::pci::Function;
-use crate::{pci, report, virtio};
+use crate::{cpu, pci, report, virtio};
 use core::fmt;
 
 /// `pci`: one line for each function with its BARs and capabilities.
@@ -26,17 +26,24 @@ pub fn pci(_context: &Context, _task: &Task) -> Outcome {
     Ok(())
 }
 
-/// `pci-watch n=1`: waits until a function comes at the first free device number of bus 0, and until it goes again; so many
-/// times, with a line for each.
+/// `pci-watch n=1 hotplug=0x620`: waits until a function comes at the first free device number of bus 0, and until it goes again; so
+/// many times, with a line for each. It is let go of when Vivarium's hotplug controller at that port asks for it.
 pub fn watch(_context: &Context, task: &Task) -> Outcome {
     let absent = |function: &Function| function.id().0 == 0xffff;
     let mut places = (1..32).map(|device| Function { bus: 0, device, function: 0 });
     let place = places.find(absent).ok_or(Failure::Unsupported("free device number"))?;
+    let controller = task.number("hotplug", 0x620)? as u16;
+    let (asked, eject) = (controller.wrapping_add(8), controller.wrapping_add(12));
     report!("pci-watch state=ready device={}", place.device);
     for _ in 0..task.number("n", 1)? {
         while absent(&place) {}
         report!("pci-watch state=came");
-        while !absent(&place) {}
+        while !absent(&place) {
+            let devices = cpu::in32(asked);
+            if devices != 0 {
+                cpu::out32(eject, devices);
+            }
+        }
         report!("pci-watch state=gone");
     }
     Ok(())
