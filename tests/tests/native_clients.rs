@@ -47,7 +47,9 @@ fn ask(socket: &Path, method: &str, verb: &str, body: Option<Value>) -> (u16, Va
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     reader.read_exact(&mut body).unwrap();
     let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-    (head[9..12].parse().unwrap(), body)
+    // As ch-remote reads it: nothing but the number is between the version and the end of the line.
+    let line = head.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+    (line.unwrap().trim().parse().unwrap(), body)
 }
 
 /// Checks that a verb without a body is done, and that there is nothing to say.

@@ -24,6 +24,7 @@ use super::{Answer, ApiError, Call, ErrorKind, Interest, Reply, Respond};
 use crate::event::Events;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SERVER};
 use hyper::{Request, Response, StatusCode};
 use std::convert::Infallible;
@@ -72,6 +73,8 @@ pub(super) async fn respond(
         Err(refusal) => refuse(&refusal, as_problem),
     };
     response.headers_mut().insert(SERVER, HeaderValue::from_static("Vivarium API"));
+    // cloud-hypervisor's own client takes all that follows the version for the status.
+    response.extensions_mut().insert(ReasonPhrase::from_static(b""));
     Ok(response)
 }
 
