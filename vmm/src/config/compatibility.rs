@@ -4,7 +4,7 @@
 //! Such a field is left out before a body is read; with any other value it is refused there, as one that is not supported. That stays
 //! right when a field becomes known: left out means the same.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// Leaves out of a machine's configuration what says nothing.
 pub fn adapt_machine(tree: &mut Value) {
@@ -73,7 +73,9 @@ fn remove_if(fields: &mut Map<String, Value>, field: &str, nothing: &str) {
         }
         Value::String(text) => nothing.split('|').any(|word| word == text),
         Value::Array(items) => nothing == "[]" && items.is_empty(),
-        Value::Object(_) => nothing == NO_AMX && *value == json!({"amx": false}),
+        Value::Object(features) => {
+            nothing == NO_AMX && features.iter().all(|(name, value)| name == "amx" && *value == false)
+        }
         Value::Null => true,
     };
     if says_nothing {
@@ -123,6 +125,7 @@ payload.igvm=
 payload.host_data=
 platform.iommu_segments=[]
 platform.iommu_address_width=48
+platform.iommu_address_width_bits=64
 platform.chassis_asset_tag=
 platform.oem_strings=[]
 platform.tdx=false
@@ -150,6 +153,7 @@ vsock.iommu=false
 balloon.iommu=false
 balloon.pci_segment=0
 rng.iommu=false
+rtc.iommu=false
 rng.pci_segment=0
 serial.iommu=false
 console.iommu=false
@@ -185,6 +189,7 @@ fn lines(table: &'static str) -> impl Iterator<Item = (&'static str, &'static st
 mod tests {
     use super::*;
     use crate::config::VmConfig;
+    use serde_json::json;
 
     #[test]
     fn what_generated_clients_fill_in_is_left_out() {
@@ -199,9 +204,14 @@ mod tests {
             "watchdog": false,
             "fs": [],
             "pmem": [{"file": "p", "iommu": false}],
-            "platform": {"tdx": false, "system_serial_number": "S"},
+            "rtc": {"iommu": false},
+            "platform": {"tdx": false, "system_serial_number": "S", "iommu_address_width_bits": 64},
         });
+        let mut without_features = tree.clone();
+        without_features["cpus"]["features"] = json!({});
         adapt_machine(&mut tree);
+        adapt_machine(&mut without_features);
+        assert_eq!(without_features, tree);
         let config: VmConfig = serde_json::from_value(tree).unwrap();
         assert_eq!(config.platform.serial_number.as_deref(), Some("S"));
         assert_eq!((config.disks.len(), config.net.len(), config.cpus.limit()), (1, 1, 2));
