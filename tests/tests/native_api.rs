@@ -411,3 +411,28 @@ fn a_guest_that_does_not_stop_by_itself_is_held_for_its_share_and_paused_all_the
     ctl(&socket, "shutdown-vmm");
     assert_eq!(monitor.wait().status, Some(0));
 }
+
+#[test]
+fn disks_that_wait_for_their_groups_limit_go_on_when_it_is_raised() {
+    let (folder, hour) = (Folder::on_disk(), "ops_size=1,ops_refill_time=3600000");
+    let socket = folder.join("api.sock");
+    let disk = |name| format!("path={},rate_limit_group=g", folder.sparse(name, 1 << 20).display());
+    let mut monitor =
+        MonitorBuilder::bare("hello; blk-randread dev=0 n=64 qd=4; blk-randread dev=1 n=64 qd=4")
+            .args(["--rate-limit-group", &format!("id=g,{hour}")])
+            .args(["--disk", &disk("first"), "--disk", &disk("second")])
+            .arg("--api-socket")
+            .arg(&socket)
+            .start();
+    monitor.wait_for("@@ hello");
+    let held = || {
+        let counters: Value = serde_json::from_str(&ctl(&socket, "--json counters")).unwrap();
+        counters["_disk0"]["throttled"].as_u64().unwrap() > 0
+    };
+    while !held() {
+        assert!(monitor.elapsed().as_secs() < 60, "it does not wait");
+    }
+    ctl(&socket, "set-rate-limit g ops_size=1000000,ops_refill_time=1000");
+    let report = monitor.complete();
+    assert_eq!(report.of("blk-randread").count(), 2, "{report:?}");
+}
