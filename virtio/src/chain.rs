@@ -15,6 +15,8 @@ pub struct Token {
     pub(crate) slots: u16,
     /// Bytes the device can read, for counting.
     pub(crate) readable: u32,
+    /// When the batch that it was popped in began, of the intervals of the queue's clock; 0 if requests are not timed.
+    pub(crate) taken: u64,
 }
 
 impl Token {

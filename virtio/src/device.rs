@@ -59,6 +59,11 @@ pub trait VirtioDevice: Send + Inspect + Saved {
         |_| None
     }
 
+    /// Whether the device times its requests itself, more exactly than its queues do, which then do not.
+    fn times_requests(&self) -> bool {
+        false
+    }
+
     /// What the device counted and timed, over all its queues and all the times it was started.
     fn readings(&self) -> Vec<Reading> {
         Vec::new()

@@ -291,6 +291,11 @@ impl VirtioDevice for Block {
         |asked| Some(request::refuse(asked.chain))
     }
 
+    /// By what they are, each from when it was taken.
+    fn times_requests(&self) -> bool {
+        true
+    }
+
     fn readings(&self) -> Vec<Reading> {
         counters::readings(&self.counters)
     }

@@ -208,7 +208,7 @@ impl Receive {
     /// Gives the first chain in stock to the driver.
     fn use_first(&mut self, written: u32) {
         if let Some(chain) = self.stock.pop_front() {
-            self.queue.push(chain.token(), written);
+            self.queue.push_held(chain.token(), written);
             self.spare.push(chain);
         }
     }
@@ -276,6 +276,7 @@ impl QueueHandler for Receive {
     fn run(&mut self) -> Progress {
         self.wake.take();
         self.queue.disable_notifications();
+        self.queue.begin_batch();
         let mut progress = Progress::More;
         for _ in 0..BUDGET {
             if self.link_failed || !self.shared.is_active(self.pair) {

@@ -1,6 +1,7 @@
 //! The device behind its transport, with a socket for a network.
 
 mod control;
+mod latency;
 
 use super::*;
 use crate::link::SocketLink;

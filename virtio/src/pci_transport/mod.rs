@@ -231,6 +231,8 @@ impl VirtioPci {
             return Err(VirtioPciError::Queues(sizes.len()));
         };
         let doorbells = sizes.iter().map(|_| Doorbell::new()).collect::<io::Result<_>>();
+        let timed = !device.times_requests();
+        let counters = || Arc::new(if timed { QueueCounters::timed() } else { QueueCounters::default() });
         Ok(Self {
             device,
             config: built.config,
@@ -246,7 +248,7 @@ impl VirtioPci {
             driver_feature_select: 0,
             driver_features: 0,
             queue_select: 0,
-            counters: sizes.iter().map(|_| Arc::default()).collect(),
+            counters: sizes.iter().map(|_| counters()).collect(),
             queues: sizes.into_iter().map(QueueRegisters::new).collect(),
             running: false,
             started: false,
@@ -391,7 +393,7 @@ impl VirtioPci {
                 Queue::new(&registers.state(packed), self.driver_features, Arc::clone(&self.memory), events);
             let made = made.map_err(|source| StartError::Queue { queue, source })?;
             let counters = self.counters.get(usize::from(queue)).cloned().unwrap_or_default();
-            Ok((queue, made.counting(counters)))
+            Ok((queue, made.counting(counters, Arc::clone(&self.clock))))
         };
         enabled.map(make).collect()
     }

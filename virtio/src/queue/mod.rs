@@ -7,18 +7,21 @@ mod counters;
 mod descriptor;
 mod packed;
 mod split;
+mod timing;
 
 pub use counters::QueueCounters;
 
 use crate::chain::{Chain, Token};
 use crate::features::Features;
 use crate::host_memory::RamMap;
+use machine::clock::Clock;
 use machine::memory::Memory;
 use packed::Packed;
 use serde::{Deserialize, Serialize};
 use split::Split;
 use std::sync::Arc;
 use thiserror::Error;
+use timing::Timing;
 
 /// The largest queue (virtio 1.2, 2.6).
 pub const MAX_SIZE: u16 = 1 << 15;
@@ -158,6 +161,8 @@ pub struct Queue {
     in_flight: u16,
     error: Option<QueueError>,
     counters: Arc<QueueCounters>,
+    /// `None`: nobody wants to know, or the device times its requests itself.
+    timing: Option<Timing>,
 }
 
 impl Queue {
@@ -191,12 +196,14 @@ impl Queue {
             in_flight: 0,
             error: None,
             counters: Arc::default(),
+            timing: None,
         })
     }
 
-    /// Has the queue count here, where others look.
+    /// Has the queue count here, where others look, and time requests by the intervals of `clock` if they are to be timed.
     #[must_use]
-    pub fn counting(mut self, counters: Arc<QueueCounters>) -> Self {
+    pub fn counting(mut self, counters: Arc<QueueCounters>, clock: Arc<dyn Clock>) -> Self {
+        self.timing = counters.latency.clone().map(|latency| Timing::new(latency, clock));
         self.counters = counters;
         self
     }
@@ -235,7 +242,8 @@ impl Queue {
         }
         self.in_flight = in_flight;
         self.counters.popped.add(1);
-        chain.finish(token);
+        let taken = self.timing.as_mut().map_or(0, Timing::take);
+        chain.finish(Token { taken, ..token });
         Ok(true)
     }
 
@@ -272,12 +280,41 @@ impl Queue {
         self.counters.used.add(1);
         self.counters.read_bytes.add(token.readable.into());
         self.counters.written_bytes.add(written.into());
+        if let Some(timing) = &mut self.timing {
+            timing.answer(token.taken);
+        }
+    }
+
+    /// As [`Self::push`], for a buffer that the device held until there was something to put into it: it is not timed from when it was
+    /// popped but from when this batch began, see [`Self::begin_batch`].
+    #[inline]
+    pub fn push_held(&mut self, token: Token, written: u32) {
+        let taken = self.timing.as_mut().map_or(0, Timing::take);
+        self.push(Token { taken, ..token }, written);
+    }
+
+    /// Requests are timed from now on until the driver is told of their answers, rather than from the first [`Self::pop`] or
+    /// [`Self::push_held`] on. For a device that reads what it puts into buffers that it holds already.
+    #[inline]
+    pub fn begin_batch(&mut self) {
+        if let Some(timing) = &mut self.timing {
+            timing.take();
+        }
     }
 
     /// Shows the driver what was pushed, without an interrupt.
     #[inline]
     pub fn flush(&mut self) {
         each!(&mut self.ring, ring => ring.flush());
+        self.told();
+    }
+
+    /// The driver sees all that was pushed.
+    #[inline]
+    fn told(&mut self) {
+        if let Some(timing) = &mut self.timing {
+            timing.told();
+        }
     }
 
     /// Shows the driver what was pushed, and interrupts it if it wants that for anything flushed since the last call. To be
@@ -298,6 +335,8 @@ impl Queue {
             }
             None => {}
         }
+        // Not before the interrupt, which would come later for it.
+        self.told();
     }
 
     /// Asks the driver to ring the doorbell for the next chain. `true`: there is one already.

@@ -155,7 +155,7 @@ impl Packed {
             }
             if !descriptor.has(NEXT) {
                 self.next_available = position;
-                return Ok(Some(Token { id: descriptor.next, slots, readable: 0 }));
+                return Ok(Some(Token { id: descriptor.next, slots, ..Token::default() }));
             }
         }
         Err(QueueError::ChainTooLong)

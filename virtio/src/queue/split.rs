@@ -109,7 +109,7 @@ impl Split {
         chain.begin(ram.memory());
         self.walk(head, ram, indirect, chain)?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Token { id: head, slots: 1, readable: 0 }))
+        Ok(Some(Token { id: head, slots: 1, ..Token::default() }))
     }
 
     fn walk(&self, head: u16, ram: &mut RamMap, indirect: bool, chain: &mut Chain) -> Result<(), QueueError> {

@@ -12,6 +12,7 @@ use machine::effect::DeviceChange;
 use machine::interrupt::recording::{Pins, Sources};
 use machine::interrupt::{InterruptLine, MsiMessage};
 use machine::memory::{Bytes, GuestAddress, Memory};
+use machine::metrics::Latency;
 use pci::config::command;
 use pci::config::register::COMMAND;
 use pci::function::Function;
@@ -221,6 +222,12 @@ impl Driver {
     pub fn interrupts(&self, queue: u16) -> u64 {
         // Sources are handed out in the order in which vectors were unmasked.
         self.vectors.get(usize::from(queue) + 1).map_or(0, |source| source.fired())
+    }
+
+    /// How long the requests of a queue took, if it times them.
+    pub fn latency(&self, queue: u16) -> Latency {
+        let counters = self.function.queue_counters().get(usize::from(queue));
+        Latency::of(counters.and_then(|counters| counters.latency.as_deref()))
     }
 
     /// How many configuration-change interrupts there were since the device was attached.

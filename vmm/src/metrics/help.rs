@@ -23,6 +23,7 @@ queue.read_bytes: Bytes that the device read from the driver's buffers.
 queue.written_bytes: Bytes that the device wrote to the driver's buffers.
 queue.interrupts: Interrupts sent to the guest.
 queue.interrupts_suppressed: Interrupts that the driver did not want.
+queue.latency: Time from taking requests to telling the driver of their answers.
 queue.errors: Times that the driver broke the queue.
 queue.frames: Frames that passed.
 queue.bytes: Bytes of the frames that passed.

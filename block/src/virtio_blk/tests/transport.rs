@@ -47,6 +47,27 @@ fn queues_work_side_by_side() {
     }
 }
 
+/// Each by what it is, which the queue does not know.
+#[test]
+fn a_disk_times_its_requests_itself() {
+    use machine::metrics::{Figure, Reading};
+    let mut driver = Driver::new(disk(1), Layout::SPLIT);
+    driver.request(0, &[&header(IN, 0)], &[4096, 1]).unwrap();
+    driver.kick(0);
+    driver.run_to_the_end();
+    assert_eq!(answer(&mut driver, 0).written, 4097);
+    assert!(driver.function.queue_counters()[0].latency.is_none());
+    let timed = |readings: Vec<Reading>| {
+        let latencies = readings.into_iter().map(|reading| match reading.figure {
+            Figure::Latency(latency) => latency.count,
+            Figure::Total(_) | Figure::Level(_) => 0,
+        });
+        latencies.sum::<u64>()
+    };
+    assert_eq!(timed(driver.function.queue_counters()[0].readings()), 0);
+    assert_eq!(timed(driver.function.device().queue_readings(0)), 1);
+}
+
 /// Waits for the next answer of a queue.
 fn answer(driver: &mut Driver, queue: u16) -> Completion {
     loop {

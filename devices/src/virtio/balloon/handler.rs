@@ -116,7 +116,7 @@ impl Handler {
         let Some(lane) = held else { return };
         if due | shared.statistics_wanted.swap(false, Ordering::SeqCst) {
             lane.at = None;
-            lane.queue.push(lane.chain.token(), 0);
+            lane.queue.push_held(lane.chain.token(), 0);
             lane.queue.notify();
         }
     }

@@ -157,6 +157,12 @@ fn statistics_come_by_themselves_at_an_interval() {
         assert!(driver.completion(STATISTICS).is_some());
     }
     assert_eq!(driver.run(), virtio::worker::Rest::Until(driver.clock.monotonic_ns() + 5_000_000_000));
+    let latency = driver.latency(STATISTICS);
+    assert_eq!(
+        (latency.count, latency.max_ns),
+        (3, 0),
+        "the buffer waits for the next look, not for the device"
+    );
 }
 
 #[test]

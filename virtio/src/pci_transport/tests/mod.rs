@@ -1,6 +1,7 @@
 //! The transport as its driver sees it, with the plainest device behind it.
 
 mod odd;
+mod timing;
 
 use super::common::register::*;
 use super::layout::{COMMON_SIZE, DEVICE, MSIX_TABLE, SHARED_MEMORY_BAR, structure};

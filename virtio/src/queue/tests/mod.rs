@@ -2,6 +2,7 @@
 //! that misbehave.
 
 mod hostile;
+mod timing;
 
 use super::*;
 use crate::testing::{Buffer, DriverRing, Events, Used, memory};
