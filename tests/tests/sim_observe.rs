@@ -119,6 +119,9 @@ fn a_running_machine_shows_its_parts_and_the_same_figures_everywhere() {
     assert!(metrics.contains("vivarium_disk_read_latency_seconds_count{device=\"data\"} 0\n"), "{metrics}");
     let of_queue = "vivarium_queue_read_latency_seconds_count{device=\"data\",queue=\"0\"} 0\n";
     assert!(metrics.contains(of_queue), "{metrics}");
+    let of_batches = "vivarium_queue_latency_seconds_count{device=";
+    assert!(metrics.contains(&format!("{of_batches}\"__rng\",queue=\"0\"}} 0\n")), "{metrics}");
+    assert!(!metrics.contains(&format!("{of_batches}\"data\"")), "a disk times its requests itself");
     for state in [
         "vivarium_vm_state{state=\"paused\"} 1\n",
         "\nvivarium_vm_cpus 2\n",
