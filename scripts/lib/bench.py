@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import bench_api
+import bench_boards
 import bench_figures
 import bench_host
 import bench_hotplug
@@ -24,8 +25,8 @@ from ground import hardware_virtualization, kvm_usable
 from places import BARE_GUEST, PROJECT
 from report import Failure, command_line, note, run, step
 
-DESCRIPTION = """Measures start-up, memory, exits, virtio-blk and virtio-net of Vivarium and of QEMU's microvm and q35, and
-of any other monitor named, with the bare-metal guest of tests/guest on this machine's KVM. Every figure is taken once
+DESCRIPTION = """Measures start-up, memory, exits, virtio-blk and virtio-net of Vivarium and of QEMU's microvm and q35 (on Arm
+its virt), and of any other monitor named, with the bare-metal guest of tests/guest on this machine's KVM. Every figure is taken once
 in each round, one monitor after the other, and the median counts."""
 
 EXAMPLES = """examples:
@@ -155,7 +156,7 @@ def _positive(text):
 def _prepare(options):
     # Debian 12's own QEMU is too old for the nested host; measure the same one that it needs.
     suite = "bookworm-backports" if packages.codename() == "bookworm" else None
-    packages.ensure(["qemu-system-x86"], suite=suite)
+    packages.ensure([bench_boards.native().package], suite=suite)
     packages.ensure(["fio", "iproute2"])
     if options.no_build:
         return

@@ -6,6 +6,7 @@ each of its figures. All of them are interleaved, since a machine's speed drifts
 import tempfile
 from dataclasses import dataclass
 
+import bench_boards
 import bench_host
 import bench_memory
 from bench_guest import Running
@@ -87,7 +88,8 @@ def boot():
 
 def exits():
     """What it costs a guest to reach the monitor and come back."""
-    machine = guest("exits kind=pio n=10000; exits kind=mmio n=10000")
+    ways = bench_boards.native().exits
+    machine = guest("; ".join(f"exits {words} n=10000" for words, _ in ways.values()))
 
     def measure(monitor):
         return {
@@ -95,10 +97,7 @@ def exits():
             for line in report_lines(monitor, machine)
         }
 
-    figures = [
-        Figure("exit-pio", "exit to the monitor, port write", "µs", False),
-        Figure("exit-mmio", "exit to the monitor, memory write", "µs", False),
-    ]
+    figures = [Figure(f"exit-{way}", f"exit to the monitor, {name}", "µs", False) for way, (_, name) in ways.items()]
     return Experiment("exits", figures, measure, machine=machine)
 
 

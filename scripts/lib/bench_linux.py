@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 
+import bench_boards
 import bench_monitors
 import guests
 import kernels
@@ -22,8 +23,6 @@ MARK = "@@ init"
 MEMORY_MIB = 256
 # Each run takes long.
 ROUNDS = 3
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check"
-FORMS = {"bzimage": "bzImage", "vmlinux": "uncompressed"}
 
 
 def experiments():
@@ -33,9 +32,9 @@ def experiments():
     initramfs = cache("bench") / "init.cpio"
     replace(initramfs, _archive())
     found = []
-    for form, words in FORMS.items():
-        image = kernel.image if form == "bzimage" else kernel.vmlinux()
-        machine = Machine(image.resolve(), COMMAND_LINE, MEMORY_MIB, initramfs=initramfs, stock=True)
+    board = bench_boards.native()
+    for image, (form, words) in zip((kernel.image, kernel.vmlinux()), board.forms.items()):
+        machine = Machine(image.resolve(), board.command_line, MEMORY_MIB, initramfs=initramfs, stock=True)
         key = f"boot-init-{form}"
         figure = Figure(key, f"exec to init, stock kernel {series}, {words}", "ms", False)
         found.append(Experiment(key, [figure], _measure(key, machine), most_rounds=ROUNDS, machine=machine))
@@ -76,7 +75,7 @@ def inside():
     """In the nested host: one run that only brings the files in, then one that counts."""
     name, path, kind, kernel, initramfs = json.loads(sys.argv[1])
     monitor = bench_monitors.Monitor(name, path, kind)
-    machine = Machine(kernel, COMMAND_LINE, MEMORY_MIB, initramfs=initramfs, stock=True)
+    machine = Machine(kernel, bench_boards.native().command_line, MEMORY_MIB, initramfs=initramfs, stock=True)
     try:
         milliseconds(monitor, machine)
         print(milliseconds(monitor, machine))

@@ -9,14 +9,15 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bench_boards
 from places import VIVARIUM
 from report import Failure
 
 OURS = "vivarium"
-KINDS = ("vivarium", "cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "qemu-q35")
+KINDS = ("vivarium", "cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "qemu-q35", "qemu-virt")
 
 # A software KVM backend advertises bits that QEMU's `-cpu host` then asks for and is refused.
-QEMU_CPU = "host,arch-capabilities=off"
+QEMU_PC = ["-cpu", "host,arch-capabilities=off", "-bios", "qboot.rom"]
 
 
 @dataclass
@@ -54,18 +55,14 @@ class Monitor:
         """Why this monitor cannot run `machine`, or None."""
         if self.kind == "firecracker" and machine.disk_queues > 1:
             return "it has one queue for each disk"
-        if self.kind == "firecracker" and machine.stock and not _is_elf(machine.kernel):
-            return "it loads no bzImage"
+        if self.kind == "firecracker" and machine.stock and not _is_plain(machine.kernel):
+            return "it loads no compressed kernel"
         return None
 
 
-def chosen(peers, qemu="/usr/bin/qemu-system-x86_64"):
-    """Vivarium, QEMU's two machines, then each `NAME=PATH[:KIND]`."""
-    found = [
-        Monitor(OURS, VIVARIUM, "vivarium"),
-        Monitor("QEMU microvm", Path(qemu), "qemu-microvm"),
-        Monitor("QEMU q35", Path(qemu), "qemu-q35"),
-    ]
+def chosen(peers):
+    """Vivarium, QEMU's machines, then each `NAME=PATH[:KIND]`."""
+    found = [Monitor(OURS, VIVARIUM, "vivarium"), *_machines("QEMU", bench_boards.native().qemu)]
     for text in peers:
         for monitor in parse_peer(text):
             if any(monitor.name == other.name for other in found):
@@ -77,7 +74,7 @@ def chosen(peers, qemu="/usr/bin/qemu-system-x86_64"):
 
 
 def parse_peer(text):
-    """The monitors that one `--peer` names: QEMU counts twice, once for each machine type."""
+    """The monitors that one `--peer` names: QEMU counts once for each machine type."""
     match = re.fullmatch(rf"([^=]+)=(.+?)(?::({'|'.join(KINDS)}))?", text)
     if not match:
         raise Failure(f"--peer {text}: must be NAME=PATH or NAME=PATH:KIND")
@@ -88,8 +85,12 @@ def parse_peer(text):
     if kind is None:
         raise Failure(f"--peer {text}: the kind is not clear from the file's name; add :KIND ({', '.join(KINDS)})")
     if kind == "qemu":
-        return [Monitor(f"{name} {machine}", path, f"qemu-{machine}") for machine in ("microvm", "q35")]
+        return _machines(name, path)
     return [Monitor(name, path, kind)]
+
+
+def _machines(name, qemu):
+    return [Monitor(f"{name} {machine}", qemu, f"qemu-{machine}") for machine in bench_boards.native().machines]
 
 
 def version(path):
@@ -102,9 +103,11 @@ def version(path):
     return lines[0] if lines else "unknown"
 
 
-def _is_elf(path):
+def _is_plain(path):
+    """Whether a kernel is an ELF file, or an Arm `Image` (Documentation/arch/arm64/booting.rst)."""
     with open(path, "rb") as file:
-        return file.read(4) == b"\x7fELF"
+        start = file.read(64)
+    return start[:4] == b"\x7fELF" or start[56:60] == b"ARM\x64"
 
 
 def _vivarium(path, machine, _):
@@ -125,7 +128,7 @@ _cloud_hypervisor = _vivarium
 
 
 def _qemu(path, machine, options, disk, net):
-    words = [path, "-nodefaults", "-no-user-config", "-display", "none", "-cpu", QEMU_CPU, "-bios", "qboot.rom"]
+    words = [path, "-nodefaults", "-no-user-config", "-display", "none"]
     words += ["-smp", machine.cpus, "-m", f"{machine.memory_mib}M", "-kernel", machine.kernel]
     words += ["-append", machine.command_line, "-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out", *options]
     if machine.initramfs:
@@ -143,13 +146,21 @@ def _qemu(path, machine, options, disk, net):
 def _qemu_microvm(path, machine, _):
     # Without ACPI the devices are named on the command line, which the bare-metal guest reads.
     board = "microvm,accel=kvm" if machine.stock else "microvm,accel=kvm,acpi=off,pit=off,pic=off,rtc=off"
-    modern = ["-M", board, "-global", "virtio-mmio.force-legacy=false"]
+    modern = [*QEMU_PC, "-M", board, "-global", "virtio-mmio.force-legacy=false"]
     return _qemu(path, machine, modern, "virtio-blk-device", "virtio-net-device")
 
 
 def _qemu_q35(path, machine, _):
+    return _qemu_pci(path, machine, [*QEMU_PC, "-M", "q35,accel=kvm"])
+
+
+def _qemu_virt(path, machine, _):
+    return _qemu_pci(path, machine, ["-cpu", "host", "-M", "virt,accel=kvm,gic-version=3"])
+
+
+def _qemu_pci(path, machine, options):
     modern = ",disable-legacy=on"
-    return _qemu(path, machine, ["-M", "q35,accel=kvm"], "virtio-blk-pci" + modern, "virtio-net-pci,romfile=" + modern)
+    return _qemu(path, machine, options, "virtio-blk-pci" + modern, "virtio-net-pci,romfile=" + modern)
 
 
 def _firecracker(path, machine, folder):
@@ -180,4 +191,5 @@ BUILDERS = {
     "firecracker": _firecracker,
     "qemu-microvm": _qemu_microvm,
     "qemu-q35": _qemu_q35,
+    "qemu-virt": _qemu_virt,
 }

@@ -6,8 +6,11 @@ import types
 import unittest
 import xml.etree.ElementTree as xml
 from pathlib import Path
+from unittest import mock
 
 import bench_api
+import bench_boards
+import bench_figures
 import bench_guest
 import bench_hotplug
 import bench_many
@@ -37,13 +40,33 @@ class Monitors(unittest.TestCase):
             self.assertEqual((peer.name, peer.kind), ("fc", "firecracker"))
             (peer,) = bench_monitors.parse_peer(f"old={path}:vivarium")
             self.assertEqual((peer.path, peer.kind), (path, "vivarium"))
-            names = [peer.name for peer in bench_monitors.parse_peer(f"new={path}:qemu")]
-            self.assertEqual(names, ["new microvm", "new q35"])
+            for board, names in ((bench_boards.PC, ["new microvm", "new q35"]), (bench_boards.ARM, ["new virt"])):
+                with mock.patch.object(bench_boards, "native", lambda board=board: board):
+                    self.assertEqual([peer.name for peer in bench_monitors.parse_peer(f"new={path}:qemu")], names)
             other = Path(folder, "crosvm")
             other.touch()
             for text in (f"x={other}", f"x={folder}/none", str(path)):
                 with self.assertRaises(Failure):
                     bench_monitors.parse_peer(text)
+
+    def test_qemu_is_told_of_this_processors_machines(self):
+        machine = Machine(Path("/k"), "hello", disk=Path("/d"), tap="t0")
+        pc = [*bench_monitors.QEMU_PC, "-M", "q35,accel=kvm"]
+        arm = ["-cpu", "host", "-M", "virt,accel=kvm,gic-version=3"]
+        for board, kind, options in ((bench_boards.PC, "qemu-q35", pc), (bench_boards.ARM, "qemu-virt", arm)):
+            with mock.patch.object(bench_boards, "native", lambda board=board: board):
+                self.assertIn(kind, [peer.kind for peer in bench_monitors._machines("QEMU", board.qemu)])
+                command = Monitor("QEMU", board.qemu, kind).command(machine, "/")
+                self.assertEqual(command[0], str(board.qemu))
+                self.assertIn(" ".join(options), " ".join(command))
+                self.assertEqual("-bios" in command, board is bench_boards.PC)
+
+    def test_exits_are_those_that_this_processor_has(self):
+        for board, keys in ((bench_boards.PC, ["exit-pio", "exit-mmio"]), (bench_boards.ARM, ["exit-mmio"])):
+            with mock.patch.object(bench_boards, "native", lambda board=board: board):
+                experiment = bench_figures.exits()
+                self.assertEqual([figure.key for figure in experiment.figures], keys)
+                self.assertEqual(experiment.machine.command_line.count("exits "), len(keys))
 
     def test_firecracker_reads_its_machine_from_a_file(self):
         peer = Monitor("fc", Path("/fc"), "firecracker")
