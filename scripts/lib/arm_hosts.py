@@ -24,13 +24,13 @@ exec 3<>/dev/vfio/$group
 """
 
 # The vectors' lengths are settled when a CPU is made, and again when the machine restarts; a core dump has the registers, which
-# the host then tells as parts of longer ones.
+# the host then tells as parts of longer ones. Where CPUs may come, the monitor answers a guest that starts one.
 SVE = """
 vivarium=$1 output=$TMPDIR/output
 shift
-"$vivarium" "$@" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS" >$output
+"$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS" >$output
 grep -q '@@RC 0' $output || { cat $output; exit 1; }
-"$vivarium" "$@" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
+"$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
 pid=$!
 until [ $(grep -c '@@RC' $output) -ge 2 ]; do
     kill -0 $pid
@@ -42,12 +42,35 @@ done
 [ "$(head -c 4 $TMPDIR/core | tail -c 3)" = ELF ]
 kill $pid
 wait $pid || :
+cat "$INITRAMFS" "$PROGRAM" >$TMPDIR/initramfs
+"$vivarium" "$@" --initramfs $TMPDIR/initramfs --platform acpi=on --cpus boot=2,max=3 --cmdline "$GUEST viv.run=$COMPUTES" \
+    --api-socket path=$TMPDIR/socket >$output &
+pid=$!
+until grep -q @@ADD $output; do
+    kill -0 $pid
+    sleep 0.2
+done
+"$vivarium" ctl --api-socket $TMPDIR/socket resize --cpus 3
+wait $pid
+[ $(grep -c '^vectors of 32 bytes' $output) = 6 ] && grep -q '@@RC 0' $output || { cat $output; exit 1; }
+"""
+
+# Two programs on each CPU: two that are there at the start, and one that comes.
+COMPUTES = """set -e
+computes() { taskset $1 /sve 3 >/tmp/other & taskset $1 /sve 5; wait $!; cat /tmp/other; }
+computes 1; computes 2; echo @@ADD
+until [ -e /sys/devices/system/cpu/cpu2/online ]; do sleep 0.1; done
+[ "$(cat /sys/devices/system/cpu/cpu2/online)" = 1 ] || echo 1 >/sys/devices/system/cpu/cpu2/online
+computes 4
 """
 
 
+def _initramfs(processor):
+    return guests.folder(processor) / "initramfs-6.12.cpio"
+
+
 def _guest(binary, processor):
-    folder = guests.folder(processor)
-    return [binary, "--kernel", folder / "vmlinuz-6.12", "--initramfs", folder / "initramfs-6.12.cpio", "--serial", "off", "--console", "tty"]
+    return [binary, "--kernel", guests.folder(processor) / "vmlinuz-6.12", "--serial", "off", "--console", "tty"]
 
 
 def _script(text):
@@ -61,15 +84,17 @@ def _run(kind, *command):
 def vhe(binary, processor):
     """Boots a guest."""
     options = ["--cpus", "boot=2", "--cmdline", f"console=hvc0 quiet panic=-1 viv.run={_script('true')}"]
-    return _run(nested_kinds.ARM_VHE, *_guest(binary, processor), *options)
+    return _run(nested_kinds.ARM_VHE, *_guest(binary, processor), "--initramfs", _initramfs(processor), *options)
 
 
 def sve(binary, processor):
-    """Shows features of the CPU to a guest, before and after a restart, and hides them from another."""
+    """Shows features of the CPU to a guest, before and after a restart, hides them from another, and has a third compute with them on
+    CPUs that it starts and on one that comes."""
     names = "grep -qw {} /proc/cpuinfo"
     has = " && ".join(names.format(feature) for feature in ("sve", "paca", "pacg"))
     lacks = " && ".join("! " + names.format(feature) for feature in ("sve", "paca", "pacg"))
-    settings = ["GUEST=console=hvc0 quiet panic=-1", f"HAS={_script(has)}", f"LACKS={_script(f'grep -qw asimd /proc/cpuinfo && {lacks}')}"]
+    settings = [f"INITRAMFS={_initramfs(processor)}", f"PROGRAM={guests.folder(processor) / 'sve.cpio'}", f"COMPUTES={_script(COMPUTES)}"]
+    settings += ["GUEST=console=hvc0 quiet panic=-1", f"HAS={_script(has)}", f"LACKS={_script(f'grep -qw asimd /proc/cpuinfo && {lacks}')}"]
     return _run(nested_kinds.ARM_SVE, "env", *settings, "sh", "-ec", SVE, "sve", *_guest(binary, processor))
 
 

@@ -6,6 +6,7 @@
     vmlinuz-6.12-generic      on Arm, the distribution's kernel for any machine, which has more drivers, with its own initramfs
     initramfs-6.12.cpio       busybox, drivers, and the init described in `guest-init`
     initramfs-tools-6.12.cpio the same, with file system, PCI and network tools and their libraries
+    sve.cpio                  on Arm, what is appended to an initramfs for a program that uses scalable vectors, /sve
 
 Sizes matter: in a nested host each megabyte costs boot time. Archives are not compressed, since emulated
 decompression costs more than reading."""
@@ -73,6 +74,8 @@ def ensure(tools=True, processor=None):
             _ensure_series(name, tools, processor)
     if tools and processor is processors.AARCH64:
         firmware.ensure(folder(processor), processor, series[-1])
+        program = _program("sve", PROJECT / "scripts" / "lib" / "guest-sve.rs", processor)
+        _write(folder(processor) / "sve.cpio", Archive().program("sve", program))
     return series
 
 
