@@ -56,7 +56,8 @@ def of_junit(path, limit=None):
         if case.find("flakyFailure") is not None:
             results.retried.append(name)
         output = "".join(case.itertext())
-        reason = re.search(rf"^{SKIP_MARK}(.*)$", output, re.MULTILINE)
+        # After the test's name, where it is printed before the test is run: with one CPU.
+        reason = re.search(rf"^(?:test \S+ \.\.\. )?{SKIP_MARK}(.*)$", output, re.MULTILINE)
         if reason:
             results.skipped.append((name, reason[1].strip()))
         else:

@@ -158,6 +158,10 @@ class Reports(unittest.TestCase):
       <testcase name="bad" classname="t"><failure type="test failure"/><system-out>@@SKIP no</system-out></testcase>
       <testcase name="absent" classname="t"><system-out>running
 @@SKIP no hugepages
+</system-out></testcase>
+      <testcase name="alone" classname="t"><system-out>running 1 test
+test alone ... @@SKIP no 6.1
+ok
 </system-out></testcase></testsuite></testsuites>"""
 
     def test_junit(self):
@@ -167,8 +171,9 @@ class Reports(unittest.TestCase):
             found = results.of_junit(file.name, 15)
             self.assertEqual(results.of_junit(file.name, 20).slow, [])
         self.assertEqual(found.slow, [("t good", 16.25)])
-        self.assertEqual(found.summary(), "1 passed, 1 failed, 1 skipped")
-        self.assertEqual(found.skipped, [("t absent", "no hugepages")])
+        self.assertEqual(found.summary(), "1 passed, 1 failed, 2 skipped")
+        # Where there is one CPU, a test's name is printed before it is run.
+        self.assertEqual(found.skipped, [("t absent", "no hugepages"), ("t alone", "no 6.1")])
 
     def test_only_a_few_tests_may_need_a_further_attempt(self):
         names = [f"test-{number}" for number in range(results.MOST_RETRIED + 1)]
