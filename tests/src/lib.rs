@@ -16,6 +16,7 @@ pub mod ctl;
 pub mod events;
 pub mod guests;
 pub mod host;
+pub mod kernel_log;
 pub mod monitor;
 pub mod rate;
 pub mod registers;

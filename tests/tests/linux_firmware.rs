@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, guests, lacks, required};
+use vivarium_tests::{Feature, Form, Kernel, Monitor, MonitorBuilder, guests, kernel_log, lacks, required};
 
 /// Takes a guest's shell to the variables.
 const ENTER: &str = "mount -t efivarfs efivarfs /sys/firmware/efi/efivars && cd /sys/firmware/efi/efivars";
@@ -98,21 +98,19 @@ fn firmware_passes_acpi_tables_on_in_which_the_kernel_finds_no_fault() {
     }
     let output = with_kernel()
         .args(["--cpus", "boot=2"])
-        .script(
+        .script(&format!(
             "set -e; ls -1 /sys/firmware/acpi/tables; [ ! -e /proc/device-tree/cpus ]
-            echo @@CPUS $(cat /sys/devices/system/cpu/online); echo @@LOG; dmesg | cat",
-        )
+            echo @@CPUS $(cat /sys/devices/system/cpu/online); {}",
+            kernel_log::SHOW
+        ))
         .start()
         .succeed();
     assert!(output.contains("@@CPUS 0-1"), "{output}");
     for table in ["APIC", "DSDT", "FACP", "GTDT", "IORT", "MCFG", "PPTT"] {
         assert!(output.lines().any(|line| line.trim() == table), "{table} is not in:\n{output}");
     }
-    let log = output.split_once("@@LOG").expect("the log was shown").1.to_lowercase();
-    for bad in ["firmware bug", "acpi error", "acpi bios", "acpi warning", "acpi exception", "call trace"] {
-        let lines: Vec<_> = log.lines().filter(|line| line.contains(bad)).collect();
-        assert!(lines.is_empty(), "the log has {lines:#?}");
-    }
+    let complaints = kernel_log::complaints(&output);
+    assert!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
 }
 
 #[test]

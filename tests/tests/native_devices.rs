@@ -308,3 +308,18 @@ fn a_guest_that_falls_silent_is_told_of_and_ended_by_its_virtio_watchdogs() {
     let fired: Vec<_> = fired.map(|(_, of)| (of["id"].clone(), of["action"].clone())).collect();
     assert_eq!(fired, [("first".into(), "none".into()), ("second".into(), "poweroff".into())]);
 }
+
+/// A stock kernel does the same where it has a driver, which those for Arm do not have.
+#[test]
+fn a_panic_that_the_guest_tells_of_by_pci_is_reported() {
+    let folder = Folder::new();
+    let events = folder.join("events");
+    let exit =
+        MonitorBuilder::bare("pvpanic").arg("--pvpanic").arg("--event-monitor").arg(&events).start().wait();
+    assert!(exit.output.contains("@@ pvpanic understood=0x3 events=0x1"), "{}", exit.output);
+    assert!(exit.output.contains("@@ done rc=0"), "{}", exit.output);
+    assert_eq!(exit.errors.matches("the guest reports a panic").count(), 1, "{}", exit.errors);
+    let events = std::fs::read_to_string(events).unwrap();
+    assert_eq!(events.matches("\"event\":\"panic\"").count(), 1, "{events}");
+    assert_eq!(exit.status, Some(0), "{}", exit.errors);
+}

@@ -11,6 +11,7 @@ mod irq;
 mod list;
 mod net;
 pub mod power;
+mod pvpanic;
 mod race;
 mod rtc;
 mod simple;
@@ -101,6 +102,7 @@ const TASKS: &[(&str, Run)] = &[
     ("config-fuzz", fuzz::configuration),
     ("race-fuzz", race::run),
     ("power-fuzz", power::run),
+    ("pvpanic", pvpanic::run),
     ("wide-access", wide::run),
 ];
 
