@@ -7,6 +7,10 @@ use crate::inspect::{Field, Value, json};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Whether anything is counted and timed. Only a build by which the cost of that is measured (`--cfg uncounted`, docs/observe.md)
+/// does without.
+pub const COUNTED: bool = !cfg!(uncounted);
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -20,6 +24,9 @@ impl Counter {
     /// Adds, by the one thread that does. Returns the sum.
     #[inline]
     pub fn add(&self, number: u64) -> u64 {
+        if !COUNTED {
+            return number;
+        }
         // Not an atomic addition, which would cost more: there is one writer.
         let sum = self.get().wrapping_add(number);
         self.0.store(sum, Ordering::Relaxed);
@@ -73,7 +80,7 @@ impl Histogram {
     /// Counts `count` things, each of which took `ns` nanoseconds, by the one thread that does.
     #[inline]
     pub fn record_many(&self, ns: u64, count: u64) {
-        if count == 0 {
+        if count == 0 || !COUNTED {
             return;
         }
         let buckets = self.buckets.get_or_init(|| Box::new([const { Counter::new() }; BUCKETS]));

@@ -158,7 +158,7 @@ impl Architecture {
     pub fn interleavings(self) -> u64 {
         let said = std::env::var("VIVARIUM_INTERLEAVINGS").ok().and_then(|number| number.parse().ok());
         said.unwrap_or(match self {
-            X86_64 => 60,
+            X86_64 => 150,
             // In emulation.
             Aarch64 => 4,
         })

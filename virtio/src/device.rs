@@ -179,8 +179,9 @@ pub enum Progress {
 
 /// Runs one or several queues. Everything it does is bounded and never waits.
 pub trait QueueHandler: Send + Inspect {
-    /// Takes what the driver made available and what the backend completed, up to a fixed budget.
-    fn run(&mut self) -> Progress;
+    /// Takes what the driver made available and what the backend completed, up to a fixed budget. `now`: when its turn begins, of the
+    /// intervals of the worker's clock ([`machine::clock::Clock::interval_ns`]), so that it need not ask.
+    fn run(&mut self, now: u64) -> Progress;
 
     /// Asks the driver (and the backend) to notify again, before the worker sleeps. `true`: there is work
     /// already, for which no event need come, so run again instead of sleeping. It must be true: what the next run cannot do,

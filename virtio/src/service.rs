@@ -54,8 +54,9 @@ impl<S: Service> Served<S> {
 }
 
 impl<S: Service> QueueHandler for Served<S> {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, now: u64) -> Progress {
         self.queue.disable_notifications();
+        self.queue.begin_batch(now);
         let more = self.answer();
         self.queue.notify();
         let rest = self.service.rest();

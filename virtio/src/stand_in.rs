@@ -167,10 +167,9 @@ impl Refuser {
         }
         Progress::More
     }
-}
 
-impl QueueHandler for Refuser {
-    fn run(&mut self) -> Progress {
+    /// Refuses what there is in each queue.
+    fn refuse_all(&mut self) -> Progress {
         let mut progress = Progress::Idle;
         for index in 0..self.queues.len() {
             if self.refuse(index) == Progress::More {
@@ -182,6 +181,12 @@ impl QueueHandler for Refuser {
         }
         progress
     }
+}
+
+impl QueueHandler for Refuser {
+    fn run(&mut self, _now: u64) -> Progress {
+        self.refuse_all()
+    }
 
     /// Requests that are not answered stay available, so whether there are more is found by running once the driver rings.
     fn arm(&mut self) -> bool {
@@ -191,7 +196,7 @@ impl QueueHandler for Refuser {
         // What came before notifications were on has no bell. Where the driver goes by the index that it was told to ring at
         // (virtio 1.2, 2.7.10), it is past that once something was answered, and has to be told anew.
         let before = self.refused.load(Ordering::Relaxed);
-        self.run() == Progress::More || self.refused.load(Ordering::Relaxed) != before
+        self.refuse_all() == Progress::More || self.refused.load(Ordering::Relaxed) != before
     }
 
     fn has_work(&self) -> bool {
@@ -257,7 +262,7 @@ mod tests {
             // As a worker does before it waits: it must not wait before the bell is where the next request is.
             while driver.tasks.iter_mut().any(|task| task.handler.arm()) {
                 for task in &mut driver.tasks {
-                    let _ = task.handler.run();
+                    let _ = task.handler.run(0);
                 }
             }
             assert!(driver.completion(0).is_some(), "{layout:?}");

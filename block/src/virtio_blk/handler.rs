@@ -13,6 +13,7 @@ use load::{Cost, Load};
 use machine::clock::Clock;
 use machine::doorbell::Doorbell;
 use machine::memory;
+use machine::metrics::COUNTED;
 use slot::{Doing, Ranges, Slot};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -313,17 +314,25 @@ impl BlockHandler {
         self.free.push(tag);
     }
 
+    /// Takes what the image has done by now.
     fn take_completed(&mut self) {
         let Some(first) = self.stream.complete() else { return };
         self.look_at_clock();
         self.completed(first);
+        self.take_seen();
+    }
+
+    /// Takes what the image has done, as of the last look at the clock.
+    fn take_seen(&mut self) {
         while let Some(completed) = self.stream.complete() {
             self.completed(completed);
         }
     }
 
     fn look_at_clock(&mut self) {
-        self.now = self.clock.interval_ns();
+        if COUNTED {
+            self.now = self.clock.interval_ns();
+        }
     }
 
     fn tell_driver(&mut self) {
@@ -341,17 +350,17 @@ impl BlockHandler {
 }
 
 impl QueueHandler for BlockHandler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, now: u64) -> Progress {
+        self.now = now;
         self.disarm();
         self.quiescing = false;
         self.load.begin_run();
-        self.take_completed();
+        self.take_seen();
         self.settle();
         self.throttled = None;
         self.full = false;
         let mut progress = Progress::More;
         let mut batch = 0_u32;
-        self.look_at_clock();
         for _ in 0..BUDGET {
             match self.start_next() {
                 Started::Yes => {

@@ -215,7 +215,7 @@ impl Handler {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         if let Some(stream) = &mut self.stream {
             stream.disarm();
         }

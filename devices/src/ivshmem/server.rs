@@ -229,7 +229,7 @@ impl Link {
 }
 
 impl QueueHandler for Link {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         let mut ready = [EpollEvent::default(); BUDGET];
         // What is not taken now is told again.
         let count = self.epoll.wait(0, &mut ready).unwrap_or(0);

@@ -154,7 +154,7 @@ impl Handler {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         if let Some(source) = &mut self.source {
             source.wait(false);
         }

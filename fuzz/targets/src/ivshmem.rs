@@ -110,7 +110,7 @@ impl Server {
             (10..=11, Some(socket)) => (&*socket).write_all(part).expect("there is room"),
             _ => {}
         }
-        black_box(self.link.run());
+        black_box(self.link.run(0));
         black_box(self.link.inspect());
     }
 }

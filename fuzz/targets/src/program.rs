@@ -5,6 +5,7 @@
 //! device is reset and has to work.
 
 use crate::input::Input;
+use machine::clock::Clock;
 use machine::inspect::Inspect;
 use machine::memory::{Bytes, GuestAddress};
 use machine::state::Saved;
@@ -200,9 +201,10 @@ impl Guest {
     }
 
     fn turns(&mut self) {
+        let now = self.driver.clock.interval_ns();
         for task in &mut self.driver.tasks {
             for _ in 0..TURNS {
-                if task.handler.run() != Progress::More && !task.handler.arm() {
+                if task.handler.run(now) != Progress::More && !task.handler.arm() {
                     break;
                 }
             }

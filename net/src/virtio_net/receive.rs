@@ -273,10 +273,10 @@ fn usable(chain: &Chain) -> bool {
 }
 
 impl QueueHandler for Receive {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, now: u64) -> Progress {
         self.wake.take();
         self.queue.disable_notifications();
-        self.queue.begin_batch();
+        self.queue.begin_batch(now);
         let mut progress = Progress::More;
         for _ in 0..BUDGET {
             if self.link_failed || !self.shared.is_active(self.pair) {

@@ -126,8 +126,9 @@ impl Transmit {
 }
 
 impl QueueHandler for Transmit {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, now: u64) -> Progress {
         self.queue.disable_notifications();
+        self.queue.begin_batch(now);
         let mut progress = Progress::More;
         for _ in 0..BUDGET {
             match self.queue.pop(&mut self.chain) {

@@ -16,6 +16,7 @@ use crate::features::Features;
 use crate::host_memory::RamMap;
 use machine::clock::Clock;
 use machine::memory::Memory;
+use machine::metrics::COUNTED;
 use packed::Packed;
 use serde::{Deserialize, Serialize};
 use split::Split;
@@ -203,7 +204,7 @@ impl Queue {
     /// Has the queue count here, where others look, and time requests by the intervals of `clock` if they are to be timed.
     #[must_use]
     pub fn counting(mut self, counters: Arc<QueueCounters>, clock: Arc<dyn Clock>) -> Self {
-        self.timing = counters.latency.clone().map(|latency| Timing::new(latency, clock));
+        self.timing = counters.latency.clone().filter(|_| COUNTED).map(|latency| Timing::new(latency, clock));
         self.counters = counters;
         self
     }
@@ -293,12 +294,12 @@ impl Queue {
         self.push(Token { taken, ..token }, written);
     }
 
-    /// Requests are timed from now on until the driver is told of their answers, rather than from the first [`Self::pop`] or
-    /// [`Self::push_held`] on. For a device that reads what it puts into buffers that it holds already.
+    /// Requests are timed from `now` on, of the clock's intervals, until the driver is told of their answers, rather than from the first
+    /// [`Self::pop`] or [`Self::push_held`] on, which need not look at the clock then.
     #[inline]
-    pub fn begin_batch(&mut self) {
+    pub fn begin_batch(&mut self, now: u64) {
         if let Some(timing) = &mut self.timing {
-            timing.take();
+            timing.begin(now);
         }
     }
 

@@ -24,7 +24,13 @@ impl Timing {
         Self { latency, clock, begun: None, answered: 0, taken: 0 }
     }
 
-    /// A request is taken, or a batch begins before one is. Returns when the batch began.
+    /// A batch begins: what is taken from now on is timed from `now`.
+    #[inline]
+    pub(super) fn begin(&mut self, now: u64) {
+        self.begun = Some(now);
+    }
+
+    /// A request is taken. Returns when its batch began.
     #[inline]
     pub(super) fn take(&mut self) -> u64 {
         match self.begun {

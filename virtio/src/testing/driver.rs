@@ -300,7 +300,7 @@ impl Driver {
 
     /// Runs the handlers until they have nothing to do.
     pub fn run(&mut self) -> Rest {
-        run_until_idle(&mut self.tasks)
+        run_until_idle(&mut self.tasks, &*self.clock)
     }
 
     /// Runs the handlers until they have nothing to do now or later, moving time forward as far as they want to wait.

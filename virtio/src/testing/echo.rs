@@ -126,7 +126,7 @@ struct EchoQueue {
 }
 
 impl QueueHandler for EchoQueue {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         let mut progress = Progress::Idle;
         for queue in &mut self.queues {
             queue.disable_notifications();

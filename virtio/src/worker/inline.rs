@@ -1,6 +1,7 @@
 //! Running handlers in the calling thread.
 
 use crate::device::{Progress, QueueTask};
+use machine::clock::Clock;
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +16,13 @@ pub enum Rest {
 const MOST_TURNS: u32 = 1 << 20;
 
 /// Runs handlers in turns until all have nothing to do, as a worker does before it sleeps. Does not wait for event sources.
-pub fn run_until_idle(tasks: &mut [QueueTask]) -> Rest {
+pub fn run_until_idle(tasks: &mut [QueueTask], clock: &dyn Clock) -> Rest {
     let mut rest = Rest::Idle;
     for _ in 0..MOST_TURNS {
         let mut more = false;
         rest = Rest::Idle;
         for task in tasks.iter_mut() {
-            match task.handler.run() {
+            match task.handler.run(clock.interval_ns()) {
                 Progress::More => more = true,
                 Progress::Idle => more |= task.handler.arm(),
                 Progress::Until(time) => {

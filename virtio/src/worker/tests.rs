@@ -105,7 +105,7 @@ struct Scripted {
 }
 
 impl QueueHandler for Scripted {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         if let Some(source) = &self.source {
             let _ = source.read();
         }

@@ -87,11 +87,13 @@ impl Thread {
 
     /// Runs tasks until told to end and all of them are at rest.
     pub(super) fn serve(mut self) {
-        let mut since = self.clock.interval_ns();
+        // When the turn began; when the worker was idle before it.
+        let mut now = self.clock.interval_ns();
+        let mut since = now;
         let mut turns = 0_u32;
         loop {
             self.take_messages();
-            let more = self.run_due();
+            let more = self.run_due(now);
             if self.ending && self.tasks.is_empty() {
                 return;
             }
@@ -101,22 +103,26 @@ impl Thread {
                 if self.tasks.len() > 1 || turns & TURNS.wrapping_sub(1) == 0 {
                     self.wait(0);
                 }
+                now = self.clock.interval_ns();
                 continue;
             }
             let idle_since = self.clock.interval_ns();
             self.shared.counters.busy.record(idle_since.saturating_sub(since));
-            if !self.poll(idle_since) && !self.arm() {
-                self.sleep();
-                self.polling.slept(self.clock.interval_ns().saturating_sub(idle_since));
-                self.shared.counters.poll_window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
-            } else if self.tasks.len() > 1 {
-                // What is found again and again must not hide the others' events either.
-                turns = turns.wrapping_add(1);
-                if turns & TURNS.wrapping_sub(1) == 0 {
-                    self.wait(0);
+            let found = self.poll(idle_since);
+            now = match found.or_else(|| self.arm().then(|| self.clock.interval_ns())) {
+                Some(found) => {
+                    if self.tasks.len() > 1 {
+                        // What is found again and again must not hide the others' events either.
+                        turns = turns.wrapping_add(1);
+                        if turns & TURNS.wrapping_sub(1) == 0 {
+                            self.wait(0);
+                        }
+                    }
+                    found
                 }
-            }
-            since = self.clock.interval_ns();
+                None => self.sleep(idle_since),
+            };
+            since = now;
         }
     }
 
@@ -217,27 +223,31 @@ impl Thread {
         }
     }
 
-    /// Gives each task that has work its turn. `true`: one of them has more.
-    fn run_due(&mut self) -> bool {
+    /// Gives each task that has work its turn, from `now` on. `true`: one of them has more.
+    fn run_due(&mut self, mut now: u64) -> bool {
         let mut more = false;
         let mut stopping = false;
+        let mut ran = false;
         let timed = self.tasks.iter().any(|task| task.deadline.is_some());
-        let now = if timed { self.clock.monotonic_ns() } else { 0 };
+        let time = if timed { self.clock.monotonic_ns() } else { 0 };
         for task in &mut self.tasks {
             if task.stopping.is_some() {
                 stopping = true;
                 continue;
             }
-            if !task.is_due(now) {
+            if !task.is_due(time) {
                 continue;
             }
-            let progress = task.task.handler.run();
+            if std::mem::replace(&mut ran, true) {
+                now = self.clock.interval_ns();
+            }
+            let progress = task.task.handler.run(now);
             task.runs = task.runs.wrapping_add(1);
             self.shared.counters.runs.add(1);
             task.runnable = progress == Progress::More;
             more |= task.runnable;
             task.deadline = match progress {
-                Progress::Until(time) => Some(time),
+                Progress::Until(until) => Some(until),
                 Progress::More | Progress::Idle => None,
             };
         }
@@ -247,11 +257,11 @@ impl Thread {
         more
     }
 
-    /// Looks for work from `start` on (of the clock's intervals) for as long as the window says. `true`: there is some.
-    fn poll(&mut self, start: u64) -> bool {
+    /// Looks for work from `start` on (of the clock's intervals) for as long as the window says. Returns when there was some; `None`: there is none.
+    fn poll(&mut self, start: u64) -> Option<u64> {
         let mut window = self.polling.window_ns();
         if window == 0 || self.tasks.is_empty() {
-            return false;
+            return None;
         }
         let shared = Arc::clone(&self.shared);
         let counters = &shared.counters;
@@ -264,29 +274,31 @@ impl Thread {
         loop {
             for _ in 0..LOOKS {
                 if self.shared.pending.load(Ordering::Relaxed) {
-                    return true;
+                    return Some(self.clock.interval_ns());
                 }
                 let waits = |task: &Task| task.deadline.is_none() && task.stopping.is_none();
                 if self.tasks.iter().any(|task| waits(task) && task.task.handler.has_work()) {
                     counters.polls_won.add(1);
-                    counters.poll_ns.add(self.clock.interval_ns().saturating_sub(start));
-                    return true;
+                    let now = self.clock.interval_ns();
+                    counters.poll_ns.add(now.saturating_sub(start));
+                    return Some(now);
                 }
                 std::hint::spin_loop();
             }
             // A clock that leapt back ends the window too.
-            let passed = self.clock.interval_ns().wrapping_sub(start);
+            let now = self.clock.interval_ns();
+            let passed = now.wrapping_sub(start);
             if passed >= window {
                 if due {
-                    return true;
+                    return Some(now);
                 }
                 counters.polls_lost.add(1);
                 counters.poll_ns.add(passed.min(window));
-                return false;
+                return None;
             }
             turns = turns.wrapping_add(1);
             if has_sources && turns & TURNS.wrapping_sub(1) == 0 && self.wait(0) {
-                return true;
+                return Some(now);
             }
         }
     }
@@ -309,7 +321,8 @@ impl Thread {
         going.filter_map(|task| task.deadline).min()
     }
 
-    fn sleep(&mut self) {
+    /// Sleeps until something happens. Returns when that was.
+    fn sleep(&mut self, idle_since: u64) -> u64 {
         let mut timeout = -1;
         if self.tasks.iter().any(|task| task.stopping.is_some()) {
             timeout = STOP_INTERVAL_MS;
@@ -322,6 +335,10 @@ impl Thread {
         }
         self.wait(timeout);
         self.shared.counters.wakeups.add(1);
+        let now = self.clock.interval_ns();
+        self.polling.slept(now.saturating_sub(idle_since));
+        self.shared.counters.poll_window_ns.store(self.polling.window_ns(), Ordering::Relaxed);
+        now
     }
 
     /// Takes events, waiting for `timeout` milliseconds at most (-1: without limit). Returns whether there were any.

@@ -3,7 +3,7 @@
 use crate::image::Image;
 use crate::virtio_blk::config::FLUSH;
 use crate::virtio_blk::{Block, BlockOptions};
-use machine::clock::SystemClock;
+use machine::clock::{Clock, SystemClock};
 use machine::inspect::Inspect;
 use machine::memory::{Bytes, GuestAddress, Memory};
 use std::collections::BTreeMap;
@@ -117,6 +117,7 @@ pub(super) struct Rig {
     layout: Features,
     ring: DriverRing,
     events: Arc<Events>,
+    clock: Arc<SystemClock>,
     config_changes: Arc<AtomicU64>,
     tasks: Vec<QueueTask>,
     pending: BTreeMap<u16, Pending>,
@@ -154,6 +155,7 @@ impl Rig {
             memory,
             events: Arc::default(),
             config_changes: Arc::default(),
+            clock: Arc::new(SystemClock::new()),
             tasks: vec![],
             pending: BTreeMap::new(),
             free: (0..PLACES).collect(),
@@ -185,7 +187,7 @@ impl Rig {
             config_changed: ConfigChange::new(move || {
                 changes.fetch_add(1, Ordering::SeqCst);
             }),
-            clock: Arc::new(SystemClock::new()),
+            clock: self.clock.clone(),
         })
     }
 
@@ -259,7 +261,8 @@ impl Rig {
     }
 
     pub(super) fn run_once(&mut self) -> Progress {
-        self.handler().run()
+        let now = self.clock.interval_ns();
+        self.handler().run(now)
     }
 
     /// Lays a request out in guest memory and makes it available.
@@ -324,7 +327,7 @@ impl Rig {
     /// Runs the handler as a worker does, until it has nothing to do or waits for the clock.
     pub(super) fn finish(&mut self) -> Progress {
         loop {
-            let progress = self.handler().run();
+            let progress = self.run_once();
             if progress == Progress::More || self.handler().has_work() || self.handler().arm() {
                 continue;
             }

@@ -76,15 +76,15 @@ fn peers_interrupt_each_other() {
     bench.enable_vectors();
     let peer = bench.vector(PEER);
     let own = [bench.vector(SELF), bench.vector(SELF), bench.vector(SELF)];
-    bench.link.run();
+    bench.link.run(0);
     bench.ring(PEER, 0);
     assert_eq!(peer.read().unwrap(), 1);
     own[1].write(5).unwrap();
-    bench.link.run();
+    bench.link.run(0);
     let fired = |vector: usize| bench.sources.get(vector).map_or(0, |source| source.fired());
     assert_eq!((fired(0), fired(1)), (0, 1));
     bench.ring(SELF, 0);
-    bench.link.run();
+    bench.link.run(0);
     let fired = |vector: usize| bench.sources.get(vector).map_or(0, |source| source.fired());
     assert_eq!((fired(0), fired(1)), (1, 1), "a machine can interrupt itself");
     let link = bench.link.inspect();
@@ -99,12 +99,12 @@ fn peers_interrupt_each_other() {
 fn who_is_not_there_is_not_interrupted() {
     let mut bench = bench(1);
     let peer = bench.vector(PEER);
-    bench.link.run();
+    bench.link.run(0);
     for (number, vector) in [(PEER, 1), (PEER, u16::MAX), (8, 0), (0xffff, 0)] {
         bench.ring(number, vector);
     }
     send(&bench.server, PEER, None);
-    bench.link.run();
+    bench.link.run(0);
     bench.ring(PEER, 0);
     assert!(peer.read().is_err());
     let tree = bench.device.inspect();
@@ -117,7 +117,7 @@ fn an_event_that_can_take_no_more_does_not_keep_the_guest() {
     let event = EventFd::new(0).unwrap();
     event.write(u64::MAX - 1).unwrap();
     send(&bench.server, PEER, Some(event.as_raw_fd()));
-    bench.link.run();
+    bench.link.run(0);
     bench.ring(PEER, 0);
     assert_eq!(bench.device.inspect()["peers"]["full"], 1);
 }
@@ -131,13 +131,13 @@ fn nonsense_is_counted_and_a_server_that_is_gone_is_not_heard() {
     // In two parts.
     let bytes = PEER.to_le_bytes();
     bench.server.send_with_fd(&bytes[..3], event.as_raw_fd()).unwrap();
-    bench.link.run();
+    bench.link.run(0);
     (&bench.server).write_all(&bytes[3..]).unwrap();
-    bench.link.run();
+    bench.link.run(0);
     bench.ring(PEER, 0);
     assert_eq!(event.read().unwrap(), 1);
     drop(bench.server);
-    bench.link.run();
+    bench.link.run(0);
     let tree = bench.link.inspect();
     assert_eq!((&tree["connected"], &tree["refused"]), (&false.into(), &2.into()));
     let mut ready = [EpollEvent::default()];

@@ -215,7 +215,7 @@ impl Tools {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         let mut more = false;
         for lane in &mut self.lanes {
             more |= lane.run(&self.tools) == Progress::More;

@@ -88,7 +88,7 @@ fn a_long_list_is_done_in_bounded_steps_and_survives_a_pause() {
     let (mut driver, _, pages) = rig(options(), Layout::SPLIT);
     let list = numbers(0..16 * 256 + 300);
     driver.request(INFLATE, &[&list], &[]).unwrap();
-    assert_eq!(driver.tasks[0].handler.run(), virtio::device::Progress::More);
+    assert_eq!(driver.tasks[0].handler.run(0), virtio::device::Progress::More);
     assert_eq!(driver.completion(INFLATE), None);
     assert_eq!(pages.released(), 16 * 256 * 4096);
     assert!(driver.stop());

@@ -190,7 +190,7 @@ impl Handler {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         for queues in self.ports.iter_mut().map(|port| &mut port.queues).chain(&mut self.control) {
             queues.disable_notifications();
         }

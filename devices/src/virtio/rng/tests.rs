@@ -28,7 +28,7 @@ fn a_run_and_a_buffer_are_bounded() {
     for _ in 0..BUDGET + 1 {
         driver.request(0, &[], &[0x10000]).unwrap();
     }
-    assert_eq!(driver.tasks[0].handler.run(), Progress::More);
+    assert_eq!(driver.tasks[0].handler.run(0), Progress::More);
     let mut done = 0;
     while let Some(answer) = driver.completion(0) {
         assert_eq!(answer.written as usize, PER_BUFFER);

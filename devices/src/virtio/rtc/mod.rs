@@ -178,7 +178,7 @@ impl Handler {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         self.requests.disable_notifications();
         let more = self.serve();
         self.requests.notify();

@@ -121,7 +121,7 @@ fn alarms_are_not_there_unless_negotiated() {
 
 /// Runs the handler and returns what it waits for.
 fn run(driver: &mut Driver) -> Progress {
-    driver.tasks[0].handler.run()
+    driver.tasks[0].handler.run(0)
 }
 
 #[test]

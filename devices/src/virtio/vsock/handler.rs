@@ -228,7 +228,7 @@ impl Handler {
 }
 
 impl QueueHandler for Handler {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, _now: u64) -> Progress {
         self.receive.disable_notifications();
         self.transmit.disable_notifications();
         self.events.disable_notifications();

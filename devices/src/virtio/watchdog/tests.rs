@@ -30,7 +30,7 @@ fn ping(driver: &mut Driver) {
 
 fn pass(driver: &mut Driver, seconds: u64) -> Progress {
     driver.clock.advance(Duration::from_secs(seconds));
-    driver.tasks[0].handler.run()
+    driver.tasks[0].handler.run(0)
 }
 
 #[test]

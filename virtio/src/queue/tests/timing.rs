@@ -1,7 +1,7 @@
 //! How long requests are said to take.
 
 use super::*;
-use machine::clock::ManualClock;
+use machine::clock::{Clock, ManualClock};
 use machine::metrics::{Figure, Latency};
 use std::time::Duration;
 
@@ -116,7 +116,8 @@ fn a_buffer_that_waited_for_data_counts_from_when_there_is_some() {
         let held: Vec<_> = (0..3).map(|_| queue.take()).collect();
         queue.pair.device.notify();
         queue.wait(1_000_000_000);
-        queue.pair.device.begin_batch();
+        let now = queue.clock.interval_ns();
+        queue.pair.device.begin_batch(now);
         queue.wait(30);
         queue.pair.device.push_held(held[0], 0);
         let _ = queue.take();
@@ -151,7 +152,7 @@ fn a_queue_whose_device_times_its_requests_does_not_look_at_the_clock() {
     let counters = Arc::new(QueueCounters::default());
     let mut pair = Pair::new(16, features(false, true));
     pair.device = pair.device.counting(Arc::clone(&counters), Arc::new(Blind));
-    pair.device.begin_batch();
+    pair.device.begin_batch(0);
     pair.serve(3);
     pair.device.flush();
     assert_eq!(counters.used.get(), 3);
