@@ -28,14 +28,17 @@ exec 3<>/dev/vfio/$group
 SVE = """
 vivarium=$1 output=$TMPDIR/output
 shift
+said() {
+    until [ $(grep -c "$2" $output) -ge $1 ]; do
+        kill -0 $pid || { cat $output; exit 1; }
+        sleep 0.2
+    done
+}
 "$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS" >$output
 grep -q '@@RC 0' $output || { cat $output; exit 1; }
 "$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
 pid=$!
-until [ $(grep -c '@@RC' $output) -ge 2 ]; do
-    kill -0 $pid
-    sleep 0.2
-done
+said 2 @@RC
 [ $(grep -c '@@RC 0' $output) -ge 2 ] || { cat $output; exit 1; }
 "$vivarium" ctl --api-socket $TMPDIR/socket pause
 "$vivarium" ctl --api-socket $TMPDIR/socket coredump file://$TMPDIR/core
@@ -46,10 +49,7 @@ cat "$INITRAMFS" "$PROGRAM" >$TMPDIR/initramfs
 "$vivarium" "$@" --initramfs $TMPDIR/initramfs --platform acpi=on --cpus boot=2,max=3 --cmdline "$GUEST viv.run=$COMPUTES" \
     --api-socket path=$TMPDIR/socket >$output &
 pid=$!
-until grep -q @@ADD $output; do
-    kill -0 $pid
-    sleep 0.2
-done
+said 1 @@ADD
 "$vivarium" ctl --api-socket $TMPDIR/socket resize --cpus 3
 wait $pid
 [ $(grep -c '^vectors of 32 bytes' $output) = 6 ] && grep -q '@@RC 0' $output || { cat $output; exit 1; }
