@@ -162,6 +162,11 @@ impl Port {
         self.interrupt();
     }
 
+    /// Whether the guest has the slot powered: what is in it does not go without the guest's release.
+    pub fn is_held(&self) -> bool {
+        self.occupied && self.slot.is_some() && self.slot_powered()
+    }
+
     /// Asks the guest to release the device. Asked again, it only reminds a guest that did not take notice: in the
     /// time in which a guest lets its user change their mind, another press of the button would call it off.
     pub fn request_unplug(&mut self) -> UnplugRequest {

@@ -44,8 +44,15 @@ impl CoreScheduling {
         }
         let cookies = Arc::new(Mutex::new(Cookies::default()));
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let of_the_test = ours.as_raw_fd();
+        let begin = move || {
+            // Else it would not be seen that the test closes it.
+            // SAFETY: the process that is about to become the program has a copy that it does not use.
+            unsafe { libc::close(of_the_test) };
+            hand_calls_over(&theirs)
+        };
         // SAFETY: makes system calls only.
-        unsafe { command.pre_exec(move || hand_calls_over(&theirs)) };
+        unsafe { command.pre_exec(begin) };
         let told = Arc::clone(&cookies);
         std::thread::spawn(move || {
             if let Ok(calls) = take_over(&ours) {
@@ -55,14 +62,18 @@ impl CoreScheduling {
         Self(Some(cookies))
     }
 
-    /// The cookie of one of its threads, by the thread's id; 0 is none.
-    ///
-    /// # Panics
-    /// When there is no such thread.
-    pub fn cookie(&self, thread: u32) -> u64 {
-        let Some(cookies) = &self.0 else { return of_kernel(thread).expect("the thread lives") };
+    /// Why it cannot be seen here: the host neither has it nor lets a process stand in for the kernel.
+    pub fn cannot_be_seen() -> Option<String> {
+        let mut nothing = Command::new("true");
+        let _scheduling = Self::of(&mut nothing);
+        nothing.status().err().map(|error| format!("calls are not handed over here: {error}"))
+    }
+
+    /// The cookie of one of its threads, by the thread's id; 0 is none. `None`: the thread has ended.
+    pub fn cookie(&self, thread: u32) -> Option<u64> {
+        let Some(cookies) = &self.0 else { return of_kernel(thread).ok() };
         let cookies = cookies.lock().unwrap();
-        *cookies.threads.get(&thread).unwrap_or(&cookies.process)
+        Some(*cookies.threads.get(&thread).unwrap_or(&cookies.process))
     }
 }
 
@@ -117,14 +128,22 @@ fn take_over(mut socket: &UnixStream) -> io::Result<File> {
     socket.read_exact(&mut number)?;
     let process = u32::from_le_bytes(number);
     socket.read_exact(&mut number)?;
-    // SAFETY: makes new descriptors, which nothing else owns.
-    let calls = unsafe {
-        let process = OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, process, 0) as RawFd);
-        let (process, number) = (process.as_raw_fd(), RawFd::from_le_bytes(number));
-        File::from_raw_fd(libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) as RawFd)
-    };
+    // SAFETY: makes a new descriptor.
+    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
+    let (number, of) = (RawFd::from_le_bytes(number), process.as_raw_fd());
+    // SAFETY: makes a new descriptor.
+    let calls = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, of, number, 0) })?;
     socket.write_all(&[0])?;
-    Ok(calls)
+    Ok(File::from(calls))
+}
+
+/// What a system call returned that makes a descriptor.
+fn owned(returned: libc::c_long) -> io::Result<OwnedFd> {
+    if returned < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is new, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(returned as RawFd) })
 }
 
 /// Answers calls until the process has gone.

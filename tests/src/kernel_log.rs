@@ -27,15 +27,18 @@ const BAD: [&str; 19] = [
     "overlap",
 ];
 
-/// Parts of serious lines that every machine without firmware of its own would have the kernel say. How long an interrupt took is
-/// the emulated host's business.
-const KNOWN: [&str; 6] = [
+/// Parts of serious lines that every machine without firmware of its own would have the kernel say. How long an interrupt or a task
+/// took is the emulated host's business.
+const KNOWN: [&str; 9] = [
     "spectre",
     "retbleed",
     "srso",
     "speculative return stack overflow",
     "module verification failed",
     "hrtimer: interrupt took",
+    "hogged cpu",
+    "rt throttling activated",
+    "long readout interval",
 ];
 
 /// The lines that find fault, in what a guest printed by [`SHOW`].

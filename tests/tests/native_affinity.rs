@@ -155,6 +155,10 @@ fn host_cpus_that_are_not_there_are_refused_before_the_guest_runs() {
 
 #[test]
 fn machines_and_cpus_have_cores_of_their_own() {
+    if let Some(reason) = CoreScheduling::cannot_be_seen() {
+        println!("@@SKIP {reason}");
+        return;
+    }
     for mode in ["vm", "vcpu", "off"] {
         let folder = Folder::new();
         let mut command = machine(&folder, &format!("boot=2,max=3,core_scheduling={mode}"), "").command();
@@ -164,7 +168,7 @@ fn machines_and_cpus_have_cores_of_their_own() {
         done(&folder.join("api"), &["resize", "--cpus", "3"]);
         let cookies: BTreeMap<_, _> = threads(monitor.pid())
             .into_iter()
-            .map(|(name, thread)| (name, scheduling.cookie(thread)))
+            .filter_map(|(name, thread)| Some((name, scheduling.cookie(thread)?)))
             .collect();
         let (cpus, others): (Vec<_>, Vec<_>) = cookies.iter().partition(|(name, _)| name.starts_with("vcpu"));
         let of_cpus: BTreeSet<u64> = cpus.iter().map(|(_, cookie)| **cookie).collect();
@@ -174,7 +178,10 @@ fn machines_and_cpus_have_cores_of_their_own() {
             "vm" => {
                 assert!(of_cpus == of_others && of_cpus.len() == 1 && !of_cpus.contains(&0), "{cookies:?}")
             }
-            "vcpu" => assert!(of_cpus.len() == 3 && of_others == BTreeSet::from([0]), "{cookies:?}"),
+            "vcpu" => {
+                let own = of_cpus.len() == 3 && !of_cpus.contains(&0);
+                assert!(own && of_others == BTreeSet::from([0]), "{cookies:?}");
+            }
             _ => assert!(of_cpus == BTreeSet::from([0]) && of_others == of_cpus, "{cookies:?}"),
         }
     }

@@ -120,8 +120,9 @@ fn zsh_offers_words_and_files() {
     std::fs::write(&set_up, SET_UP_ZSH).unwrap();
     for (line, expected) in lines(&folder) {
         let begun = format!("{} {line}", required("VIVARIUM_BIN").display());
-        let mut command = Command::new("zsh");
-        command.args(["-f", "-c", ASK_ZSH, "zsh"]).arg(&set_up).arg(&begun);
+        // A shell that does not take the second key would wait for more.
+        let mut command = Command::new("timeout");
+        command.args(["60", "zsh", "-f", "-c", ASK_ZSH, "zsh"]).arg(&set_up).arg(&begun);
         let output = command.env("SCRIPT", &script).env("ANSWER", &answer).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         let completed =

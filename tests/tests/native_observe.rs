@@ -118,6 +118,16 @@ fn queues_of_other_devices_have_the_same_figures_wherever_they_are_shown() {
         .arg(&socket)
         .start();
     monitor.wait_for("@@ hello");
+    let timed = |shown: &Shown, (id, queue): (&str, usize)| {
+        let counters = &shown.function(id)["queue"][queue]["counters"];
+        counters["latency"]["count"] == counters["used"]
+    };
+    // A request is timed after its driver was told.
+    while let shown = Shown::of(&socket)
+        && ![("net", 1), ("__rng", 0)].into_iter().all(|queue| timed(&shown, queue))
+    {
+        assert!(monitor.elapsed().as_secs() < 60, "the requests are not timed");
+    }
     let shown = Shown::of(&socket);
     for (id, queue, least) in [("net", 1, FRAMES), ("__rng", 0, 1)] {
         let inspected = &shown.function(id)["queue"][queue]["counters"];

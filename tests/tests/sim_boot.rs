@@ -12,7 +12,7 @@ use vmm::api::request::VmState;
 use vmm::api::{Answer, ErrorKind, Request};
 use vmm::config::{ConsoleMode, DiskConfig, VmConfig};
 use vmm::machine::Ended;
-use vmm::monitor::Monitor;
+use vmm::monitor::{Limits, Monitor};
 
 /// A machine with the disk at `image`, and a serial port whose output goes to a file that is not there yet.
 fn with_disk(folder: &Folder, image: &Path) -> Box<VmConfig> {
@@ -75,7 +75,7 @@ fn a_machine_whose_image_cannot_be_opened_keeps_nothing_waiting_and_can_be_given
 #[test]
 fn a_machine_that_is_given_up_in_time_is_taken_apart_before_anybody_is_told() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
-    let control = Control::start(&sim);
+    let control = Control::start_with(&sim, Limits { last_chance: STUCK, ..Limits::default() });
     let (boot, hangs) = begin_to_boot(&control, &folder);
     let delete = control.begin(Request::Delete);
     control.done(Request::Ping);

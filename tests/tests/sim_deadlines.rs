@@ -120,8 +120,11 @@ fn a_device_that_is_open_while_the_machine_comes_to_rest_is_there_when_it_does()
     let hangs = HangingFile::new(&path);
     let add = control.begin(disk(path, "hangs"));
     let pause = control.begin(Request::Pause);
-    // Both are begun.
+    // Both are begun. A thread gives itself its name.
     control.done(Request::Ping);
+    while !opens() {
+        std::thread::yield_now();
+    }
     drop(hangs);
     while opens() {
         std::thread::yield_now();

@@ -84,10 +84,21 @@ fn what_the_guest_keeps_stays_until_it_is_forced_or_the_guest_restarts() {
 fn a_paused_guest_is_not_waited_for() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, obey);
-    let control = Control::boot(&sim, config(&folder));
+    let mut machine = config(&folder);
+    machine.pci_ports = vec![PciPortConfig { id: "rp0".into(), ..PciPortConfig::default() }];
+    let control = Control::boot(&sim, machine);
     control.done(disk(folder.sparse("first", 1 << 20), "first"));
     control.done(disk(folder.sparse("second", 1 << 20), "second"));
+    let path = Some(folder.sparse("third", 1 << 20));
+    control.done(add(DiskConfig {
+        path,
+        id: Some("third".into()),
+        bus: Some("rp0".into()),
+        ..DiskConfig::default()
+    }));
     control.done(Request::Pause);
+    // Its slot has no power: the guest does not use it.
+    control.done(remove("third", false, 600_000));
     let refused = control.call(remove("first", false, 600_000)).unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Conflict);
     assert!(refused.message.starts_with("device first: the machine is paused"), "{refused}");

@@ -28,8 +28,15 @@ const REPEATED: u64 = 15;
 
 /// No call is given up for the time that it takes.
 const EVER: Duration = Duration::from_secs(3600);
-const PATIENT: Limits =
-    Limits { turn: EVER, call: EVER, long_call: EVER, pause: EVER, end: EVER, leave: EVER };
+const PATIENT: Limits = Limits {
+    turn: EVER,
+    call: EVER,
+    long_call: EVER,
+    pause: EVER,
+    end: EVER,
+    leave: EVER,
+    last_chance: EVER,
+};
 
 /// What was told, asked and answered, line by line.
 fn run(seed: u64, counts: &Arc<Mutex<Counts>>) -> Vec<String> {

@@ -18,6 +18,9 @@ use vmm::message::{Event, Message, Source};
 const GO_ON: u8 = 0x50;
 const RESTART: u8 = 0x51;
 
+/// A limit that does not pass.
+const EVER_MS: Option<u64> = Some(3_600_000);
+
 /// Most calls that are under way at the same time.
 const TOGETHER: usize = 5;
 
@@ -299,8 +302,11 @@ impl Scheduler {
                     Request::SetThrottle(_) | Request::Coredump(_) | Request::Info => continue,
                     Request::Add(add) if matches!(add.device, DeviceConfig::Net(_)) => continue,
                     // No guest here knows of ports: it is not asked.
-                    Request::RemoveDevice(remove) if remove.timeout_ms == Some(1) => remove.force = true,
-                    Request::RemoveDevice(remove) => remove.timeout_ms = Some(3_600_000),
+                    Request::RemoveDevice(remove) => {
+                        remove.force |= remove.timeout_ms == Some(1);
+                        remove.timeout_ms = EVER_MS;
+                    }
+                    Request::Add(add) => add.opening.timeout_ms = EVER_MS,
                     _ => {}
                 }
                 break request;

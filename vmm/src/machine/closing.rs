@@ -8,19 +8,27 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// How long is waited. Closing files takes no time where the file system has nothing to do for it.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// What closes for a machine.
-#[derive(Default)]
-pub struct Closing(Arc<()>);
+pub struct Closing {
+    /// Each that closes has a clone.
+    counted: Arc<()>,
+    /// How long is waited.
+    patience: Duration,
+}
+
+impl Default for Closing {
+    /// Closing files takes no time where the file system has nothing to do for it.
+    fn default() -> Self {
+        Self { counted: Arc::default(), patience: Duration::from_secs(1) }
+    }
+}
 
 impl Closing {
     /// Drops `what`, which is of `device`, on a thread, and waits until that is done, but not for ever, and not at all while the host
     /// has not done with an earlier one. It is work for the machine until it is.
     pub fn close(&self, what: impl Send + 'static, device: &str, work: &Work) {
-        let hangs = Arc::strong_count(&self.0) > 1;
-        let (counted, work, (done, closed)) = (Arc::clone(&self.0), work.clone(), channel::<()>());
+        let hangs = Arc::strong_count(&self.counted) > 1;
+        let (counted, work, (done, closed)) = (Arc::clone(&self.counted), work.clone(), channel::<()>());
         let close = move || {
             drop(what);
             drop((counted, work, done));
@@ -30,7 +38,7 @@ impl Closing {
         else {
             return;
         };
-        let patience = if hangs { Duration::ZERO } else { PATIENCE };
+        let patience = if hangs { Duration::ZERO } else { self.patience };
         if closed.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(
                 "device {device}: the host has not closed its files yet; look after the file system that they are on"
@@ -59,7 +67,8 @@ mod tests {
 
     #[test]
     fn what_closes_is_waited_for_and_what_hangs_is_work_until_it_has() {
-        let (closing, work) = (Closing::default(), Work::default());
+        let waits = |seconds| Closing { patience: Duration::from_secs(seconds), ..Closing::default() };
+        let (closing, work) = (waits(0), Work::default());
         let ((let_go, told), (gone, is_gone)) = (channel(), channel());
         closing.close(Hanging(told, gone), "hangs", &work);
         assert!(work.is_shared() && is_gone.try_recv().is_err());
@@ -68,7 +77,7 @@ mod tests {
         let (let_go, told) = channel();
         drop(let_go);
         let (gone, is_gone) = channel();
-        Closing::default().close(Hanging(told, gone), "closes", &Work::default());
+        waits(60).close(Hanging(told, gone), "closes", &Work::default());
         assert!(is_gone.try_recv().is_ok());
     }
 }

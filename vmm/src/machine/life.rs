@@ -366,6 +366,12 @@ impl Machine {
 
     /// Gives up what was not done in its time, and looks at what wants to be. `Some`: the machine has ended.
     pub fn overdue(&mut self, now: Instant) -> Option<Ended> {
+        let ended = self.give_up(now);
+        self.seat_opened_if_idle();
+        ended
+    }
+
+    fn give_up(&mut self, now: Instant) -> Option<Ended> {
         self.turn_throttle(now);
         self.give_up_removals(now);
         self.give_up_additions(now);
@@ -406,7 +412,6 @@ impl Machine {
                     self.limits.pause.as_secs_f64()
                 ),
             )));
-            self.seat_opened_if_idle();
         }
         self.look_at_clock();
         self.look_at_watchdog()

@@ -135,7 +135,7 @@ impl Machine {
         if self.removals.get(id).is_some_and(|removal| removal.caller.is_some()) {
             return refuse(ErrorKind::Conflict, "is being removed already");
         }
-        if self.paused() && !force {
+        if self.paused() && !force && self.pci.is_held(address) {
             let message = "the machine is paused, and its guest releases nothing; resume it first (vm.resume), or remove the device with \
                            force";
             return refuse(ErrorKind::Conflict, message);

@@ -17,9 +17,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a machine that is no longer wanted may take to be complete, so that it is taken apart in good order; after that,
-/// nobody waits for it.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
 /// Bytes of the building thread's stack: more than the C library keeps of ended threads' stacks (40 MiB), so that what was
 /// used of it goes back to the host with the thread. The rest is only address space.
 const BUILD_STACK: usize = 64 << 20;
@@ -84,9 +81,9 @@ impl Booting {
         self.give_up
     }
 
-    /// It is no longer wanted.
-    pub(super) fn end(&mut self) {
-        self.give_up = Some(Instant::now() + LAST_CHANCE);
+    /// It is no longer wanted, and nobody waits for it for longer than `last_chance`.
+    pub(super) fn end(&mut self, last_chance: Duration) {
+        self.give_up = Some(Instant::now() + last_chance);
     }
 
     /// Keeps what a debugger asks until there is a machine.

@@ -23,6 +23,8 @@ pub struct Limits {
     pub end: Duration,
     /// Until it is taken apart, after that.
     pub leave: Duration,
+    /// Until a machine that is no longer wanted is complete, or one whose requests in flight hang is taken apart nevertheless.
+    pub last_chance: Duration,
 }
 
 impl Default for Limits {
@@ -34,6 +36,7 @@ impl Default for Limits {
             pause: Duration::from_secs(30),
             end: Duration::from_secs(30),
             leave: Duration::from_secs(60),
+            last_chance: Duration::from_secs(1),
         }
     }
 }

@@ -14,9 +14,6 @@ use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a machine whose requests in flight hang may take to be taken apart nevertheless.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
-
 /// Being told to end twice in this time is being told once: programs such as timeout(1) tell a process, and then its group.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -88,7 +85,7 @@ impl Monitor {
         match &mut self.vm {
             Vm::Booted(machine) => machine.end(Ended::Terminated),
             Vm::Booting(booting) => {
-                booting.end();
+                booting.end(self.limits.last_chance);
                 None
             }
             Vm::Leaving(_) => None,
@@ -128,7 +125,11 @@ impl Monitor {
         self.files.extend(machine.take_passed_files());
         let mut config = Box::new(machine.config().clone());
         config.set_terminals(&BTreeMap::new(), &BTreeMap::new());
-        let limit = if machine.stopping() { self.limits.leave.min(LAST_CHANCE) } else { self.limits.leave };
+        let limit = if machine.stopping() {
+            self.limits.leave.min(self.limits.last_chance)
+        } else {
+            self.limits.leave
+        };
         let deadline = Instant::now() + limit;
         let (inbox, number, work) = (self.inbox.clone(), self.machines, self.work.clone());
         let leave = move || {

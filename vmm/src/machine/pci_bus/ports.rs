@@ -307,6 +307,11 @@ impl PciBus {
         Ok(Plugged::BelowPort)
     }
 
+    /// Whether the device at `address` goes only when the guest releases it.
+    pub fn is_held(&self, address: FunctionAddress) -> bool {
+        self.slot_above(address).is_none_or(|port| lock(&port).is_held())
+    }
+
     /// Asks the guest to release the device at `address`, with all of its functions.
     pub fn ask_to_release(&mut self, address: FunctionAddress) -> ReleaseRequest {
         let Some(port) = self.slot_above(address) else {
