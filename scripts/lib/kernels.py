@@ -36,7 +36,7 @@ class Kernel:
 
     @property
     def image(self):
-        """What the distribution ships: a bzImage, or on Arm an Image."""
+        """What the distribution ships: a bzImage, or on Arm an Image, uncompressed if it ships that compressed."""
         return self.folder / "boot" / f"vmlinuz-{self.version}"
 
     @property
@@ -52,7 +52,6 @@ class Kernel:
             replace(path, gzip.compress(image, 6) if self.processor is AARCH64 else extract_vmlinux(image))
         return path
 
-
     def zboot(self, method):
         """An Arm kernel as an EFI zboot image, made on first use; `method` is one of `ZBOOT`."""
         path = self.folder / "boot" / f"zboot-{method}-{self.version}"
@@ -64,9 +63,9 @@ class Kernel:
 
 def guest_series(processor=None):
     """The series that guests are tested with, oldest first."""
-    if (processor or processors.native()) is AARCH64:
-        return ["6.12"]
-    return [_ubuntu_series()] if packages.is_ubuntu() else ["6.1", "6.12"]
+    if packages.is_ubuntu():
+        return [_ubuntu_series()]
+    return ["6.12"] if (processor or processors.native()) is AARCH64 else ["6.1", "6.12"]
 
 
 def guest(series, processor=None):
@@ -88,6 +87,15 @@ def nested_host(processor=None):
 def _flavour(processor):
     """The end of kernel packages' names. Those for Arm that have no signature are the first to be there."""
     return "amd64" if processor is processors.X86_64 else f"{processor.debian}-unsigned"
+
+
+def plain_image(file):
+    """The Image in the bytes of an Arm `vmlinuz`: Debian ships it as it is, Ubuntu compressed by gzip."""
+    image = gzip.decompress(file) if file.startswith(b"\x1f\x8b") else file
+    # Documentation/arch/arm64/booting.rst, `magic`.
+    if image[56:60] != b"ARM\x64":
+        raise Failure(f"an Arm kernel is neither an Image nor one compressed by gzip (it starts {file[:6].hex()})")
+    return image
 
 
 def extract_vmlinux(image):
@@ -273,5 +281,7 @@ def _unpack_into(processor, folder, name, companions):
         kernel = Kernel(folder, version, processor)
         if not kernel.image.exists() or not kernel.modules.is_dir():
             raise Failure(f"package {name} holds no boot/vmlinuz-{version} with its modules")
+        if processor is AARCH64:
+            replace(kernel.image, plain_image(kernel.image.read_bytes()))
         depmod(folder, version)
         replace(folder / "version", version + "\n")

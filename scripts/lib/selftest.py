@@ -85,6 +85,14 @@ class Kernels(unittest.TestCase):
             with self.assertRaises(report.Failure):
                 kernels.extract_vmlinux(data)
 
+    def test_an_arm_image_may_be_compressed(self):
+        image = bytes(56) + b"ARM\x64" + bytes(100)
+        for file in (image, gzip.compress(image)):
+            self.assertEqual(kernels.plain_image(file), image)
+        for file in (b"MZ\0\0zimg" + bytes(100), gzip.compress(b"nothing"), b""):
+            with self.assertRaisesRegex(report.Failure, "neither an Image"):
+                kernels.plain_image(file)
+
     def test_modules_load_after_what_they_need(self):
         with tempfile.TemporaryDirectory() as folder:
             kernel = kernels.Kernel(Path(folder), "1")
@@ -144,6 +152,15 @@ class Ubuntu(unittest.TestCase):
 
     def test_the_one_for_virtual_machines(self):
         self.assertEqual(self.series("Depends: linux-image-6.8.0-151-generic, wireless-regdb"), "6.8")
+
+    def test_guests_have_the_distributions_series_on_each_processor(self):
+        for processor, debian in ((processors.X86_64, ["6.1", "6.12"]), (processors.AARCH64, ["6.12"])):
+            for name, expected in (("ubuntu", ["6.8"]), ("debian", debian)):
+                with (
+                    mock.patch.object(packages, "release", lambda name=name: {"ID": name}),
+                    mock.patch.object(packages, "depends", lambda name: "Depends: linux-image-6.8.0-151-generic"),
+                ):
+                    self.assertEqual(kernels.guest_series(processor), expected)
 
     def test_none_is_a_failure_that_says_what_to_look_at(self):
         with self.assertRaisesRegex(report.Failure, "component main"):
