@@ -1,11 +1,10 @@
 """Disk images for the quick start: an empty ext4 data disk, and a Debian root file system."""
 
 import os
-import shutil
 
 import packages
 from places import cache, lock
-from report import Failure, run, step
+from report import run, step
 
 DATA_MIB = 256
 ROOT_GIB = 2
@@ -101,11 +100,8 @@ def _apt_access():
 
 
 def _make_ext4(path, size, label, tree=None):
-    program = shutil.which("mke2fs", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
-    if not program:
-        raise Failure("mke2fs is missing although the package e2fsprogs is installed")
     path.unlink(missing_ok=True)
-    command = [program, "-q", "-F", "-t", "ext4", "-L", label, "-m", "0"]
+    command = [packages.program("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-L", label, "-m", "0"]
     if tree is None:
         run([*command, path, size], f"making {path.name}")
         return

@@ -155,11 +155,7 @@ def filtered(command, data):
 
 def depmod(root, version):
     """Writes the lists of module dependencies under `root`."""
-    for path in ("/usr/sbin/depmod", "/sbin/depmod"):  # not on an ordinary user's PATH
-        if Path(path).exists():
-            run([path, "-b", root, version], "listing module dependencies")
-            return
-    raise Failure("depmod is missing: install the package kmod")
+    run([packages.program("depmod", "kmod"), "-b", root, version], "listing module dependencies")
 
 
 class Modules:

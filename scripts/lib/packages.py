@@ -6,6 +6,7 @@ pinned below everything else, so that only packages asked for by suite come from
 import glob
 import os
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,14 @@ def ensure(names, suite=None):
             # Package lists of an image are often older than the mirror: refresh them once.
             update()
             _install([*target, *wanted])
+
+
+def program(name, package):
+    """The path of a program of an installed package; those for administrators are not on an ordinary user's PATH."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if not found:
+        raise Failure(f"{name} is missing: install the package {package}")
+    return found
 
 
 def renew(names):

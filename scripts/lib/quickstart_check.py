@@ -4,6 +4,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import packages
 from places import PROJECT
 from report import Failure, run
 
@@ -34,7 +35,8 @@ def run_for(processor):
         for answer in expected:
             if not any(line.startswith(answer) for line in lines):
                 raise Failure(f"the guest's shell says no line `{answer}`", output)
-        if run(["debugfs", "-R", "cat /file", disk], "looking into the data disk") != "kept\n":
+        debugfs = packages.program("debugfs", "e2fsprogs")
+        if run([debugfs, "-R", "cat /file", disk], "looking into the data disk") != "kept\n":
             raise Failure("the file that was written to /data is not on the disk", output)
 
 

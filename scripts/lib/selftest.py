@@ -1,6 +1,8 @@
 """Tests of these scripts that need nothing installed: `python3 -m unittest selftest` in this folder."""
 
+import contextlib
 import gzip
+import io
 import os
 import struct
 import subprocess
@@ -18,8 +20,10 @@ import packages
 import processors
 import report
 import results
+import suite_run
 import tsc
 from cpio import Archive
+from python_programs import Unavailable
 
 
 class Sources(unittest.TestCase):
@@ -205,6 +209,36 @@ ok
         found = results.of_libtest(shown + "\nsuccesses:\n    a::first\n    a::second\n" + text)
         self.assertEqual(found.summary(), "3 passed, 2 failed, 2 skipped")
         self.assertIn(("a::second", "dtc is not installed"), found.skipped)
+
+
+class Steps(unittest.TestCase):
+    """Checks that are functions."""
+
+    def call(self, action):
+        run = suite_run.Run(None)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            run.call("a check", action)
+        return run.results, said.getvalue()
+
+    def test_what_a_check_raises_fails_it_alone(self):
+        for raised, told in ((report.Failure("no", "why"), "why\nno"), (FileNotFoundError("debugfs"), "debugfs"), (KeyError("k"), "Traceback")):
+            found, said = self.call(mock.Mock(side_effect=raised))
+            self.assertEqual(found.summary(), "0 passed, 1 failed, 0 skipped")
+            self.assertIn(told, said)
+        found, _ = self.call(mock.Mock(side_effect=Unavailable("no venv")))
+        self.assertEqual(found.skipped, [("a check", "no venv")])
+        self.assertEqual(self.call(mock.Mock())[0].summary(), "1 passed, 0 failed, 0 skipped")
+
+
+class Programs(unittest.TestCase):
+    """Programs of installed packages."""
+
+    def test_one_for_administrators_is_found_without_its_folder_on_the_path(self):
+        with mock.patch.dict(os.environ, {"PATH": "/nowhere"}):
+            with mock.patch.object(packages.shutil, "which", lambda name, path: f"/sbin/{name}" if "/sbin" in path.split(":") else None):
+                self.assertEqual(packages.program("debugfs", "e2fsprogs"), "/sbin/debugfs")
+            with self.assertRaisesRegex(report.Failure, "install the package nothing"):
+                packages.program("no-such-program", "nothing")
 
 
 class TimeStampCounter(unittest.TestCase):

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import monitor
@@ -90,7 +91,8 @@ class Run:
         return self.finished(name, status, f"$ {shlex.join(map(str, command))}\n{output}", spent, count)
 
     def call(self, name, action, *arguments):
-        """A check that is a function. It raises Failure, or Unavailable where this machine lacks what it needs."""
+        """A check that is a function. It raises Failure, or Unavailable where this machine lacks what it needs; anything else is
+        a defect in it, which fails this check and no other."""
         _begin(name)
         began = time.monotonic()
         status, output = 0, ""
@@ -101,6 +103,8 @@ class Run:
             return
         except Failure as failure:
             status, output = 1, f"{failure.details}\n{failure}"
+        except Exception:
+            status, output = 1, traceback.format_exc()
         self.finished(name, status, output, time.monotonic() - began)
 
     def nextest(self, name, chosen, environment=None, retries=0, cargo="cargo", options=(), limit=SLOW):
