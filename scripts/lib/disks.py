@@ -27,7 +27,10 @@ def data(path):
         if not path.exists():
             packages.ensure(["e2fsprogs"])
             with step("making the data disk"):
-                _make_ext4(path, f"{DATA_MIB}M", "data")
+                # One that is half made stays behind when this is interrupted, under a name that nobody uses.
+                temporary = path.with_name(f"{path.name}.part")
+                _make_ext4(temporary, f"{DATA_MIB}M", "data")
+                temporary.rename(path)
     return path
 
 

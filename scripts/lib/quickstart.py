@@ -1,6 +1,7 @@
 """scripts/quickstart: from a bare machine to the shell of a Linux guest, on this terminal."""
 
 import argparse
+import contextlib
 import os
 import platform
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import disks
@@ -30,6 +32,9 @@ NETWORK = PROJECT / "scripts" / "lib" / "guest-network"
 TAPS = 10
 DATA = CACHE / "data.ext4"
 
+# What comes by a pipe ends, and a console has no end of file: leaving the shell is what ends the guest.
+LEAVE = "\nexit\n"
+
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/quickstart", description=DESCRIPTION)
@@ -44,20 +49,37 @@ def main():
     os.chdir(PROJECT)
 
     processor = _check(options)
-    where = ground.ground() if processor.native else ground.NESTED
+    program, series = prepare(processor)
+    disk = disks.debian() if options.debian else disks.data(Path(options.data or DATA))
+    guest = Guest(program, guests.folder(processor), series, disk, options)
+    if ground_of(processor) == ground.NESTED:
+        why = "This machine's KVM cannot run a stock kernel" if processor.native else f"This machine is not of {processor.name}"
+        note(f"{why}: the guest runs in an emulated host with KVM, ten times slower.")
+        return _run_nested(guest, nested_kinds.of_processor(processor))
+    return _run_here(guest)
+
+
+def ground_of(processor):
+    """Where a guest of a processor is booted."""
+    return ground.ground() if processor.native else ground.NESTED
+
+
+def prepare(processor):
+    """All that takes long and is done once: packages, the monitor, its guest and the host that it runs in. Returns the monitor's
+    path and the guest's kernel series."""
     rust.ensure()
     packages.ensure(["iproute2", "nftables"])
     program = _build(processor)
     series = guests.ensure(tools=False, processor=processor)[-1]
-    disk = disks.debian() if options.debian else disks.data(Path(options.data or DATA))
-    guest = Guest(program, guests.folder(processor), series, disk, options)
-    if where == ground.NESTED:
-        why = "This machine's KVM cannot run a stock kernel" if processor.native else f"This machine is not of {processor.name}"
-        note(f"{why}: the guest runs in an emulated host with KVM, ten times slower.")
-        kind = nested_kinds.of_processor(processor)
-        nested_host.snapshot(kind)
-        return _run_nested(guest, kind)
-    return _run_here(guest)
+    if ground_of(processor) == ground.NESTED:
+        nested_host.snapshot(nested_kinds.of_processor(processor))
+    return program, series
+
+
+def may_make_tap(new_session=False):
+    """Whether there can be a network on this machine, for this user. In a session of its own, a process may have to give sudo a
+    password that was given already."""
+    return os.path.exists("/dev/net/tun") and (os.geteuid() == 0 or _quiet(["sudo", "-n", "true"], start_new_session=new_session))
 
 
 class Guest:
@@ -100,6 +122,8 @@ def _check(options):
     why = processors.available(processor)
     if why:
         raise Failure(f"--arch {processor.name}: {why}")
+    if options.debian and options.data:
+        raise Failure("--data: a Debian has no data disk but its root disk; leave out --debian or --data")
     if options.debian and not processor.native:
         raise Failure(f"--debian: the packages of {processor.name} cannot be installed on this machine; leave out --debian or --arch")
     if os.path.exists("/dev/kvm") and not ground.kvm_usable():
@@ -126,7 +150,7 @@ def _build(processor):
 def _run_here(guest):
     """Boots on this machine. Vivarium has the terminal; this process waits, and clears up the network."""
     tap = number = None
-    if os.path.exists("/dev/net/tun") and (os.geteuid() == 0 or _quiet(["sudo", "-n", "true"])):
+    if may_make_tap():
         tap, number = _make_tap()
     if tap is None:
         note("no network: making a tap takes root (or sudo without a password) and /dev/net/tun")
@@ -135,11 +159,12 @@ def _run_here(guest):
         # Ctrl-C is for the guest; and whoever ends this process ends the machine, which restores the terminal.
         signal.signal(signal.SIGINT, lambda *_: None)
         command = guest.command(guest.disk, tap, number or 0, _name_server())
-        if not sys.stdin.isatty():
-            command = ["sh", "-c", _piped(shlex.join(command))]
-        machine = subprocess.Popen(command)
+        # What ends this process is passed on: the machine is a process of its own, and in no shell's pipe.
+        machine = subprocess.Popen(command, stdin=None if sys.stdin.isatty() else subprocess.PIPE)
         for caught in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(caught, lambda *_: machine.terminate())
+        if machine.stdin:
+            threading.Thread(target=_feed, args=(machine.stdin,), daemon=True).start()
         return machine.wait()
     finally:
         if tap:
@@ -165,8 +190,17 @@ echo "no network: $(tail -n 1 /run/network.log)"
 
 
 def _piped(command):
-    """What comes by a pipe ends, and a console has no end of file: leaving the shell is what ends the guest."""
-    return f"{{ cat; printf '\\nexit\\n'; }} | {command}"
+    """A command of the nested host's shell whose input comes by a pipe."""
+    return f"{{ cat; printf {shlex.quote(LEAVE)}; }} | {command}"
+
+
+def _feed(machine):
+    """Gives a machine what comes by this process's pipe."""
+    with contextlib.suppress(BrokenPipeError), machine:
+        while piece := os.read(sys.stdin.fileno(), 1 << 16):
+            machine.write(piece)
+            machine.flush()
+        machine.write(LEAVE.encode())
 
 
 def _make_tap():
@@ -174,11 +208,14 @@ def _make_tap():
     for number in range(TAPS):
         tap = f"vivtap{number}"
         if not Path("/sys/class/net", tap).exists():
+            made = False
             with step(f"making the network interface {tap}"):
-                if _network("up", tap, number):
-                    return tap, number
-                _network("down", tap, number)
-            return None, None
+                try:
+                    made = _network("up", tap, number)
+                finally:
+                    if not made:
+                        _network("down", tap, number)
+            return (tap, number) if made else (None, None)
     return None, None
 
 
@@ -200,8 +237,8 @@ def _name_server():
     return ""
 
 
-def _quiet(command):
-    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode == 0
+def _quiet(command, **options):
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, **options).returncode == 0
 
 
 def _interrupted(number, _):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 SKIP_MARK = "@@SKIP "
 
-# Tests of one part that may pass at a further attempt only. The emulation goes wrong once in about a hundred boots; a fault of
+# Tests of one step that may pass at a further attempt only. The emulation goes wrong once in about a hundred boots; a fault of
 # ours that shows now and then makes for more.
 MOST_RETRIED = 3
 

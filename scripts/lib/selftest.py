@@ -6,18 +6,22 @@ import io
 import os
 import struct
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import disks
 import ground
 import kernels
 import nested_host
 import nested_kinds
 import packages
 import processors
+import quickstart
+import quickstart_check
 import report
 import results
 import suite_run
@@ -214,10 +218,10 @@ ok
 class Steps(unittest.TestCase):
     """Checks that are functions."""
 
-    def call(self, action):
+    def call(self, action, **options):
         run = suite_run.Run(None)
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            run.call("a check", action)
+            run.call("a check", action, **options)
         return run.results, said.getvalue()
 
     def test_what_a_check_raises_fails_it_alone(self):
@@ -228,6 +232,97 @@ class Steps(unittest.TestCase):
         found, _ = self.call(mock.Mock(side_effect=Unavailable("no venv")))
         self.assertEqual(found.skipped, [("a check", "no venv")])
         self.assertEqual(self.call(mock.Mock())[0].summary(), "1 passed, 0 failed, 0 skipped")
+
+
+    def test_one_that_fails_may_be_made_again_and_is_named(self):
+        failure = report.Failure("a timeout")
+        for outcomes, summary, retried in (
+            ([None], "1 passed, 0 failed, 0 skipped", []),
+            ([failure, None], "1 passed, 0 failed, 0 skipped", ["a check"]),
+            ([failure, failure], "0 passed, 1 failed, 0 skipped", []),
+        ):
+            action = mock.Mock(side_effect=outcomes)
+            found, said = self.call(action, retries=1)
+            self.assertEqual((found.summary(), found.retried), (summary, retried))
+            self.assertEqual(action.call_count, len(outcomes))
+            self.assertEqual("again" in said, len(outcomes) > 1)
+
+
+class QuickStart(unittest.TestCase):
+    """scripts/quickstart, and what its check accepts."""
+
+    ANSWERS = "machine: x86_64\r\n/dev/vda /data ext4 rw,relatime 0 0\r\n"
+
+    def test_a_guest_without_a_network_will_do_only_where_nobody_may_make_one(self):
+        with_network = self.ANSWERS + "64 bytes from 10.0.0.1\n"
+        without = self.ANSWERS + "no network: making a tap takes root\n"
+        judge = quickstart_check.judge
+        judge(with_network, processors.X86_64, True)
+        judge(without, processors.X86_64, False)
+        for output, needed in ((without, True), (self.ANSWERS, True), (self.ANSWERS, False), (with_network.replace("vda", "vdb"), True)):
+            with self.assertRaisesRegex(report.Failure, "there is no line"):
+                judge(output, processors.X86_64, needed)
+
+    def test_only_the_direct_ground_may_lack_a_network(self):
+        for where, tap, needed in (("direct", False, False), ("direct", True, True), ("nested", False, True)):
+            with (
+                mock.patch.object(quickstart, "ground_of", lambda _, where=where: where),
+                mock.patch.object(quickstart, "may_make_tap", lambda new_session, tap=tap: tap),
+            ):
+                self.assertIs(quickstart_check.network_needed(processors.X86_64), needed)
+
+    def test_a_data_disk_of_a_debian_is_refused(self):
+        options = SimpleNamespace(arch=None, debian=True, data="/disk")
+        with self.assertRaisesRegex(report.Failure, "--data"):
+            quickstart._check(options)
+
+    def test_a_data_disk_that_is_half_made_is_made_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "data.ext4")
+
+            def make(image, size, label):
+                image.write_text(size)
+                if outcome:
+                    raise outcome
+
+            patches = {"_make_ext4": make, "lock": lambda name: contextlib.nullcontext()}
+            with mock.patch.multiple(disks, **patches), mock.patch.object(packages, "ensure", lambda names: None):
+                outcome = KeyboardInterrupt()
+                with self.assertRaises(KeyboardInterrupt), contextlib.redirect_stderr(io.StringIO()):
+                    disks.data(path)
+                self.assertFalse(path.exists())
+                outcome = None
+                with contextlib.redirect_stderr(io.StringIO()):
+                    disks.data(path)
+            self.assertEqual([file.name for file in Path(folder).iterdir()], ["data.ext4"])
+
+    # A machine that says what it is given, and ends when it is asked to.
+    MACHINE = "import signal, sys; signal.signal(15, lambda *_: sys.exit(3)); print('ready', flush=True)\nfor line in sys.stdin: print(line, end='', flush=True)"
+
+    def started(self):
+        script = f"""import sys, types, quickstart
+quickstart.may_make_tap = lambda: False
+guest = types.SimpleNamespace(disk=None, greet=lambda: None, command=lambda *_: [sys.executable, "-c", {self.MACHINE!r}])
+sys.exit(quickstart._run_here(guest))
+"""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-B", "-c", script], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+
+    def test_what_comes_by_a_pipe_ends_by_leaving_the_shell(self):
+        with self.started() as process:
+            self.assertEqual(process.communicate("one\ntwo")[0], "ready\none\ntwo\nexit\n")
+            self.assertEqual(process.returncode, 0)
+
+    def test_the_machine_ends_with_it(self):
+        for ask in (lambda process: process.terminate(), lambda process: quickstart_check.end(process)):
+            with self.started() as process:
+                process.stdin.write("one\n")
+                process.stdin.flush()
+                self.assertEqual([process.stdout.readline() for _ in range(2)], ["ready\n", "one\n"])
+                ask(process)
+                self.assertEqual(process.wait(), 3)
 
 
 class Programs(unittest.TestCase):

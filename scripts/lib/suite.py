@@ -179,7 +179,8 @@ def nested(run):
     attempts = 2 if where == ground.NESTED else 0
     run.nextest(name, binaries(NESTED, run.filter), {variable: str(PROJECT / "scripts" / "nested-runner")}, attempts)
     if not run.filter or run.filter in quickstart_check.NAME:
-        run.call(quickstart_check.NAME, quickstart_check.run_for, processors.native())
+        retries = quickstart_check.RETRIES if where == ground.NESTED else 0
+        run.call(quickstart_check.NAME, quickstart_check.run_for, processors.native(), retries=retries)
 
 
 def fuzz(run):

@@ -75,7 +75,8 @@ def part(run):
         if not run.filter or run.filter in word:
             run.command(name, command(binary, processor))
     if not run.filter or run.filter in quickstart_check.NAME:
-        run.call(f"{quickstart_check.NAME} --arch {processor.name}", quickstart_check.run_for, processor)
+        name = f"{quickstart_check.NAME} --arch {processor.name}"
+        run.call(name, quickstart_check.run_for, processor, retries=quickstart_check.RETRIES)
 
 
 def runner(processor):

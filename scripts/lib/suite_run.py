@@ -90,21 +90,22 @@ class Run:
         status, output, spent = captured(command, environment, folder)
         return self.finished(name, status, f"$ {shlex.join(map(str, command))}\n{output}", spent, count)
 
-    def call(self, name, action, *arguments):
+    def call(self, name, action, *arguments, retries=0):
         """A check that is a function. It raises Failure, or Unavailable where this machine lacks what it needs; anything else is
-        a defect in it, which fails this check and no other."""
+        a defect in it, which fails this check and no other. One that fails is made again, up to `retries` times."""
         _begin(name)
         began = time.monotonic()
-        status, output = 0, ""
-        try:
-            action(*arguments)
-        except Unavailable as unavailable:
-            self.skip(name, str(unavailable))
+        status, output = _called(action, arguments)
+        attempts = 1
+        while status not in (0, None) and attempts <= retries:
+            say(f"again             {name}: {tail(output, 1)}")
+            status, output = _called(action, arguments)
+            attempts += 1
+        if status is None:
+            self.skip(name, output)
             return
-        except Failure as failure:
-            status, output = 1, f"{failure.details}\n{failure}"
-        except Exception:
-            status, output = 1, traceback.format_exc()
+        if status == 0 and attempts > 1:
+            self.results.retried.append(name)
         self.finished(name, status, output, time.monotonic() - began)
 
     def nextest(self, name, chosen, environment=None, retries=0, cargo="cargo", options=(), limit=SLOW):
@@ -203,6 +204,19 @@ def captured(command, environment=None, folder=PROJECT):
         check=False,
     )
     return result.returncode, result.stdout, time.monotonic() - began
+
+
+def _called(action, arguments):
+    """Calls a check: its status, None where this machine lacks what it needs, and what there is to say."""
+    try:
+        action(*arguments)
+    except Unavailable as unavailable:
+        return None, str(unavailable)
+    except Failure as failure:
+        return 1, f"{failure.details}\n{failure}"
+    except Exception:
+        return 1, traceback.format_exc()
+    return 0, ""
 
 
 def binaries(prefix, name_filter=None):
