@@ -1,6 +1,8 @@
 """Where tests that boot a stock kernel run: directly on this machine's KVM, or in the nested host."""
 
+import fcntl
 import os
+import struct
 
 from report import Failure
 
@@ -9,7 +11,7 @@ NESTED = "nested"
 
 
 def ground():
-    """`direct` or `nested`, by the processor's flags and /dev/kvm; VIVARIUM_GROUND overrides."""
+    """`direct` or `nested`, by what the processor and /dev/kvm have; VIVARIUM_GROUND overrides."""
     chosen = os.environ.get("VIVARIUM_GROUND", "")
     if chosen in (DIRECT, NESTED):
         return chosen
@@ -24,12 +26,38 @@ def kvm_usable():
 
 
 def hardware_virtualization():
-    """Whether a PC's processor shows VMX or SVM. A software backend of KVM works without, but cannot run a stock kernel; other
-    processors have none."""
-    if os.uname().machine != "x86_64":
-        return True
+    """Whether /dev/kvm can run a stock kernel. A PC's processor has to show VMX or SVM: a software backend of KVM works without, but
+    cannot. An Arm machine has to have a GICv3."""
+    if os.uname().machine == "aarch64":
+        return has_gic_v3()
     with open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("flags"):
                 return not {"vmx", "svm"}.isdisjoint(line.split())
     return False
+
+
+# linux/kvm.h. `KVM_CREATE_DEVICE` is _IOWR with a structure of three words: type, descriptor, flags.
+KVM_CREATE_VM = 0xAE01
+KVM_CHECK_EXTENSION = 0xAE03
+KVM_CREATE_DEVICE = 0xC00CAEE0
+KVM_CREATE_DEVICE_TEST = 1
+KVM_CAP_ARM_VM_IPA_SIZE = 165
+KVM_DEV_TYPE_ARM_VGIC_V3 = 7
+# Address bits of a machine whose type is 0, which some hosts do not have.
+USUAL_ADDRESS_BITS = 40
+
+
+def has_gic_v3():
+    """Whether KVM can give a machine a GICv3; boards with a GICv2 alone cannot."""
+    try:
+        with open("/dev/kvm", "rb+", buffering=0) as kvm:
+            bits = min(fcntl.ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE), USUAL_ADDRESS_BITS)
+            machine = fcntl.ioctl(kvm, KVM_CREATE_VM, max(bits, 0))
+            try:
+                fcntl.ioctl(machine, KVM_CREATE_DEVICE, struct.pack("III", KVM_DEV_TYPE_ARM_VGIC_V3, 0, KVM_CREATE_DEVICE_TEST))
+            finally:
+                os.close(machine)
+    except OSError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """Tests of these scripts that need nothing installed: `python3 -m unittest selftest` in this folder."""
 
 import contextlib
+import errno
 import gzip
 import io
 import os
@@ -248,6 +249,18 @@ class Steps(unittest.TestCase):
             self.assertEqual("again" in said, len(outcomes) > 1)
 
 
+    def test_tests_that_are_named_have_to_be_there(self):
+        text = "test result: ok. {} passed; 0 failed; 0 ignored; 0 measured; 9 filtered out\n"
+        for passed, expected, failed in ((2, 2, 0), (0, 2, 1), (1, 2, 1), (3, 2, 1), (0, None, 0)):
+            run = suite_run.Run(None)
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                mock.patch.object(suite_run, "captured", lambda *_, passed=passed: (0, text.format(passed), 0.0)),
+            ):
+                run.libtest("tests", ["test"], expected=expected)
+            self.assertEqual((run.results.passed, run.results.failed), (passed, failed))
+
+
 class QuickStart(unittest.TestCase):
     """scripts/quickstart, and what its check accepts."""
 
@@ -356,14 +369,36 @@ class NestedJobs(unittest.TestCase):
             self.assertEqual(done.stdout, f"a b|'q'|$HOME|{folder}\n")
             self.assertEqual(done.returncode, 7)
 
-    def test_only_a_pc_tells_by_its_flags_whether_it_virtualizes(self):
+    def test_a_pc_tells_by_its_flags_whether_it_virtualizes(self):
         for flags, expected in (("fpu svm", True), ("fpu", False)):
-            for name, other in (("x86_64", expected), ("aarch64", True)):
-                with (
-                    mock.patch.object(os, "uname", lambda name=name: SimpleNamespace(machine=name)),
-                    mock.patch("builtins.open", mock.mock_open(read_data=f"flags : {flags}\n")),
-                ):
-                    self.assertIs(ground.hardware_virtualization(), other)
+            with (
+                mock.patch.object(os, "uname", lambda: SimpleNamespace(machine="x86_64")),
+                mock.patch("builtins.open", mock.mock_open(read_data=f"flags : {flags}\n")),
+            ):
+                self.assertIs(ground.hardware_virtualization(), expected)
+
+    def test_an_arm_machine_needs_a_gic_v3(self):
+        no_device = OSError(errno.ENODEV, "No such device")
+        # Old kernels have 40 address bits and do not know the question; some hosts have fewer.
+        for bits, kind, gic, expected in ((0, 0, b"", True), (36, 36, b"", True), (48, 40, b"", True), (40, 40, no_device, False)):
+            asked = {}
+
+            def ioctl(_, number, argument, bits=bits, gic=gic, asked=asked):
+                asked[number] = argument
+                if number == ground.KVM_CREATE_DEVICE and isinstance(gic, OSError):
+                    raise gic
+                return {ground.KVM_CHECK_EXTENSION: bits, ground.KVM_CREATE_VM: 99}.get(number, gic)
+
+            with (
+                mock.patch.object(os, "uname", lambda: SimpleNamespace(machine="aarch64")),
+                mock.patch("builtins.open", mock.mock_open()),
+                mock.patch.object(ground.fcntl, "ioctl", ioctl),
+                mock.patch.object(os, "close") as close,
+            ):
+                self.assertIs(ground.hardware_virtualization(), expected)
+                close.assert_called_once_with(99)
+            self.assertEqual(asked[ground.KVM_CREATE_VM], kind)
+            self.assertEqual(asked[ground.KVM_CREATE_DEVICE], struct.pack("III", 7, 0, 1))
 
     def test_a_wrong_choice_of_ground_is_refused(self):
         old = os.environ.get("VIVARIUM_GROUND")

@@ -92,7 +92,8 @@ def units(run, cargo, environment, target, tested):
     unit = ["test", *tested, "--lib", "--test", "sim_*", "--test", "native_tap", "--", "--show-output", *others]
     run.libtest("aarch64 unit tests", unit, environment | {"VIVARIUM_NESTED_CRATES": NESTED_CRATES}, cargo)
     pages = ["test", *tested, "--lib", "--", *names]
-    run.libtest("aarch64 unit tests of pages", pages, environment | {"VIVARIUM_NESTED_CRATES": crate}, cargo)
+    nested = environment | {"VIVARIUM_NESTED_CRATES": crate}
+    run.libtest("aarch64 unit tests of pages", pages, nested, cargo, expected=len(names))
     devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
     run.libtest("aarch64 devices' unit tests", devices, environment, cargo)
     corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
