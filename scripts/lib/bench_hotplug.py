@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import bench_boards
 import bench_memory
 from bench_api import answer
 from bench_figures import MEMORY_MIB, Experiment, Figure, guest
@@ -22,7 +23,7 @@ ID = "bench"
 
 def experiment():
     """A guest that watches the place where the disk comes, and lets go of it when it is asked to."""
-    machine = guest(f"pci-watch n={CYCLES}")
+    machine = guest(f"pci-watch n={CYCLES} {bench_boards.native().hotplug}", acpi=True)
 
     def measure(monitor):
         if monitor.kind != "vivarium":

@@ -34,6 +34,8 @@ class Machine:
     tap: str | None = None
     # A stock kernel needs to find its interrupt controllers and devices; the bare-metal guest looks for itself.
     stock: bool = False
+    # On Arm, Vivarium's machines that start without firmware have no ACPI unless they are asked to; on a PC they always have it.
+    acpi: bool = False
 
 
 @dataclass
@@ -120,6 +122,8 @@ def _vivarium(path, machine, _):
         words += ["--disk", f"path={machine.disk},num_queues={machine.disk_queues}"]
     if machine.tap:
         words += ["--net", f"tap={machine.tap}"]
+    if machine.acpi:
+        words += ["--platform", "acpi=on"]
     return words
 
 

@@ -120,6 +120,14 @@ class Clients(unittest.TestCase):
             with self.assertRaises(Failure):
                 bench_hotplug._until(running, ours, lines, "vm.add-disk", {}, "came")
 
+    def test_hotplug_is_of_a_machine_with_acpi_whose_guest_knows_the_registers_place(self):
+        for board, words in ((bench_boards.PC, "hotplug=0x620"), (bench_boards.ARM, "at=0x9080000 ecam=0x30000000")):
+            with mock.patch.object(bench_boards, "native", lambda board=board: board):
+                machine = bench_hotplug.experiment().machine
+            command = Monitor("vivarium", "/vivarium", "vivarium").command(machine, "/")
+            self.assertIn(f"end=halt; pci-watch n={bench_hotplug.CYCLES} {words}", command)
+            self.assertEqual(command[-2:], ["--platform", "acpi=on"])
+
     def test_the_start_of_many_is_shared_out(self):
         self.assertEqual(bench_many.per_machine([700, 400, 1000, 600], 200), 200)
 

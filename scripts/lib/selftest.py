@@ -309,8 +309,8 @@ class QuickStart(unittest.TestCase):
                     disks.data(path)
             self.assertEqual([file.name for file in Path(folder).iterdir()], ["data.ext4"])
 
-    # A machine that says what it is given, and ends when it is asked to.
-    MACHINE = "import signal, sys; signal.signal(15, lambda *_: sys.exit(3)); print('ready', flush=True)\nfor line in sys.stdin: print(line, end='', flush=True)"
+    # A machine that says what it is given, and ends when it is asked to, if twice.
+    MACHINE = "import os, signal, sys; signal.signal(15, lambda *_: os._exit(3)); print('ready', flush=True)\nfor line in sys.stdin: print(line, end='', flush=True)"
 
     def started(self):
         script = f"""import sys, types, quickstart

@@ -3,7 +3,7 @@
 use super::{Context, Failure, Outcome};
 use crate::command_line::Task;
 use crate::pci::Function;
-use crate::{cpu, pci, report, virtio};
+use crate::{cpu, memory, pci, report, virtio};
 use core::fmt;
 
 /// `pci`: one line for each function with its BARs and capabilities.
@@ -26,27 +26,61 @@ pub fn pci(_context: &Context, _task: &Task) -> Outcome {
     Ok(())
 }
 
-/// `pci-watch n=1 hotplug=0x620`: waits until a function comes at the first free device number of bus 0, and until it goes again; so
-/// many times, with a line for each. It is let go of when Vivarium's hotplug controller at that port asks for it.
+/// `pci-watch n=1 hotplug=0x620 at=`: waits until a function comes at the first free device number of bus 0, and until it goes again;
+/// so many times, with a line for each. It is let go of when Vivarium's hotplug controller asks for it, which is at that port or, with
+/// `at=`, at that address.
 pub fn watch(_context: &Context, task: &Task) -> Outcome {
     let absent = |function: &Function| function.id().0 == 0xffff;
     let mut places = (1..32).map(|device| Function { bus: 0, device, function: 0 });
     let place = places.find(absent).ok_or(Failure::Unsupported("free device number"))?;
-    let controller = task.number("hotplug", 0x620)? as u16;
-    let (asked, eject) = (controller.wrapping_add(8), controller.wrapping_add(12));
+    let controller = match task.number("at", 0)? {
+        0 => Controller::Port(task.number("hotplug", 0x620)? as u16),
+        address => Controller::Memory(address),
+    };
+    controller.map();
     report!("pci-watch state=ready device={}", place.device);
     for _ in 0..task.number("n", 1)? {
         while absent(&place) {}
         report!("pci-watch state=came");
         while !absent(&place) {
-            let devices = cpu::in32(asked);
-            if devices != 0 {
-                cpu::out32(eject, devices);
-            }
+            controller.let_go();
         }
         report!("pci-watch state=gone");
     }
     Ok(())
+}
+
+/// Vivarium's hotplug controller of a PCI segment, by where its registers are.
+enum Controller {
+    Port(u16),
+    Memory(u64),
+}
+
+impl Controller {
+    /// The register with the devices of bus 0 that are to go.
+    const ASKED: u8 = 8;
+    /// The one that lets devices go.
+    const EJECT: u8 = 12;
+
+    fn map(&self) {
+        if let Self::Memory(address) = *self {
+            memory::map(address, 16);
+        }
+    }
+
+    /// Lets go of all devices that are asked for.
+    fn let_go(&self) {
+        match *self {
+            Self::Port(port) => match cpu::in32(port.wrapping_add(Self::ASKED.into())) {
+                0 => {}
+                devices => cpu::out32(port.wrapping_add(Self::EJECT.into()), devices),
+            },
+            Self::Memory(address) => match cpu::read32(address.wrapping_add(Self::ASKED.into())) {
+                0 => {}
+                devices => cpu::write32(address.wrapping_add(Self::EJECT.into()), devices),
+            },
+        }
+    }
 }
 
 struct Bars(Function);
