@@ -23,6 +23,9 @@ use vmm::monitor::{Limits, Monitor};
 /// Things picked from a seed.
 const STEPS: u32 = 250;
 
+/// As many seeds do everything at least once.
+const ENOUGH: u64 = 100;
+
 /// Seeds that are run twice, to see that they are orders.
 const REPEATED: u64 = 15;
 
@@ -95,7 +98,9 @@ fn whatever_the_order_each_call_is_answered_and_nothing_is_left_behind() {
         let left = (count("/proc/self/fd"), count("/proc/self/task"));
         assert_eq!(*before.get_or_insert(left), left, "seed {seed}: descriptors and threads");
     }
+    if native().interleavings() >= ENOUGH {
+        interleavings::assert_each_was_done(&counts.lock().unwrap());
+    }
     let rate = things as f64 / begun.elapsed().as_secs_f64();
     println!("{things} things told, asked and answered, {rate:.0} in a second");
-    interleavings::assert_each_was_done(&counts.lock().unwrap());
 }
