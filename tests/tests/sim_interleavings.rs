@@ -11,7 +11,7 @@ mod model;
 
 use control::Random;
 use hypervisor::sim::{Resources, Sim};
-use interleavings::scheduler::{Scheduler, guest};
+use interleavings::scheduler::{Scheduler, Trial, guest};
 use interleavings::threads::Threads;
 use model::{Counts, Images};
 use std::sync::{Arc, Mutex};
@@ -50,14 +50,17 @@ fn run(seed: u64, counts: &Arc<Mutex<Counts>>) -> Vec<String> {
     guest(&sim);
     let mut monitor = Monitor::new(Arc::clone(&sim) as _).unwrap();
     monitor.limit(PATIENT);
-    let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let trace = Arc::new(Mutex::new(vec![format!("seed {seed}")]));
-    let (scheduled, written) = (Arc::clone(&sim), Arc::clone(&trace));
-    monitor.schedule(|plain| {
-        let machine = model::machine(control::config(&folder), seed.is_multiple_of(2));
-        let counts = Arc::clone(counts);
-        Box::new(Scheduler::new(plain, scheduled, random, STEPS, machine, images, counts, written))
-    });
+    let trial = Trial {
+        sim: Arc::clone(&sim),
+        random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        steps: STEPS,
+        machine: model::machine(control::config(&folder), seed.is_multiple_of(2)),
+        images,
+        counts: Arc::clone(counts),
+        trace: Arc::clone(&trace),
+    };
+    monitor.schedule(|plain| Box::new(Scheduler::new(trial, plain)));
     let ended = monitor.run();
     let trace = std::mem::take(&mut *trace.lock().unwrap());
     assert!(ended.is_ok(), "seed {seed}: {ended:?}\n{}", trace.join("\n"));

@@ -71,7 +71,6 @@ fn described(event: &Event) -> (String, String) {
 
 /// A call that is not answered yet.
 struct Outstanding {
-    request: String,
     label: &'static str,
     /// Why it may be refused.
     refusals: Vec<ErrorKind>,
@@ -116,16 +115,23 @@ struct Answers {
     elsewhere: BTreeMap<u64, Answer>,
 }
 
+/// What a seed is tried with.
+pub struct Trial {
+    pub sim: Arc<Sim>,
+    pub random: Random,
+    /// How many things are picked.
+    pub steps: u32,
+    /// What is created.
+    pub machine: Box<VmConfig>,
+    pub images: Images,
+    pub counts: Arc<Mutex<Counts>>,
+    pub trace: Arc<Mutex<Vec<String>>>,
+}
+
 pub struct Scheduler {
+    trial: Trial,
     plain: Box<dyn Source>,
     threads: Threads,
-    sim: Arc<Sim>,
-    random: Random,
-    /// How many more things are picked.
-    steps: u32,
-    machine: Box<VmConfig>,
-    images: Images,
-    counts: Arc<Mutex<Counts>>,
     /// What arrived and is not told yet.
     arrived: BTreeMap<String, VecDeque<(Event, String)>>,
     calls: u64,
@@ -136,30 +142,15 @@ pub struct Scheduler {
     devices: BTreeSet<String>,
     /// What was tried to have the last calls answered.
     urged: u32,
-    trace: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scheduler {
-    #[expect(clippy::too_many_arguments, reason = "each is used once")]
-    pub fn new(
-        plain: Box<dyn Source>,
-        sim: Arc<Sim>,
-        random: Random,
-        steps: u32,
-        machine: Box<VmConfig>,
-        images: Images,
-        counts: Arc<Mutex<Counts>>,
-        trace: Arc<Mutex<Vec<String>>>,
-    ) -> Self {
+    /// Of what `plain` tells.
+    pub fn new(trial: Trial, plain: Box<dyn Source>) -> Self {
         Self {
+            trial,
             plain,
             threads: Threads::new(),
-            sim,
-            random,
-            steps,
-            machine,
-            images,
-            counts,
             arrived: BTreeMap::new(),
             calls: 0,
             outstanding: BTreeMap::new(),
@@ -167,17 +158,16 @@ impl Scheduler {
             state: None,
             devices: BTreeSet::new(),
             urged: 0,
-            trace,
         }
     }
 
     fn note(&self, line: String) {
-        self.trace.lock().unwrap().push(line);
+        self.trial.trace.lock().unwrap().push(line);
     }
 
     /// What led here, for a person.
     fn story(&self) -> String {
-        self.trace.lock().unwrap().join("\n")
+        self.trial.trace.lock().unwrap().join("\n")
     }
 
     /// Takes what the other threads told until they all sleep.
@@ -204,9 +194,9 @@ impl Scheduler {
                 panic!("call {number} was answered twice: {answer:?}\n{}", self.story())
             };
             match &answer {
-                Ok(_) => self.note(format!("  {} is done", call.request)),
+                Ok(_) => self.note(format!("  {} is done", number)),
                 Err(error) => {
-                    self.note(format!("  {} is refused: {error}", call.request));
+                    self.note(format!("  {} is refused: {error}", number));
                     let allowed = match error.kind {
                         ErrorKind::NotFound if self.state.is_none() => true,
                         kind => call.refusals.contains(&kind),
@@ -215,7 +205,7 @@ impl Scheduler {
                     continue;
                 }
             }
-            self.counts.lock().unwrap().note(call.label, &answer);
+            self.trial.counts.lock().unwrap().note(call.label, &answer);
             match call.done {
                 Done::State(state) => {
                     self.state = state;
@@ -271,7 +261,7 @@ impl Scheduler {
         self.note(format!("{number}: {name}"));
         let label = label(&request);
         let done = Done::of(&request);
-        self.outstanding.insert(number, Outstanding { request: number.to_string(), label, refusals, done });
+        self.outstanding.insert(number, Outstanding { label, refusals, done });
         let answers = Arc::clone(&self.answers);
         let machine_thread = std::thread::current().id();
         let respond = Box::new(move |answer| {
@@ -287,16 +277,16 @@ impl Scheduler {
 
     /// A call that a seed picks.
     fn any(&mut self) -> Request {
-        match self.random.below(24) {
+        match self.trial.random.below(24) {
             0 | 1 => Request::Boot,
-            2 => Request::Create(self.machine.clone()),
+            2 => Request::Create(self.trial.machine.clone()),
             3..=5 => Request::Pause,
             6..=9 => Request::Resume,
             10 => Request::Reboot,
-            11 if self.random.below(2) == 0 => Request::Shutdown,
-            12 if self.random.below(4) == 0 => Request::Delete,
+            11 if self.trial.random.below(2) == 0 => Request::Shutdown,
+            12 if self.trial.random.below(4) == 0 => Request::Delete,
             _ => loop {
-                let mut request = self.images.any(&mut self.random, true);
+                let mut request = self.trial.images.any(&mut self.trial.random, true);
                 match &mut request {
                     // What real time ends or a disk takes, and what needs much of the host.
                     Request::SetThrottle(_) | Request::Coredump(_) | Request::Info => continue,
@@ -322,15 +312,15 @@ impl Scheduler {
 
     /// The guest does something, if it runs.
     fn interrupt(&mut self, interrupt: u8) {
-        self.sim.interrupt(0, interrupt);
+        self.trial.sim.interrupt(0, interrupt);
         self.settle();
-        self.sim.withdraw_interrupt(0, interrupt);
+        self.trial.sim.withdraw_interrupt(0, interrupt);
     }
 
     /// Tells what arrived from one of the tellers.
     fn tell(&mut self) -> Option<Event> {
         let mut tellers: Vec<_> = self.arrived.values_mut().filter(|all| !all.is_empty()).collect();
-        let picked = self.random.below(tellers.len().max(1) as u64) as usize;
+        let picked = self.trial.random.below(tellers.len().max(1) as u64) as usize;
         let (event, description) = tellers.get_mut(picked)?.pop_front()?;
         self.note(description);
         Some(event)
@@ -365,22 +355,22 @@ impl Source for Scheduler {
     fn next(&mut self, _: Option<Instant>) -> Result<Event, RecvTimeoutError> {
         self.settle();
         self.follow();
-        while self.steps > 0 {
-            self.steps -= 1;
+        while self.trial.steps > 0 {
+            self.trial.steps -= 1;
             let quiet = self.outstanding.is_empty() && self.arrived.values().all(VecDeque::is_empty);
-            if quiet && self.random.below(6) == 0 {
+            if quiet && self.trial.random.below(6) == 0 {
                 return Ok(self.call(Request::Info));
             }
-            match self.random.below(16) {
+            match self.trial.random.below(16) {
                 0..=5 if self.outstanding.len() < TOGETHER => {
                     let request = self.any();
                     return Ok(self.call(request));
                 }
                 6 | 7 => {
-                    let accesses = self.random.below(12) as u32;
+                    let accesses = self.trial.random.below(12) as u32;
                     self.guest_goes_on(1 + accesses);
                 }
-                8 if self.random.below(4) == 0 => {
+                8 if self.trial.random.below(4) == 0 => {
                     self.note("the guest restarts".into());
                     self.interrupt(RESTART);
                 }
