@@ -137,19 +137,26 @@ fn bus(bdf: u16) -> u8 {
 #[derive(Clone)]
 pub struct Segment {
     number: u16,
+    /// The last bus that the guest's ways to the configuration spaces reach.
+    last_bus: u8,
     table: Arc<ArcSwap<Table>>,
 }
 
 impl Segment {
-    /// A segment with nothing but its host bridge.
+    /// A segment with all buses that there can be, and nothing but its host bridge.
     pub fn new(number: u16) -> Self {
+        Self::with_last_bus(number, u8::MAX)
+    }
+
+    /// The same, with the buses from 0 to `last_bus`.
+    pub fn with_last_bus(number: u16, last_bus: u8) -> Self {
         let bridge: FunctionHandle = Arc::new(Mutex::new(HostBridge::new()));
         let mut routes = [None; 256];
         if let Some(first) = routes.first_mut() {
             *first = Some(0);
         }
         let table = Table { functions: BTreeMap::from([(0, bridge)]), bridges: BTreeMap::new(), routes };
-        Self { number, table: Arc::new(ArcSwap::from_pointee(table)) }
+        Self { number, last_bus, table: Arc::new(ArcSwap::from_pointee(table)) }
     }
 
     /// The segment's number.
@@ -183,7 +190,7 @@ impl Segment {
     ) -> Result<(), SegmentError> {
         let mut table = Table::clone(&self.table.load());
         let (first, last) = (*buses.start(), *buses.end());
-        let above = table.bridges.get(&address.bus()).map_or(255, |bridge| bridge.last);
+        let above = table.bridges.get(&address.bus()).map_or(self.last_bus, |bridge| bridge.last);
         let taken = table.bridges.iter().any(|(&below, bridge)| {
             bus(bridge.home) == address.bus() && below <= last && first <= bridge.last
         });

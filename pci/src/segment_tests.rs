@@ -339,11 +339,11 @@ fn pins_turn_at_each_bridge() {
 #[test]
 fn bridges_have_buses_of_their_own_below_those_above() {
     let tree = Tree::new();
-    let add = |home, buses| {
+    let port = || {
         let options = PortOptions { kind: PortKind::Root, port: 0, slot: None, io: false };
-        let port = Arc::new(Mutex::new(Port::new(options, tree.sources.clone(), None).unwrap()));
-        tree.segment.insert_bridge(home, port, buses, Reserve::default())
+        Arc::new(Mutex::new(Port::new(options, tree.sources.clone(), None).unwrap()))
     };
+    let add = |home, buses| tree.segment.insert_bridge(home, port(), buses, Reserve::default());
     for (home, buses) in [
         (place(0, 9, 0), 1..=1),
         (place(0, 9, 0), 5..=8),
@@ -354,6 +354,10 @@ fn bridges_have_buses_of_their_own_below_those_above() {
         assert!(matches!(add(home, buses), Err(SegmentError::Buses { .. })));
     }
     assert_eq!(add(place(0, 9, 0), 7..=255), Ok(()));
+    let small = Segment::with_last_bus(0, 3);
+    let beyond = small.insert_bridge(place(0, 9, 0), port(), 1..=4, Reserve::default());
+    assert!(matches!(beyond, Err(SegmentError::Buses { first: 1, last: 4, .. })));
+    assert_eq!(small.insert_bridge(place(0, 9, 0), port(), 1..=3, Reserve::default()), Ok(()));
     assert_eq!(
         tree.segment.below(place(0, 2, 0)),
         [place(2, 0, 0), place(3, 0, 0), place(3, 7, 0), place(4, 0, 0), place(6, 0, 0)]

@@ -14,7 +14,7 @@ use vivarium_tests::registers::Register::Port;
 use vivarium_tests::{Architecture, native};
 use vmm::api::request::{AddPort, SwitchPorts};
 use vmm::api::{ErrorKind, Reply, Request};
-use vmm::config::{ByteSize, DiskConfig, PciPortConfig, PciPortKind, VmConfig};
+use vmm::config::{ByteSize, DiskConfig, PciPortConfig, PciPortKind, PciSegmentConfig, VmConfig};
 
 fn port(id: &str) -> PciPortConfig {
     PciPortConfig { id: id.into(), ..PciPortConfig::default() }
@@ -228,7 +228,9 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 fn bus_numbers_are_used_again_and_found_in_a_row() {
     let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
     sim.program(0, obey);
-    let control = Control::boot(&sim, config(&folder));
+    let mut machine = config(&folder);
+    machine.pci_segments = vec![PciSegmentConfig { buses: Some(256), ..PciSegmentConfig::default() }];
+    let control = Control::boot(&sim, machine);
     let keeping = |id: &str, bus_reserve| add_port(PciPortConfig { bus_reserve, ..port(id) }, &[]);
     control.done(keeping("a", 99));
     control.done(keeping("b", 99));
@@ -239,6 +241,23 @@ fn bus_numbers_are_used_again_and_found_in_a_row() {
     control.done(keeping("c", 99));
     control.done(Request::Reboot);
     control.done(keeping("d", 54));
+    control.end();
+}
+
+#[test]
+fn a_machine_has_as_many_bus_numbers_as_it_began_with() {
+    let (sim, folder) = (Arc::new(Sim::new()), Folder::new());
+    sim.program(0, obey);
+    let control = Control::boot(&sim, config(&folder));
+    let keeping = |id: &str, bus_reserve| add_port(PciPortConfig { bus_reserve, ..port(id) }, &[]);
+    let reason = "needs 16 bus numbers, and PCI segment 0 has 15 left in a row; lower bus_reserve, begin with more \
+                  (--pci-segment pci_segment=0,buses=256)";
+    refused(&control, keeping("a", 15), reason);
+    control.done(keeping("a", 14));
+    refused(&control, keeping("b", 0), "has 0 left");
+    // What is there now does not make room for more.
+    control.done(Request::Reboot);
+    refused(&control, keeping("b", 0), "has 0 left");
     control.end();
 }
 

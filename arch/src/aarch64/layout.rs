@@ -17,7 +17,7 @@ use machine::memory::GuestAddress;
 use thiserror::Error;
 
 use crate::layout::size;
-pub use crate::layout::{SegmentWeights, SegmentWindows};
+pub use crate::layout::{SegmentShare, SegmentWindows};
 use hypervisor::aarch64::GicConfig;
 
 const KIB: u64 = 1 << 10;
@@ -169,16 +169,16 @@ impl MemoryLayout {
     /// Lays out a machine whose segments get equal windows.
     ///
     /// # Errors
-    /// As [`MemoryLayout::weighted`].
+    /// As [`MemoryLayout::with_shares`].
     pub fn new(request: &LayoutRequest) -> Result<Self, LayoutError> {
-        Self::weighted(request, &[])
+        Self::with_shares(request, &[])
     }
 
-    /// Lays out a machine, in as few address bits as will do. Segments beyond the end of `weights` have the default ones.
+    /// Lays out a machine, in as few address bits as will do. Segments beyond the end of `shares` have the default ones.
     ///
     /// # Errors
     /// When something asked for is out of range, or all of it does not fit in the host's address bits.
-    pub fn weighted(request: &LayoutRequest, weights: &[SegmentWeights]) -> Result<Self, LayoutError> {
+    pub fn with_shares(request: &LayoutRequest, shares: &[SegmentShare]) -> Result<Self, LayoutError> {
         let &LayoutRequest { ram, hotplug, segments, bar_space, .. } = request;
         if ram < MIN_RAM {
             return Err(LayoutError::TooSmall { ram });
@@ -199,7 +199,7 @@ impl MemoryLayout {
         let bits = |windows| (FEWEST_BITS.min(phys_bits)..=phys_bits).map(move |bits| (bits, windows));
         bits(usual)
             .chain(bits(least))
-            .find_map(|(bits, windows)| Self::place(request, weights, bits, windows))
+            .find_map(|(bits, windows)| Self::place(request, shares, bits, windows))
             .ok_or_else(|| LayoutError::DoesNotFit {
                 ram,
                 hotplug,
@@ -212,7 +212,7 @@ impl MemoryLayout {
     /// Tries to place everything in so many address bits, with at least `windows` bytes for 64-bit BARs.
     fn place(
         request: &LayoutRequest,
-        weights: &[SegmentWeights],
+        shares: &[SegmentShare],
         address_bits: u8,
         windows: u64,
     ) -> Option<Self> {
@@ -232,24 +232,24 @@ impl MemoryLayout {
             return None;
         }
 
-        let weights: Vec<_> =
-            (0..usize::from(request.segments)).map(|n| weights.get(n).copied().unwrap_or_default()).collect();
-        let sum_32: u64 = weights.iter().map(|weights| u64::from(weights.bars_32)).sum();
-        let sum_64: u64 = weights.iter().map(|weights| u64::from(weights.bars_64)).sum();
+        let shares: Vec<_> =
+            (0..usize::from(request.segments)).map(|n| shares.get(n).copied().unwrap_or_default()).collect();
+        let sum_32: u64 = shares.iter().map(|share| u64::from(share.bars_32)).sum();
+        let sum_64: u64 = shares.iter().map(|share| u64::from(share.bars_64)).sum();
         // Each segment has what it must have, and its share of the rest.
         let least = windows / count;
         let rest = u128::from(space - windows);
         let (mut next_32, mut next_64) = (BARS_32.start, start);
         let segments = (0..count)
-            .zip(weights)
-            .map(|(n, weights)| {
-                let size_32 = prev_power_of_two(BARS_32.size * u64::from(weights.bars_32) / sum_32);
-                let share = rest * u128::from(weights.bars_64) / u128::from(sum_64);
-                let size_64 = least + share as u64 / WINDOW_ALIGNMENT * WINDOW_ALIGNMENT;
+            .zip(shares)
+            .map(|(n, share)| {
+                let size_32 = prev_power_of_two(BARS_32.size * u64::from(share.bars_32) / sum_32);
+                let more = rest * u128::from(share.bars_64) / u128::from(sum_64);
+                let size_64 = least + more as u64 / WINDOW_ALIGNMENT * WINDOW_ALIGNMENT;
                 let windows = SegmentWindows {
-                    ecam: match n.checked_sub(1) {
-                        None => ECAM_0,
-                        Some(further) => Range { start: ecams + further * ECAM_SIZE, size: ECAM_SIZE },
+                    ecam: Range {
+                        start: n.checked_sub(1).map_or(ECAM_0.start, |further| ecams + further * ECAM_SIZE),
+                        size: share.ecam_size(),
                     },
                     bars_32: Range { start: next_32, size: size_32 },
                     bars_64: Range { start: next_64, size: size_64 },
@@ -348,8 +348,8 @@ mod tests {
                 hotplug, segments: weights.len() as u16, ..LayoutRequest::new(ram, phys_bits)
             };
             let weights: Vec<_> =
-                weights.into_iter().map(|(bars_32, bars_64)| SegmentWeights { bars_32, bars_64 }).collect();
-            let Ok(layout) = MemoryLayout::weighted(&request, &weights) else { return Ok(()) };
+                weights.into_iter().map(|(bars_32, bars_64)| SegmentShare { bars_32, bars_64, ..SegmentShare::default() }).collect();
+            let Ok(layout) = MemoryLayout::with_shares(&request, &weights) else { return Ok(()) };
             let its = layout.gic(1).its().map(|start| Range { start, size: GicConfig::ITS_SIZE });
             let mut all = vec![
                 Range { start: GIC_DISTRIBUTOR, size: GicConfig::DISTRIBUTOR_SIZE },

@@ -23,14 +23,9 @@ pub(crate) fn mcfg(segments: &[SegmentWindows]) -> Vec<u8> {
     for (segment, number) in segments.iter().zip(0u16..) {
         mcfg.u64(segment.ecam.start);
         mcfg.u16(number);
-        mcfg.bytes(&[0, last_bus(segment.ecam.size), 0, 0, 0, 0]);
+        mcfg.bytes(&[0, segment.last_bus(), 0, 0, 0, 0]);
     }
     mcfg.finish()
-}
-
-/// The last bus that an ECAM of `size` bytes reaches.
-pub(crate) fn last_bus(size: u64) -> u8 {
-    ((size >> 20).clamp(1, 256) - 1) as u8
 }
 
 /// `PRTS`: which interrupt each pin of each device on a root bus is wired to. All segments share it.

@@ -24,7 +24,7 @@ use machine::memory::GuestAddress;
 use thiserror::Error;
 
 use crate::layout::size;
-pub use crate::layout::{SegmentWeights, SegmentWindows};
+pub use crate::layout::{SegmentShare, SegmentWindows};
 pub use hypervisor::x86_64::{RESERVED_SIZE, RESERVED_START};
 
 const KIB: u64 = 1 << 10;
@@ -169,16 +169,16 @@ impl MemoryLayout {
     /// Lays out a machine whose segments get equal windows.
     ///
     /// # Errors
-    /// As [`MemoryLayout::weighted`].
+    /// As [`MemoryLayout::with_shares`].
     pub fn new(request: &LayoutRequest) -> Result<Self, LayoutError> {
-        Self::weighted(request, &[])
+        Self::with_shares(request, &[])
     }
 
-    /// Lays out a machine. Segments beyond the end of `weights` have the default ones.
+    /// Lays out a machine. Segments beyond the end of `shares` have the default ones.
     ///
     /// # Errors
     /// When something asked for is out of range, or all of it does not fit in the CPU's address bits.
-    pub fn weighted(request: &LayoutRequest, weights: &[SegmentWeights]) -> Result<Self, LayoutError> {
+    pub fn with_shares(request: &LayoutRequest, shares: &[SegmentShare]) -> Result<Self, LayoutError> {
         let &LayoutRequest { ram, hotplug, segments, bar_space, .. } = request;
         if ram < MIN_RAM {
             return Err(LayoutError::TooSmall { ram });
@@ -196,7 +196,7 @@ impl MemoryLayout {
         let windows = window.saturating_mul(u64::from(segments));
         [phys_bits.min(PREFERRED_BITS), phys_bits]
             .into_iter()
-            .find_map(|bits| Self::place(request, weights, 1 << bits, further_ecams, windows))
+            .find_map(|bits| Self::place(request, shares, 1 << bits, further_ecams, windows))
             .ok_or(LayoutError::DoesNotFit {
                 ram,
                 hotplug,
@@ -209,7 +209,7 @@ impl MemoryLayout {
     /// Tries to place everything below `end`, with at least `windows` bytes for 64-bit BARs.
     fn place(
         request: &LayoutRequest,
-        weights: &[SegmentWeights],
+        shares: &[SegmentShare],
         end: u64,
         further_ecams: u64,
         windows: u64,
@@ -243,23 +243,23 @@ impl MemoryLayout {
         let space = free_space(start, end, request.amd, windows)?;
 
         let count = u64::from(request.segments);
-        let weights: Vec<_> =
-            (0..usize::from(request.segments)).map(|n| weights.get(n).copied().unwrap_or_default()).collect();
-        let sum_32: u64 = weights.iter().map(|weights| u64::from(weights.bars_32)).sum();
-        let sum_64: u64 = weights.iter().map(|weights| u64::from(weights.bars_64)).sum();
+        let shares: Vec<_> =
+            (0..usize::from(request.segments)).map(|n| shares.get(n).copied().unwrap_or_default()).collect();
+        let sum_32: u64 = shares.iter().map(|share| u64::from(share.bars_32)).sum();
+        let sum_64: u64 = shares.iter().map(|share| u64::from(share.bars_64)).sum();
         // Each segment has one unit, and its share of the rest.
         let rest = u128::from(space.size - count * WINDOW_ALIGNMENT);
         let (mut next_32, mut next_64) = (BARS_32.start, space.start);
         let segments = (0..count)
-            .zip(weights)
-            .map(|(n, weights)| {
-                let size_32 = prev_power_of_two(BARS_32.size * u64::from(weights.bars_32) / sum_32);
-                let share = rest * u128::from(weights.bars_64) / u128::from(sum_64);
-                let size_64 = (share as u64 / WINDOW_ALIGNMENT + 1) * WINDOW_ALIGNMENT;
+            .zip(shares)
+            .map(|(n, share)| {
+                let size_32 = prev_power_of_two(BARS_32.size * u64::from(share.bars_32) / sum_32);
+                let more = rest * u128::from(share.bars_64) / u128::from(sum_64);
+                let size_64 = (more as u64 / WINDOW_ALIGNMENT + 1) * WINDOW_ALIGNMENT;
                 let windows = SegmentWindows {
-                    ecam: match n.checked_sub(1) {
-                        None => ECAM_0,
-                        Some(further) => Range { start: ecams + further * ECAM_SIZE, size: ECAM_SIZE },
+                    ecam: Range {
+                        start: n.checked_sub(1).map_or(ECAM_0.start, |further| ecams + further * ECAM_SIZE),
+                        size: share.ecam_size(),
                     },
                     bars_32: Range { start: next_32, size: size_32 },
                     bars_64: Range { start: next_64, size: size_64 },
@@ -394,16 +394,21 @@ mod tests {
     }
 
     #[test]
-    fn segments_get_windows_by_their_weights() {
+    fn segments_get_what_their_shares_say() {
         let request = LayoutRequest { segments: 3, ..LayoutRequest::new(GIB, 40) };
-        let weights = [SegmentWeights { bars_32: 2, bars_64: 1 }, SegmentWeights { bars_32: 1, bars_64: 6 }];
-        let layout = MemoryLayout::weighted(&request, &weights).unwrap();
+        let shares = [
+            SegmentShare { bars_32: 2, bars_64: 1, buses: 256 },
+            SegmentShare { bars_32: 1, bars_64: 6, buses: 2 },
+        ];
+        let layout = MemoryLayout::with_shares(&request, &shares).unwrap();
         let [a, b, c] = layout.segments() else { panic!("three segments") };
         assert_eq!([a.bars_32.size, b.bars_32.size, c.bars_32.size], [256 * MIB, 128 * MIB, 128 * MIB]);
         assert_eq!((b.bars_64.size - GIB) / (a.bars_64.size - GIB), 6);
         assert_eq!(a.bars_64.size, c.bars_64.size);
         assert!(c.bars_64.last() < 1 << 40);
         assert_eq!(b.bars_64.start, a.bars_64.last() + 1);
+        assert_eq!([a, b, c].map(|segment| segment.last_bus()), [255, 1, 255]);
+        assert_eq!((a.ecam, b.ecam.size, c.ecam.start), (ECAM_0, 2 * MIB, b.ecam.start + ECAM_SIZE));
     }
 
     #[test]

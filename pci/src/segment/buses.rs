@@ -11,7 +11,7 @@ impl Segment {
     /// When there are not as many: how many there are in a row.
     pub fn free_buses(&self, above: u8, count: u8) -> Result<RangeInclusive<u8>, u8> {
         let table = self.table.load();
-        let last = table.bridges.get(&above).map_or(u8::MAX, |bridge| bridge.last);
+        let last = table.bridges.get(&above).map_or(self.last_bus, |bridge| bridge.last);
         let beside = table.bridges.iter().filter(|(_, bridge)| bus(bridge.home) == above);
         // Ascending, and none overlaps another.
         let beside = beside.map(|(&below, bridge)| (u16::from(below), u16::from(bridge.last)));
@@ -62,6 +62,9 @@ mod tests {
         assert_eq!(segment.free_buses(1, 2), Ok(5..=6));
         assert_eq!(segment.free_buses(2, 3), Err(2));
         assert_eq!(segment.free_buses(9, 1), Err(0));
+        let small = Segment::with_last_bus(0, 15);
+        assert_eq!(small.free_buses(0, 16), Err(15));
+        add(&small, 0, 1, 1..=15);
     }
 
     #[test]

@@ -89,7 +89,7 @@ options! {
 }
 
 options! {
-    /// How the address space for device memory is shared between PCI segments.
+    /// What a PCI segment has: bus numbers, and its share of the address space for device memory.
     pub struct PciSegmentConfig {
         /// The segment.
         ["pci_segment", 0..=63] pci_segment: u16 = 0,
@@ -97,5 +97,7 @@ options! {
         ["mmio32_aperture_weight", 1..=1000] mmio32_aperture_weight: u32 = 1,
         /// Its weight above the memory.
         ["mmio64_aperture_weight", 1..=1000] mmio64_aperture_weight: u32 = 1,
+        /// Bus numbers, from 0 on. By default 16, or the power of two that the ports need. An x86_64 guest looks at each when it starts.
+        ["buses", 1..=256] buses: Option<u16> = None,
     }
 }

@@ -1,9 +1,16 @@
-//! Bus numbers of `--pci-port`.
+//! Bus numbers: of `--pci-port`, and how many a `--pci-segment` has.
 
 use super::validate::ConfigError;
 use super::{PciPortConfig, VmConfig};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+
+/// How many bus numbers a segment has at least, unless it is told: for as many ports but one, some of which may come later. Linux on
+/// x86_64 reads 32 registers on each bus that has no bridge, by two I/O ports each, before it starts its first program.
+const USUAL_BUSES: u16 = 16;
+
+/// All that there can be.
+const MOST_BUSES: u16 = 256;
 
 impl VmConfig {
     /// The buses of each port when the machine begins: the one right below it, and those further down. Numbers go down each branch
@@ -12,29 +19,63 @@ impl VmConfig {
     /// # Errors
     /// When they do not suffice.
     pub fn port_buses(&self) -> Result<Vec<RangeInclusive<u8>>, ConfigError> {
-        let ports = &self.pci_ports;
-        let mut buses = vec![0..=0; ports.len()];
-        let mut next = BTreeMap::new();
-        for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.bus.is_none()) {
-            visit(index, ports, next.entry(port.pci_segment).or_insert(1), &mut buses);
-        }
-        let narrow = |(buses, port): (RangeInclusive<u16>, &PciPortConfig)| {
-            let [first, last] = [*buses.start(), *buses.end()].map(u8::try_from);
+        let narrow = |(numbered, port): (Numbered, &PciPortConfig)| {
+            let count = self.told_buses(numbered.segment).unwrap_or(MOST_BUSES);
+            let [first, last] = [*numbered.buses.start(), *numbered.buses.end()].map(u8::try_from);
             match (first, last) {
-                (Ok(first), Ok(last)) => Ok(first..=last),
+                (Ok(first), Ok(last)) if u16::from(last) < count => Ok(first..=last),
                 _ => Err(ConfigError {
                     option: format!("--pci-port id={}", port.id),
-                    reason:
-                        "bus numbers end at 255; use fewer ports, lower bus_reserve, or use more PCI segments"
-                            .into(),
+                    reason: match count {
+                        MOST_BUSES => "bus numbers end at 255; use fewer ports, lower bus_reserve, or use more PCI segments".into(),
+                        _ => format!(
+                            "bus numbers end at {}; use fewer ports, lower bus_reserve, or raise buses of --pci-segment pci_segment={}",
+                            count.saturating_sub(1),
+                            numbered.segment
+                        ),
+                    },
                 }),
             }
         };
-        buses.into_iter().zip(ports).map(narrow).collect()
+        self.numbered().into_iter().zip(&self.pci_ports).map(narrow).collect()
+    }
+
+    /// How many bus numbers a PCI segment has: 1 to 256. Ports that come later find theirs among these, so they do not change it.
+    pub fn buses(&self, segment: u16) -> u16 {
+        let told = self.told_buses(segment);
+        told.unwrap_or_else(|| {
+            let numbered = self.numbered();
+            let last =
+                numbered.iter().filter(|port| port.segment == segment).map(|port| *port.buses.end()).max();
+            let needed = last.unwrap_or(0).saturating_add(1).min(MOST_BUSES);
+            needed.next_power_of_two().max(USUAL_BUSES)
+        })
+    }
+
+    fn told_buses(&self, segment: u16) -> Option<u16> {
+        self.pci_segments.iter().find(|told| told.pci_segment == segment)?.buses
+    }
+
+    /// What each port has, also of numbers that there are not.
+    fn numbered(&self) -> Vec<Numbered> {
+        let ports = &self.pci_ports;
+        let mut numbered = vec![Numbered { segment: 0, buses: 0..=0 }; ports.len()];
+        let mut next = BTreeMap::new();
+        for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.bus.is_none()) {
+            visit(index, ports, port.pci_segment, next.entry(port.pci_segment).or_insert(1), &mut numbered);
+        }
+        numbered
     }
 }
 
-fn visit(index: usize, ports: &[PciPortConfig], next: &mut u16, buses: &mut [RangeInclusive<u16>]) {
+/// The buses below a port.
+#[derive(Clone)]
+struct Numbered {
+    segment: u16,
+    buses: RangeInclusive<u16>,
+}
+
+fn visit(index: usize, ports: &[PciPortConfig], segment: u16, next: &mut u16, numbered: &mut [Numbered]) {
     let Some(port) = ports.get(index) else { return };
     let first = *next;
     *next = next.saturating_add(1);
@@ -42,19 +83,19 @@ fn visit(index: usize, ports: &[PciPortConfig], next: &mut u16, buses: &mut [Ran
     if u8::try_from(first).is_ok() {
         let below = (0..).zip(ports).filter(|(_, other)| other.bus.as_deref() == Some(port.id.as_str()));
         for (child, _) in below {
-            visit(child, ports, next, buses);
+            visit(child, ports, segment, next, numbered);
         }
         *next = next.saturating_add(port.bus_reserve.into());
     }
-    if let Some(place) = buses.get_mut(index) {
-        *place = first..=next.saturating_sub(1);
+    if let Some(place) = numbered.get_mut(index) {
+        *place = Numbered { segment, buses: first..=next.saturating_sub(1) };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PciPortKind;
+    use crate::config::{PciPortKind, PciSegmentConfig};
 
     fn port(id: &str, kind: PciPortKind, bus: Option<&str>, reserve: u8) -> PciPortConfig {
         PciPortConfig {
@@ -88,5 +129,33 @@ mod tests {
         config.validate_pci_ports().unwrap();
         config.put_ports(port("up0", Upstream, Some("a"), 0), vec![port("dp0", Root, None, 0)]).unwrap();
         assert!(config.validate_pci_ports().unwrap_err().to_string().contains("bus numbers end at 255"));
+    }
+
+    #[test]
+    fn a_segment_has_some_numbers_to_spare_unless_it_is_told() {
+        let of = |config: &VmConfig| [config.buses(0), config.buses(1)];
+        let mut config = VmConfig::default();
+        assert_eq!(of(&config), [16, 16]);
+        // What is below the ports of a segment counts there, whatever segment it is said to be in.
+        let root = PciPortConfig { pci_segment: 1, ..port("rp0", PciPortKind::Root, None, 15) };
+        config.pci_ports = vec![root, port("up0", PciPortKind::Upstream, Some("rp0"), 0)];
+        assert_eq!(of(&config), [16, 32]);
+        config.pci_ports.push(port("rp1", PciPortKind::Root, None, 14));
+        assert_eq!(of(&config), [16, 32]);
+        config.pci_ports.push(port("rp2", PciPortKind::Root, None, 239));
+        assert_eq!(of(&config), [256, 32]);
+        config.port_buses().unwrap();
+        config.pci_segments =
+            vec![PciSegmentConfig { pci_segment: 1, buses: Some(18), ..PciSegmentConfig::default() }];
+        assert_eq!(of(&config), [256, 18]);
+        config.port_buses().unwrap();
+        config.pci_segments[0].buses = Some(17);
+        let error = config.port_buses().unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "id=rp0: bus numbers end at 16; use fewer ports, lower bus_reserve, or raise buses"
+            ),
+            "{error}"
+        );
     }
 }

@@ -126,7 +126,7 @@ impl PciBus {
         let mut segments = Vec::new();
         let (mut allowed_memory, mut allowed_io) = (Vec::new(), Vec::new());
         for (number, windows) in (0u16..).zip(windows) {
-            let segment = Segment::new(number);
+            let segment = Segment::with_last_bus(number, windows.last_bus());
             let place = || format!("placing PCI segment {number}");
             let ecam = Arc::new(Mutex::new(segment.ecam()));
             surroundings.mmio.change(|bus| bus.insert(windows.ecam, ecam)).with_context(place)?;

@@ -6,7 +6,7 @@ use crate::aarch64::serial::SerialModel;
 use crate::acpi::events::{self, Sources};
 use crate::acpi::hotplug::{self, Processor, Registers};
 use crate::acpi::pci::{
-    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, proximity, root_name,
+    OperatingSystemCapabilities, ends, memory_window, narrow, pin_routes, proximity, root_name,
 };
 use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
@@ -124,7 +124,7 @@ fn device(name: &str, id: &dyn Aml, resources: &ResourceTemplate<'_>, out: &mut 
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
 fn root(config: &AcpiConfig, segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
-        vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
+        vec![Box::new(AddressSpace::new_bus_number(0, u16::from(segment.last_bus())))];
     if let Some((first, last)) = ends(segment.bars_32).and_then(narrow) {
         let cacheable = AddressSpaceCacheable::NotCacheable;
         resources.push(Box::new(AddressSpace::new_memory(cacheable, true, first, last, None)));

@@ -7,7 +7,6 @@ use crate::aarch64::cpu::{
 };
 use crate::aarch64::serial::{SerialModel, SerialPort};
 use crate::acpi::numa::ENABLED;
-use crate::acpi::pci::last_bus;
 use crate::acpi::table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, TableWriter};
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -123,7 +122,7 @@ pub(super) fn iort(config: &AcpiConfig) -> Vec<u8> {
         iort.u32(number);
         // Addresses have 64 bits.
         iort.bytes(&[64, 0, 0, 0]);
-        let ids = (u32::from(last_bus(segment.ecam.size)) + 1) << 8;
+        let ids = (u32::from(segment.last_bus()) + 1) << 8;
         for field in [0, ids - 1, 0, TABLE_HEADER + number * ITS_GROUP, 0] {
             iort.u32(field);
         }

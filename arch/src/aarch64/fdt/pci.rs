@@ -11,7 +11,7 @@ pub(super) fn node(tree: &mut Tree, config: &FdtConfig, segment: &SegmentWindows
     const PREFETCHABLE: u32 = 0x4000_0000;
     // EDK2 takes no window for prefetchable memory alone, and would be left without addresses for large BARs.
     let above = if config.flash.is_empty() { MEMORY_64 | PREFETCHABLE } else { MEMORY_64 };
-    let buses = (segment.ecam.size >> 20).clamp(1, 256) as u32;
+    let buses = u32::from(segment.last_bus()) + 1;
     tree.node(&format!("pcie@{:x}", segment.ecam.start), |tree| {
         tree.0.property_string("compatible", "pci-host-ecam-generic")?;
         tree.0.property_string("device_type", "pci")?;

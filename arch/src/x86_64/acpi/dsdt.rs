@@ -5,7 +5,7 @@ use super::{AcpiConfig, Cpu, EventDevice, IsaDevice, SLEEP_TYPE_S5};
 use crate::acpi::events::{self, Sources};
 use crate::acpi::hotplug::{self, Encoded, Processor, Registers};
 use crate::acpi::pci::{
-    OperatingSystemCapabilities, ends, last_bus, memory_window, narrow, pin_routes, proximity, root_name,
+    OperatingSystemCapabilities, ends, memory_window, narrow, pin_routes, proximity, root_name,
 };
 use crate::acpi::table::TableWriter;
 use crate::layout::SegmentWindows;
@@ -123,7 +123,7 @@ fn motherboard(config: &AcpiConfig, out: &mut Vec<u8>) {
 /// A PCI Express root bridge (PCI Firmware 3.3, 4).
 fn root(config: &AcpiConfig, segment: &SegmentWindows, number: u16, out: &mut Vec<u8>) {
     let mut resources: Vec<Box<dyn Aml>> =
-        vec![Box::new(AddressSpace::new_bus_number(0, u16::from(last_bus(segment.ecam.size))))];
+        vec![Box::new(AddressSpace::new_bus_number(0, u16::from(segment.last_bus())))];
     if number == 0 {
         // The configuration ports.
         resources.push(Box::new(IO::new(0xcf8, 0xcf8, 1, 8)));

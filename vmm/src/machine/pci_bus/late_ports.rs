@@ -82,10 +82,11 @@ impl PciBus {
                  bus_reserve={wanted} or more for {bus}"
             ),
             (found, None) => bail!(
-                "needs {wanted} bus numbers, and PCI segment {} has {} left in a row; lower bus_reserve, or use another \
-                 segment (--platform num_pci_segments)",
+                "needs {wanted} bus numbers, and PCI segment {} has {} left in a row; lower bus_reserve, begin with more (--pci-segment \
+                 pci_segment={},buses=256), or use another segment (--platform num_pci_segments)",
                 address.segment,
-                found.err().unwrap_or(u8::MAX)
+                found.err().unwrap_or(u8::MAX),
+                address.segment
             ),
         }
     }

@@ -43,7 +43,7 @@ pub use notifier::{MEMORY_SLOTS, Notifier};
 use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
 use crate::{memory, pmem};
 use anyhow::{Context, Result};
-use arch::layout::SegmentWeights;
+use arch::layout::SegmentShare;
 use arch::native::cpu::CpuModel;
 use arch::native::layout::MemoryLayout;
 use arch::topology::Topology;
@@ -81,14 +81,16 @@ fn cpu_topology(config: &VmConfig) -> Result<Topology> {
     Topology::new(threads, cores, dies, packages, limit).context("--cpus topology")
 }
 
-fn segment_weights(config: &VmConfig) -> Vec<SegmentWeights> {
+fn segment_shares(config: &VmConfig) -> Vec<SegmentShare> {
     (0..config.platform.num_pci_segments)
         .map(|number| {
-            let weights = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
-            weights.map_or_else(SegmentWeights::default, |weights| SegmentWeights {
-                bars_32: weights.mmio32_aperture_weight,
-                bars_64: weights.mmio64_aperture_weight,
-            })
+            let told = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
+            let told = told.cloned().unwrap_or_default();
+            SegmentShare {
+                bars_32: told.mmio32_aperture_weight,
+                bars_64: told.mmio64_aperture_weight,
+                buses: config.buses(number),
+            }
         })
         .collect()
 }

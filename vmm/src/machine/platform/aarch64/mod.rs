@@ -9,7 +9,7 @@ pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
     Foundation, Mainboard, Notifier, PanicPort, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
-    inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    inspect_devices, lock, put, reset_devices, segment_shares, serial_mode, with_pmem_reserve,
 };
 use crate::config::{self, CpusConfig, VmConfig};
 use anyhow::{Context, Result, ensure};
@@ -262,7 +262,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
             hotplug,
             ..LayoutRequest::new(config.memory.boot_size(), host_bits.min(config.cpus.max_phys_bits))
         };
-        MemoryLayout::weighted(&request, &segment_weights(config))
+        MemoryLayout::with_shares(&request, &segment_shares(config))
     })?;
     let vm = hypervisor.create_vm_of(layout.address_bits())?;
     // A host that cannot (Linux before 6.4) takes CPUs that are not there for some that are on: see `withdraw_vcpu`.

@@ -9,7 +9,7 @@ pub use firmware::{describe, firmware_places, is_linux, load, setup_part};
 
 use super::{
     Foundation, Mainboard, Notifier, PanicPort, Placed, Places, Pumps, RaiseNmi, cpu_topology, debug_mode,
-    inspect_devices, lock, put, reset_devices, segment_weights, serial_mode, with_pmem_reserve,
+    inspect_devices, lock, put, reset_devices, segment_shares, serial_mode, with_pmem_reserve,
 };
 use crate::config::VmConfig;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -265,7 +265,7 @@ pub fn found(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Foundatio
             hotplug,
             ..LayoutRequest::new(config.memory.boot_size(), model.phys_bits())
         };
-        MemoryLayout::weighted(&request, &segment_weights(config))
+        MemoryLayout::with_shares(&request, &segment_shares(config))
     })?;
     Ok(Foundation { vm, vcpus, model, layout })
 }
