@@ -168,8 +168,17 @@ impl Architecture {
     pub fn restarts(self) -> u32 {
         match self {
             X86_64 => 10,
-            // In emulation each takes several seconds.
+            // In emulation.
             Aarch64 => 2,
+        }
+    }
+
+    /// How often each of the tests that restart a stock kernel does so.
+    pub fn kernel_restarts(self) -> u32 {
+        match self {
+            X86_64 => 4,
+            // In emulation each takes several seconds.
+            Aarch64 => 1,
         }
     }
 }

@@ -221,18 +221,36 @@ fn pci_segments_are_in_their_numa_nodes() {
     }
 }
 
-#[test]
-fn the_machine_restarts_in_place_again_and_again() {
+/// The kernel restarts the machine in its usual way, unless `words` of its command line say another.
+fn restarts_again_and_again(cpus: u32, words: &str) {
     let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-        .args(["--memory", "size=128M"])
-        .cmdline("viv.then=reboot")
-        .script("true")
+        .args(["--memory", "size=128M", "--cpus", &format!("boot={cpus}")])
+        .cmdline(&format!("viv.then=reboot {words}"))
+        .script("echo @@CPUS $(nproc)")
         .start();
-    for _ in 0..=native().restarts() {
+    for _ in 0..=native().kernel_restarts() {
+        assert_eq!(monitor.wait_for("@@CPUS "), format!("@@CPUS {cpus}"));
         monitor.wait_for("@@RC 0");
     }
     monitor.signal(libc::SIGINT);
     assert_eq!(monitor.wait().status, Some(0));
+}
+
+#[test]
+fn the_machine_restarts_in_place_again_and_again() {
+    restarts_again_and_again(1, "");
+}
+
+#[test]
+fn the_machine_restarts_in_place_with_all_its_cpus() {
+    restarts_again_and_again(2, "");
+}
+
+#[test]
+fn the_machine_restarts_in_place_by_the_keyboard_controller() {
+    if !lacks(Feature::Ports) {
+        restarts_again_and_again(1, "reboot=kbd");
+    }
 }
 
 #[test]
