@@ -176,7 +176,7 @@ impl Architecture {
     /// How often each of the tests that restart a stock kernel does so.
     pub fn kernel_restarts(self) -> u32 {
         match self {
-            X86_64 => 4,
+            X86_64 => 3,
             // In emulation each takes several seconds.
             Aarch64 => 1,
         }

@@ -18,6 +18,7 @@ pub mod guests;
 pub mod host;
 pub mod kernel_log;
 pub mod monitor;
+pub mod movable_memory;
 pub mod rate;
 pub mod registers;
 pub mod report;

@@ -222,8 +222,8 @@ fn pci_segments_are_in_their_numa_nodes() {
 }
 
 /// The kernel restarts the machine in its usual way, unless `words` of its command line say another.
-fn restarts_again_and_again(cpus: u32, words: &str) {
-    let mut monitor = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
+fn restarts_again_and_again(kernel: Kernel, cpus: u32, words: &str) {
+    let mut monitor = MonitorBuilder::linux(kernel, Form::Elf)
         .args(["--memory", "size=128M", "--cpus", &format!("boot={cpus}")])
         .cmdline(&format!("viv.then=reboot {words}"))
         .script("echo @@CPUS $(nproc)")
@@ -238,18 +238,25 @@ fn restarts_again_and_again(cpus: u32, words: &str) {
 
 #[test]
 fn the_machine_restarts_in_place_again_and_again() {
-    restarts_again_and_again(1, "");
+    restarts_again_and_again(Kernel::V6_12, 1, "");
+}
+
+#[test]
+fn the_machine_restarts_in_place_with_6_1() {
+    if !lacks(Feature::OlderKernel) {
+        restarts_again_and_again(Kernel::V6_1, 1, "");
+    }
 }
 
 #[test]
 fn the_machine_restarts_in_place_with_all_its_cpus() {
-    restarts_again_and_again(2, "");
+    restarts_again_and_again(Kernel::V6_12, 2, "");
 }
 
 #[test]
 fn the_machine_restarts_in_place_by_the_keyboard_controller() {
     if !lacks(Feature::Ports) {
-        restarts_again_and_again(1, "reboot=kbd");
+        restarts_again_and_again(Kernel::V6_12, 1, "reboot=kbd");
     }
 }
 

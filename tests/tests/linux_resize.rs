@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vivarium_tests::host::Folder;
-use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder};
+use vivarium_tests::{Form, Kernel, Monitor, MonitorBuilder, movable_memory};
 
 /// How long the host looks for what the guest was seen to do. Not a limit on how fast it must be.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -158,18 +158,17 @@ fn memory_comes_holds_what_is_written_and_goes() {
         // What is added is only for what can be moved, so that it can be taken away again.
         .cmdline("memhp_default_state=online_movable")
         .script(&format!(
-            "set -e\n{FUNCTIONS}
+            "set -e\n{FUNCTIONS}{}
             before=$(total)
             pause ADD
             until_is yes grown $((before + 240))
             echo grew by $(($(total) - before))
-            mount -t tmpfs -o size=400M tmpfs /mnt
-            dd if=/dev/urandom of=/mnt/x bs=1M count=320 2>/dev/null
-            sum=$(md5sum </mnt/x); [ \"$(md5sum </mnt/x)\" = \"$sum\" ]; rm /mnt/x
+            mount -t tmpfs tmpfs /mnt; movable_holds 0 0; rm /mnt/x
             pause REMOVE
             until_is '' grown $((before + 8))
             echo shrank to $(($(total) - before))
-            complaints"
+            complaints",
+            movable_memory::HOLDS
         ))
         .start();
     at(&mut monitor, "ADD", || resize(&socket, &format!(r#"{{"desired_ram":{}}}"#, (384u64 + 256) << 20)));
