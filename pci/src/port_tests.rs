@@ -189,6 +189,8 @@ fn a_reset_leaves_the_device_in_its_slot() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
     /// Whatever a guest writes and a host does: state is kept by saving and restoring, the link is up only with a device
     /// that has power, and an event that the guest enables and clears comes through again.
     #[test]

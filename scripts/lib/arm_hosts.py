@@ -23,89 +23,118 @@ ls $device/iommu_group/devices
 exec 3<>/dev/vfio/$group
 """
 
-# The vectors' lengths are settled when a CPU is made, and again when the machine restarts; a core dump has the registers, which
-# the host then tells as parts of longer ones. Where CPUs may come, the monitor answers a guest that starts one.
-SVE = """
-vivarium=$1 output=$TMPDIR/output
+# Starts a guest, and waits for lines of its console.
+CONSOLE = """
+vivarium=$1
 shift
-said() {
-    until [ $(grep -c "$2" $output) -ge $1 ]; do
-        kill -0 $pid || { cat $output; exit 1; }
-        sleep 0.2
-    done
+start() {
+    mkfifo $TMPDIR/console
+    "$vivarium" "$@" >$TMPDIR/console &
+    pid=$!
+    exec 3<$TMPDIR/console
 }
-"$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=1,sve=off,pauth=off --cmdline "$GUEST viv.run=$LACKS" >$output
-grep -q '@@RC 0' $output || { cat $output; exit 1; }
-"$vivarium" "$@" --initramfs "$INITRAMFS" --cpus boot=2 --cmdline "$GUEST viv.run=$HAS viv.then=reboot" --api-socket path=$TMPDIR/socket >$output &
-pid=$!
-said 2 @@RC
-[ $(grep -c '@@RC 0' $output) -ge 2 ] || { cat $output; exit 1; }
+said() { while read -r line; do echo "$line"; case $line in "$1"*) return;; esac; done <&3; echo "no $1"; return 1; }
+succeeded() { said @@RC; case $line in "@@RC 0"*) ;; *) return 1;; esac; }
+"""
+
+# The vectors' lengths are settled when a CPU is made, and again when the machine restarts; a core dump has the registers, which
+# the host then tells as parts of longer ones.
+SVE = """
+start "$@" --cpus boot=2 --api-socket path=$TMPDIR/socket
+succeeded
+succeeded
 "$vivarium" ctl --api-socket $TMPDIR/socket pause
 "$vivarium" ctl --api-socket $TMPDIR/socket coredump file://$TMPDIR/core
 [ "$(head -c 4 $TMPDIR/core | tail -c 3)" = ELF ]
 kill $pid
-wait $pid || :
-cat "$INITRAMFS" "$PROGRAM" >$TMPDIR/initramfs
-"$vivarium" "$@" --initramfs $TMPDIR/initramfs --platform acpi=on --cpus boot=2,max=3 --cmdline "$GUEST viv.run=$COMPUTES" \
-    --api-socket path=$TMPDIR/socket >$output &
-pid=$!
-said 1 @@ADD
-"$vivarium" ctl --api-socket $TMPDIR/socket resize --cpus 3
+cat <&3
 wait $pid
-[ $(grep -c '^vectors of 32 bytes' $output) = 6 ] && grep -q '@@RC 0' $output || { cat $output; exit 1; }
+"""
+
+WITHOUT_SVE = """
+start "$@" --cpus boot=1,sve=off,pauth=off
+succeeded
+wait $pid
+"""
+
+# Where CPUs may come, the monitor answers a guest that starts one.
+SVE_OF_CPUS = """
+start "$@" --platform acpi=on --cpus boot=2,max=3 --api-socket path=$TMPDIR/socket
+said @@ADD
+"$vivarium" ctl --api-socket $TMPDIR/socket resize --cpus 3
+said @@COMPUTED
+[ "$line" = "@@COMPUTED 6" ]
+succeeded
+wait $pid
 """
 
 # Two programs on each CPU: two that are there at the start, and one that comes.
 COMPUTES = """set -e
-computes() { taskset $1 /sve 3 >/tmp/other & taskset $1 /sve 5; wait $!; cat /tmp/other; }
+computes() { taskset $1 /sve 3 >>/tmp/other & taskset $1 /sve 5 >>/tmp/one; wait $!; }
 computes 1; computes 2; echo @@ADD
 until [ -e /sys/devices/system/cpu/cpu2/online ]; do sleep 0.1; done
 [ "$(cat /sys/devices/system/cpu/cpu2/online)" = 1 ] || echo 1 >/sys/devices/system/cpu/cpu2/online
-computes 4
+computes 4; echo @@COMPUTED $(cat /tmp/one /tmp/other | grep -c '^vectors of 32 bytes')
 """
-
-
-def _initramfs(processor):
-    return guests.folder(processor) / "initramfs-6.12.cpio"
-
-
-def _guest(binary, processor):
-    return [binary, "--kernel", guests.folder(processor) / "vmlinuz-6.12", "--serial", "off", "--console", "tty"]
 
 
 def _script(text):
     return base64.b64encode(text.encode()).decode()
 
 
+def _guest(binary, processor, words, initramfs="initramfs-6.12.cpio"):
+    """The monitor's command line for a guest with those words of its own."""
+    files = guests.folder(processor)
+    options = [binary, "--kernel", files / "vmlinuz-6.12", "--initramfs", files / initramfs, "--serial", "off", "--console", "tty"]
+    return [*options, "--cmdline", f"console=hvc0 quiet panic=-1 {words}"]
+
+
 def _run(kind, *command):
     return [NESTED, "--kind", kind.name, "run", "--timeout", "400", *command]
 
 
+def _shell(kind, script, *words):
+    return _run(kind, "sh", "-ec", script, "sh", *words)
+
+
+def _has(*features):
+    return " && ".join(f"grep -qw {feature} /proc/cpuinfo" for feature in features)
+
+
 def vhe(binary, processor):
     """Boots a guest."""
-    options = ["--cpus", "boot=2", "--cmdline", f"console=hvc0 quiet panic=-1 viv.run={_script('true')}"]
-    return _run(nested_kinds.ARM_VHE, *_guest(binary, processor), "--initramfs", _initramfs(processor), *options)
+    return _run(nested_kinds.ARM_VHE, *_guest(binary, processor, f"viv.run={_script('true')}"), "--cpus", "boot=2")
 
 
 def sve(binary, processor):
-    """Shows features of the CPU to a guest, before and after a restart, hides them from another, and has a third compute with them on
-    CPUs that it starts and on one that comes."""
-    names = "grep -qw {} /proc/cpuinfo"
-    has = " && ".join(names.format(feature) for feature in ("sve", "paca", "pacg"))
-    lacks = " && ".join("! " + names.format(feature) for feature in ("sve", "paca", "pacg"))
-    settings = [f"INITRAMFS={_initramfs(processor)}", f"PROGRAM={guests.folder(processor) / 'sve.cpio'}", f"COMPUTES={_script(COMPUTES)}"]
-    settings += ["GUEST=console=hvc0 quiet panic=-1", f"HAS={_script(has)}", f"LACKS={_script(f'grep -qw asimd /proc/cpuinfo && {lacks}')}"]
-    return _run(nested_kinds.ARM_SVE, "env", *settings, "sh", "-ec", SVE, "sve", *_guest(binary, processor))
+    """Shows features of the CPU to a guest, before and after a restart."""
+    words = f"viv.run={_script(_has('sve', 'paca', 'pacg'))} viv.then=reboot"
+    return _shell(nested_kinds.ARM_SVE, CONSOLE + SVE, *_guest(binary, processor, words))
+
+
+def without_sve(binary, processor):
+    """Hides them from a guest."""
+    lacks = " && ".join(f"! {_has(feature)}" for feature in ("sve", "paca", "pacg"))
+    words = f"viv.run={_script(_has('asimd') + ' && ' + lacks)}"
+    return _shell(nested_kinds.ARM_SVE, CONSOLE + WITHOUT_SVE, *_guest(binary, processor, words))
+
+
+def sve_of_cpus(binary, processor):
+    """Has a guest compute with vectors on CPUs that it starts and on one that comes."""
+    words = f"viv.run={_script(COMPUTES)}"
+    return _shell(nested_kinds.ARM_SVE, CONSOLE + SVE_OF_CPUS, *_guest(binary, processor, words, "initramfs-sve.cpio"))
 
 
 def iommu(_binary, _processor):
     """Gives a device to VFIO."""
-    return _run(nested_kinds.ARM_IOMMU, "sh", "-ec", BIND_TO_VFIO)
+    return _shell(nested_kinds.ARM_IOMMU, BIND_TO_VFIO)
 
 
 # By the words that select them: what each shows, and the command that does.
 STEPS = {
     "vhe": ("a guest where the host's kernel is the hypervisor (VHE)", vhe),
     "sve": ("scalable vectors and pointer authentication, which the usual nested Arm host lacks", sve),
+    "sve-off": ("a guest that has neither, where the host has them", without_sve),
+    "sve-cpus": ("scalable vectors of CPUs that a guest starts, and of one that comes", sve_of_cpus),
     "iommu": ("a device behind the nested Arm host's IOMMU, taken by VFIO", iommu),
 }

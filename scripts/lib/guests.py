@@ -6,7 +6,7 @@
     vmlinuz-6.12-generic      on Arm, the distribution's kernel for any machine, which has more drivers, with its own initramfs
     initramfs-6.12.cpio       busybox, drivers, and the init described in `guest-init`
     initramfs-tools-6.12.cpio the same, with file system, PCI and network tools and their libraries
-    sve.cpio                  on Arm, what is appended to an initramfs for a program that uses scalable vectors, /sve
+    initramfs-sve.cpio        on Arm, the smaller one of the newest series with a program that uses scalable vectors, /sve
 
 Sizes matter: in a nested host each megabyte costs boot time. Archives are not compressed, since emulated
 decompression costs more than reading."""
@@ -75,7 +75,9 @@ def ensure(tools=True, processor=None):
     if tools and processor is processors.AARCH64:
         firmware.ensure(folder(processor), processor, series[-1])
         program = _program("sve", PROJECT / "scripts" / "lib" / "guest-sve.rs", processor)
-        _write(folder(processor) / "sve.cpio", Archive().program("sve", program))
+        # The kernel takes archives that follow each other for one.
+        smaller = (folder(processor) / f"initramfs-{series[-1]}.cpio").read_bytes()
+        _write(folder(processor) / "initramfs-sve.cpio", smaller + Archive().program("sve", program).bytes())
     return series
 
 
@@ -95,11 +97,11 @@ def _ensure_kernel(name, kernel, tools):
     processor = kernel.processor
     place = folder(processor)
     _place(place / f"vmlinuz-{name}", kernel.image)
-    _write(place / f"initramfs-{name}.cpio", _archive(kernel, MODULES))
+    _write(place / f"initramfs-{name}.cpio", _archive(kernel, MODULES).bytes())
     if tools:
         archive = _archive(kernel, MODULES + TOOL_MODULES)
         _add_tools(archive, processor)
-        _write(place / f"initramfs-tools-{name}.cpio", archive)
+        _write(place / f"initramfs-tools-{name}.cpio", archive.bytes())
 
 
 def _archive(kernel, modules):
@@ -187,8 +189,7 @@ def _place(path, source):
     path.symlink_to(os.path.relpath(source, path.parent))
 
 
-def _write(path, archive):
-    data = archive.bytes()
+def _write(path, data):
     if not path.exists() or path.read_bytes() != data:
         with step(f"writing {path.name}"):
             replace(path, data)

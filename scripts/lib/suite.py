@@ -37,7 +37,7 @@ FILTER is a part of a test's, a test binary's or a fuzz target's name. The last 
 `N passed, N failed, N skipped`; the exit status is 0 when nothing failed.
 """
 
-FUZZ_SECONDS = 7
+FUZZ_SECONDS = 5
 
 FUZZ_RATE = 5000  # executions a second that a target of a device should have on one quiet core
 

@@ -83,7 +83,7 @@ fn the_debuggers_socket_goes_with_the_machine() {
 #[test]
 fn a_guest_cannot_fill_the_log() {
     let folder = Folder::new();
-    let tasks = ["ring-abuse case=all"; 12].join("; ");
+    let tasks = ["ring-abuse case=all"; 5].join("; ");
     let monitor = MonitorBuilder::bare(&tasks)
         .args(["--log-format", "json"])
         .arg("--disk")
@@ -104,7 +104,7 @@ fn a_guest_cannot_fill_the_log() {
     assert!(lines.len() <= most, "{} lines in {seconds} s from {places:?}", lines.len());
     let told = lines.iter().map(|line| line["left_out"].as_u64().unwrap_or(0)).sum::<u64>();
     println!("{} lines, {told} told as left out, in {seconds} s", lines.len());
-    assert!(!lines.is_empty(), "the guest did cause some");
+    assert!(told > lines.len() as u64, "the guest caused more than was written");
 }
 
 #[test]
