@@ -35,7 +35,7 @@ write &
 more() { before=$(cat /tmp/count); until [ $(cat /tmp/count) -gt $((before + 1)) ]; do sleep 0.1; done; }
 more; dmesg -c >/dev/null; echo "@@READY"
 for round in 1 2; do
-    until [ -b /dev/vdb ]; do sleep 0.1; done
+    until ( : </dev/vdb ) 2>/dev/null; do sleep 0.1; done
     dd if=/dev/urandom of=/tmp/x bs=1M count=2 2>/dev/null
     dd if=/tmp/x of=/dev/vdb bs=1M conv=fsync 2>/dev/null
     echo "@@WRITTEN $round $(md5sum </tmp/x)"
@@ -88,12 +88,13 @@ fn a_disk_comes_and_goes_while_another_is_mounted_and_written_to() {
 /// Bytes of each write.
 const BLOCK: usize = 4096;
 
-/// Numbered writes to a disk, each made stable before the next, until the first that fails.
+/// Numbered writes to a disk, each made stable before the next, until the first that fails. The disk is there when it can be opened,
+/// a little after its name is.
 const NUMBERED: &str = r#"set -e
 modprobe virtio_blk
 echo "@@READY"
 for round in 1 2; do
-    until [ -b /dev/vda ]; do sleep 0.1; done
+    until ( : </dev/vda ) 2>/dev/null; do sleep 0.1; done
     exec 3>/dev/vda
     last=0
     while printf '%4096d' $((last + 1)) | dd bs=4096 count=1 iflag=fullblock conv=fsync >&3 2>/dev/null; do

@@ -53,7 +53,7 @@ fn a_file_comes_while_the_guest_runs_and_goes_with_what_was_written() {
         .arg(&socket)
         .script(
             "set -e; modprobe virtio_pmem; modprobe nd_pmem; echo @@READY
-            until [ -b /dev/pmem0 ]; do sleep 0.1; done
+            until ( : </dev/pmem0 ) 2>/dev/null; do sleep 0.1; done
             mkfs.ext4 -q -b 4096 /dev/pmem0; mount -o dax=always /dev/pmem0 /mnt; grep pmem0 /proc/mounts
             head -c 8388608 /dev/urandom >/mnt/data; sync; echo \"@@SUM $(sha256sum </mnt/data)\"; umount /mnt; echo @@WRITTEN
             while [ -e /dev/pmem0 ]; do sleep 0.1; done; read -r answer </dev/console",
