@@ -137,7 +137,7 @@ fn bus(bdf: u16) -> u8 {
 #[derive(Clone)]
 pub struct Segment {
     number: u16,
-    /// The last bus that the guest's ways to the configuration spaces reach.
+    /// The last bus number that bridges are given: where the ECAM ends.
     last_bus: u8,
     table: Arc<ArcSwap<Table>>,
 }
@@ -162,6 +162,11 @@ impl Segment {
     /// The segment's number.
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// The last bus number that bridges can have.
+    pub fn last_bus(&self) -> u8 {
+        self.last_bus
     }
 
     /// Adds a function, whose home is `address`, and tells it where it answers. Linux looks for functions 1 to 7 of a

@@ -70,7 +70,7 @@ wait $pid
 
 # Two programs on each CPU: two that are there at the start, and one that comes.
 COMPUTES = """set -e
-computes() { taskset $1 /sve 3 >>/tmp/other & taskset $1 /sve 5 >>/tmp/one; wait $!; }
+computes() { { taskset $1 /sve 3 >>/tmp/other & taskset $1 /sve 5 >>/tmp/one; wait $!; } || { cat /tmp/one /tmp/other; exit 1; }; }
 computes 1; computes 2; echo @@ADD
 until [ -e /sys/devices/system/cpu/cpu2/online ]; do sleep 0.1; done
 [ "$(cat /sys/devices/system/cpu/cpu2/online)" = 1 ] || echo 1 >/sys/devices/system/cpu/cpu2/online

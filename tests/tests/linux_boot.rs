@@ -229,7 +229,7 @@ fn restarts_again_and_again(kernel: Kernel, cpus: u32, words: &str) {
         .script("echo @@CPUS $(nproc)")
         .start();
     for _ in 0..=native().kernel_restarts() {
-        assert_eq!(monitor.wait_for("@@CPUS "), format!("@@CPUS {cpus}"));
+        monitor.wait_for(&format!("@@CPUS {cpus}"));
         monitor.wait_for("@@RC 0");
     }
     monitor.signal(libc::SIGINT);

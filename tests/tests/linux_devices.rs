@@ -199,15 +199,17 @@ fn a_disk_of_a_further_segment_is_found_there() {
     let folder = Folder::new();
     let disk = folder.sparse("disk", 8 << 20);
     let output = MonitorBuilder::linux(Kernel::V6_12, Form::Elf)
-        .args(["--platform", "num_pci_segments=2", "--pci-segment", "pci_segment=1,mmio64_aperture_weight=3"])
+        .args(["--platform", "num_pci_segments=2", "--pci-segment", "pci_segment=1,mmio64_aperture_weight=3,buses=64"])
         .args(["--disk", &format!("path={},pci_segment=1", disk.display())])
         .script(
             "set -e; readlink -f /sys/block/vda; cat /sys/bus/pci/devices/0001:00:01.0/device
-            dd if=/dev/vda of=/dev/null bs=64k; ls /proc/irq/*/*virtio*req*",
+            dd if=/dev/vda of=/dev/null bs=64k; ls /proc/irq/*/*virtio*req*; dmesg | grep 'root bus resource .bus'",
         )
         .start()
         .succeed();
     assert!(output.contains("/pci0001:00/0001:00:01.0/virtio"), "{output}");
+    assert!(output.contains("pci_bus 0000:00: root bus resource [bus 00-0f]"), "{output}");
+    assert!(output.contains("pci_bus 0001:00: root bus resource [bus 00-3f]"), "{output}");
     assert!(output.contains("0x1042"), "{output}");
 }
 

@@ -98,13 +98,16 @@ fn a_guest_cannot_fill_the_log() {
         .collect();
     // Ten lines in each ten seconds, of each of the few places that have anything to say.
     let seconds = lines.last().map_or(0.0, |line| line["time"].as_f64().unwrap());
-    let places: std::collections::BTreeSet<_> =
-        lines.iter().map(|line| line["message"].to_string()).collect();
-    let most = places.len() * 10 * (seconds as usize / 10 + 1);
-    assert!(lines.len() <= most, "{} lines in {seconds} s from {places:?}", lines.len());
+    let mut places = std::collections::BTreeMap::<_, usize>::new();
+    for line in &lines {
+        *places.entry(line["message"].to_string()).or_default() += 1;
+    }
+    let most = 10 * (seconds as usize / 10 + 1);
+    assert!(places.values().all(|&lines| lines <= most), "in {seconds} s: {places:?}");
+    // What is left out is told with the next line of that place, if there is one.
     let told = lines.iter().map(|line| line["left_out"].as_u64().unwrap_or(0)).sum::<u64>();
     println!("{} lines, {told} told as left out, in {seconds} s", lines.len());
-    assert!(told > lines.len() as u64, "the guest caused more than was written");
+    assert!(places.values().any(|&lines| lines >= 10), "the guest did cause some: {places:?}");
 }
 
 #[test]

@@ -342,14 +342,14 @@ mod tests {
             ram in (MIN_RAM / PAGE_SIZE..(1 << 30) / 16).prop_map(|pages| pages * PAGE_SIZE),
             hotplug in (0u64..1 << 16).prop_map(|pages| pages * PAGE_SIZE),
             phys_bits in 36u8..=52,
-            weights in prop::collection::vec((1u32..20, 1u32..20), 1..8),
+            shares in prop::collection::vec((1u32..20, 1u32..20, 1u16..=256), 1..8),
         ) {
             let request = LayoutRequest {
-                hotplug, segments: weights.len() as u16, ..LayoutRequest::new(ram, phys_bits)
+                hotplug, segments: shares.len() as u16, ..LayoutRequest::new(ram, phys_bits)
             };
-            let weights: Vec<_> =
-                weights.into_iter().map(|(bars_32, bars_64)| SegmentShare { bars_32, bars_64, ..SegmentShare::default() }).collect();
-            let Ok(layout) = MemoryLayout::with_shares(&request, &weights) else { return Ok(()) };
+            let shares: Vec<_> =
+                shares.into_iter().map(|(bars_32, bars_64, buses)| SegmentShare { bars_32, bars_64, buses }).collect();
+            let Ok(layout) = MemoryLayout::with_shares(&request, &shares) else { return Ok(()) };
             let its = layout.gic(1).its().map(|start| Range { start, size: GicConfig::ITS_SIZE });
             let mut all = vec![
                 Range { start: GIC_DISTRIBUTOR, size: GicConfig::DISTRIBUTOR_SIZE },

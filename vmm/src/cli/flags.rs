@@ -109,7 +109,7 @@ pub(super) struct Flags {
     /// The machine's identity and number of PCI segments.
     #[arg(long, value_name = "KEYS")]
     pub(super) platform: Option<String>,
-    /// How a PCI segment weighs when address space is shared out.
+    /// A PCI segment's bus numbers, and its share of the address space for devices.
     #[arg(long, value_name = "KEYS", num_args = 1.., action = ArgAction::Append)]
     pub(super) pci_segment: Vec<String>,
     /// A PCI Express port, which devices are below that name it with bus=.

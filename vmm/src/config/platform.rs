@@ -97,7 +97,7 @@ options! {
         ["mmio32_aperture_weight", 1..=1000] mmio32_aperture_weight: u32 = 1,
         /// Its weight above the memory.
         ["mmio64_aperture_weight", 1..=1000] mmio64_aperture_weight: u32 = 1,
-        /// Bus numbers, from 0 on. By default 16, or the power of two that the ports need. An x86_64 guest looks at each when it starts.
+        /// Bus numbers, from 0 on. By default 16, or the power of two that the ports and eight more need. An x86_64 guest looks at each when it starts.
         ["buses", 1..=256] buses: Option<u16> = None,
     }
 }

@@ -5,9 +5,12 @@ use super::{PciPortConfig, VmConfig};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-/// How many bus numbers a segment has at least, unless it is told: for as many ports but one, some of which may come later. Linux on
-/// x86_64 reads 32 registers on each bus that has no bridge, by two I/O ports each, before it starts its first program.
-const USUAL_BUSES: u16 = 16;
+/// How many bus numbers a segment has at least, unless it is told. Linux on x86_64 reads 32 registers on each bus that has no bridge,
+/// by two I/O ports each, before it starts its first program.
+const LEAST_BUSES: u16 = 16;
+
+/// How many of them at least are for ports that come later.
+const SPARE_BUSES: u16 = 8;
 
 /// All that there can be.
 const MOST_BUSES: u16 = 256;
@@ -29,7 +32,8 @@ impl VmConfig {
                     reason: match count {
                         MOST_BUSES => "bus numbers end at 255; use fewer ports, lower bus_reserve, or use more PCI segments".into(),
                         _ => format!(
-                            "bus numbers end at {}; use fewer ports, lower bus_reserve, or raise buses of --pci-segment pci_segment={}",
+                            "bus numbers end at {}; use fewer ports, lower bus_reserve, or begin with more (buses of --pci-segment \
+                             pci_segment={})",
                             count.saturating_sub(1),
                             numbered.segment
                         ),
@@ -40,16 +44,20 @@ impl VmConfig {
         self.numbered().into_iter().zip(&self.pci_ports).map(narrow).collect()
     }
 
-    /// How many bus numbers a PCI segment has: 1 to 256. Ports that come later find theirs among these, so they do not change it.
-    pub fn buses(&self, segment: u16) -> u16 {
-        let told = self.told_buses(segment);
-        told.unwrap_or_else(|| {
-            let numbered = self.numbered();
-            let last =
-                numbered.iter().filter(|port| port.segment == segment).map(|port| *port.buses.end()).max();
-            let needed = last.unwrap_or(0).saturating_add(1).min(MOST_BUSES);
-            needed.next_power_of_two().max(USUAL_BUSES)
-        })
+    /// How many bus numbers each PCI segment has when a machine is made: 1 to 256. Ports that come later find theirs among these.
+    pub fn buses(&self) -> Vec<u16> {
+        let mut needed = vec![1u16; self.platform.num_pci_segments.into()];
+        for port in self.numbered() {
+            if let Some(needed) = needed.get_mut(usize::from(port.segment)) {
+                *needed = port.buses.end().saturating_add(1).max(*needed);
+            }
+        }
+        let usual = |needed: u16| {
+            let wanted = needed.saturating_add(SPARE_BUSES).min(MOST_BUSES);
+            wanted.next_power_of_two().max(LEAST_BUSES)
+        };
+        let told = |(segment, needed)| self.told_buses(segment).unwrap_or_else(|| usual(needed));
+        (0..).zip(needed).map(told).collect()
     }
 
     fn told_buses(&self, segment: u16) -> Option<u16> {
@@ -133,27 +141,29 @@ mod tests {
 
     #[test]
     fn a_segment_has_some_numbers_to_spare_unless_it_is_told() {
-        let of = |config: &VmConfig| [config.buses(0), config.buses(1)];
         let mut config = VmConfig::default();
-        assert_eq!(of(&config), [16, 16]);
+        assert_eq!(config.buses(), [16]);
+        config.platform.num_pci_segments = 2;
         // What is below the ports of a segment counts there, whatever segment it is said to be in.
         let root = PciPortConfig { pci_segment: 1, ..port("rp0", PciPortKind::Root, None, 15) };
         config.pci_ports = vec![root, port("up0", PciPortKind::Upstream, Some("rp0"), 0)];
-        assert_eq!(of(&config), [16, 32]);
-        config.pci_ports.push(port("rp1", PciPortKind::Root, None, 14));
-        assert_eq!(of(&config), [16, 32]);
-        config.pci_ports.push(port("rp2", PciPortKind::Root, None, 239));
-        assert_eq!(of(&config), [256, 32]);
+        assert_eq!(config.buses(), [16, 32]);
+        config.pci_ports.push(port("rp1", PciPortKind::Root, None, 6));
+        assert_eq!(config.buses(), [16, 32]);
+        config.pci_ports.push(port("rp2", PciPortKind::Root, None, 0));
+        assert_eq!(config.buses(), [32, 32]);
+        config.pci_ports.push(port("rp3", PciPortKind::Root, None, 246));
+        assert_eq!(config.buses(), [256, 32]);
         config.port_buses().unwrap();
         config.pci_segments =
             vec![PciSegmentConfig { pci_segment: 1, buses: Some(18), ..PciSegmentConfig::default() }];
-        assert_eq!(of(&config), [256, 18]);
+        assert_eq!(config.buses(), [256, 18]);
         config.port_buses().unwrap();
         config.pci_segments[0].buses = Some(17);
         let error = config.port_buses().unwrap_err().to_string();
         assert!(
             error.contains(
-                "id=rp0: bus numbers end at 16; use fewer ports, lower bus_reserve, or raise buses"
+                "id=rp0: bus numbers end at 16; use fewer ports, lower bus_reserve, or begin with more"
             ),
             "{error}"
         );

@@ -1,7 +1,7 @@
 //! The tables are read back by `iasl`, the reference implementation's disassembler and compiler.
 
 use super::*;
-use crate::aarch64::layout::{self, LayoutRequest, MemoryLayout};
+use crate::aarch64::layout::{self, LayoutRequest, MemoryLayout, SegmentShare};
 use crate::aarch64::serial::SerialModel;
 use crate::acpi::testing::through_iasl;
 use crate::caches::{CacheKind, CacheScope, CacheShape};
@@ -11,7 +11,10 @@ const RSDP: GuestAddress = layout::ACPI_RSDP;
 
 pub(crate) fn config(topology: Topology, segments: u16) -> AcpiConfig {
     let request = LayoutRequest { segments, ..LayoutRequest::new(1 << 30, 44) };
-    let layout = MemoryLayout::new(&request).unwrap();
+    // All but the first have few buses.
+    let few = SegmentShare { buses: 16, ..SegmentShare::default() };
+    let shares: Vec<_> = (0..segments).map(|n| if n == 0 { SegmentShare::default() } else { few }).collect();
+    let layout = MemoryLayout::with_shares(&request, &shares).unwrap();
     let shape = |size| Some(CacheShape { size, line: 64, sets: size / 64 / 4, ways: 4 });
     let cache = |level, kind, scope, shape| Cache { level, kind, scope, shape };
     AcpiConfig {
@@ -51,6 +54,7 @@ fn iasl_takes_every_table() {
         ("dsdt", "Name (_HID, \"ACPI0007\" /* Processor Device */)"),
         ("dsdt", "\\_SB.MHPC.MSCN ()"),
         ("dsdt", "Name (_PXM, One)  // _PXM: Device Proximity"),
+        ("dsdt", "0x000F, // Range Maximum"),
         ("dsdt", "0x00000028,"),
         ("dsdt", "0x00000021,"),
         ("facp", "Hardware Reduced (V5) : 1"),
@@ -63,7 +67,10 @@ fn iasl_takes_every_table() {
         ("pptt", "Physical package : 1"),
         ("pptt", "Cache Type : 2"),
         ("mcfg", "Base Address : 0000000030000000"),
+        ("mcfg", "End Bus Number : 0F"),
         ("iort", "PCI Segment Number : 00000001"),
+        ("iort", "ID Count : 0000FFFF"),
+        ("iort", "ID Count : 00000FFF"),
         ("spcr", "Interrupt : 00000021"),
         ("dbg2", "Namepath : \"\\_SB.COM0\""),
         ("srat", "Acpi Processor UID : 00000007"),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::aarch64::layout::{LayoutRequest, MemoryLayout};
+use crate::aarch64::layout::{LayoutRequest, MemoryLayout, SegmentShare};
 use crate::aarch64::serial::SerialModel;
 use crate::caches::{CacheKind, CacheScope, CacheShape};
 use std::io::Write;
@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 
 fn config(cpus: u32, segments: u16) -> FdtConfig {
     let request = LayoutRequest { segments, ..LayoutRequest::new(1 << 30, 44) };
-    let layout = MemoryLayout::new(&request).unwrap();
+    // All but the first have few buses.
+    let few = SegmentShare { buses: 16, ..SegmentShare::default() };
+    let shares: Vec<_> = (0..segments).map(|n| if n == 0 { SegmentShare::default() } else { few }).collect();
+    let layout = MemoryLayout::with_shares(&request, &shares).unwrap();
     FdtConfig {
         topology: Topology::flat(cpus),
         caches: caches_of_a_server(),
@@ -164,7 +167,10 @@ fn the_tree_says_what_the_machine_has() {
         "memory@40000000",
         "cpu@103 {",
         "msi-controller@80a0000",
-        "msi-map = <0x00 0x101 0x00 0x10000>",
+        "msi-map = <0x00 0x100 0x00 0x10000>",
+        "bus-range = <0x00 0xff>",
+        "msi-map = <0x00 0x101 0x00 0x1000>",
+        "bus-range = <0x00 0x0f>",
         "linux,pci-domain = <0x01>",
         "interrupts = <0x01 0x07 0x04>",
         "flash@0 {",

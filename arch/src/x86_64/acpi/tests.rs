@@ -20,7 +20,10 @@ fn cache(level: u8, kind: CacheKind, size: u32) -> Cache {
 
 pub(super) fn config() -> AcpiConfig {
     let segment = |n: u64| SegmentWindows {
-        ecam: Range { start: if n == 0 { 0xe000_0000 } else { (1 << 36) + (n << 28) }, size: 1 << 28 },
+        ecam: Range {
+            start: if n == 0 { 0xe000_0000 } else { (1 << 36) + (n << 28) },
+            size: (256 >> (4 * n)) << 20,
+        },
         bars_32: Range { start: 0xc000_0000 + (n << 24), size: 1 << 24 },
         bars_64: Range { start: (n + 1) << 40, size: 1 << 40 },
         io: (n == 0).then_some(Range { start: 0x1000, size: 0xf000 }),
@@ -164,7 +167,10 @@ fn iasl_takes_every_table() {
         ("facp", "Hardware Reduced (V5) : 1"),
         ("facp", "Reset Register Supported (V2) : 1"),
         ("apic", "Local Apic ID : 03"),
+        ("dsdt", "0x000F, // Range Maximum"),
         ("mcfg", "Base Address : 0000001010000000"),
+        ("mcfg", "End Bus Number : FF"),
+        ("mcfg", "End Bus Number : 0F"),
         ("srat", "Hot Pluggable : 1"),
         ("slit", "Locality   1 : 1E 0A"),
         ("pptt", "Physical package : 1"),

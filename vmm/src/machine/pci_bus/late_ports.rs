@@ -71,7 +71,8 @@ impl PciBus {
             std::iter::once(port).chain(below).map(|port| u16::from(port.bus_reserve).saturating_add(1));
         let wanted = own.fold(0, u16::saturating_add);
         let count = u8::try_from(wanted).unwrap_or(u8::MAX);
-        let found = self.segment(address.segment)?.free_buses(address.bus(), count);
+        let (number, segment) = (address.segment, self.segment(address.segment)?);
+        let found = segment.free_buses(address.bus(), count);
         match (found, &port.bus) {
             (Ok(buses), _) if u16::from(count) == wanted => Ok(buses),
             (Ok(_), Some(bus)) => {
@@ -82,11 +83,13 @@ impl PciBus {
                  bus_reserve={wanted} or more for {bus}"
             ),
             (found, None) => bail!(
-                "needs {wanted} bus numbers, and PCI segment {} has {} left in a row; lower bus_reserve, begin with more (--pci-segment \
-                 pci_segment={},buses=256), or use another segment (--platform num_pci_segments)",
-                address.segment,
+                "needs {wanted} bus numbers, and PCI segment {number} has {} left in a row; lower bus_reserve, {}use another segment \
+                 (--platform num_pci_segments)",
                 found.err().unwrap_or(u8::MAX),
-                address.segment
+                match segment.last_bus() {
+                    u8::MAX => "or ".into(),
+                    _ => format!("begin with more (--pci-segment pci_segment={number},buses=256), or "),
+                },
             ),
         }
     }

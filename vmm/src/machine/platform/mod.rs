@@ -82,15 +82,12 @@ fn cpu_topology(config: &VmConfig) -> Result<Topology> {
 }
 
 fn segment_shares(config: &VmConfig) -> Vec<SegmentShare> {
-    (0..config.platform.num_pci_segments)
-        .map(|number| {
+    (0..)
+        .zip(config.buses())
+        .map(|(number, buses)| {
             let told = config.pci_segments.iter().find(|segment| segment.pci_segment == number);
             let told = told.cloned().unwrap_or_default();
-            SegmentShare {
-                bars_32: told.mmio32_aperture_weight,
-                bars_64: told.mmio64_aperture_weight,
-                buses: config.buses(number),
-            }
+            SegmentShare { bars_32: told.mmio32_aperture_weight, bars_64: told.mmio64_aperture_weight, buses }
         })
         .collect()
 }
