@@ -216,10 +216,12 @@ pub enum Feature {
     UndescribedAccesses,
     /// Firmware by which CPUs start and stop each other.
     FirmwareStartsCpus,
+    /// Time for a device that waits for twenty seconds.
+    LongWaits,
 }
 
 /// The known differences: what is missing where, and why.
-const MISSING: [(Architecture, Feature, &str); 15] = [
+const MISSING: [(Architecture, Feature, &str); 16] = [
     (X86_64, Feature::Firmware, "these machines do not start in firmware yet"),
     (X86_64, Feature::PerformanceMonitor, "the nested host's CPUs have none to give"),
     (X86_64, Feature::SerialPortKinds, "a PC's serial port is a 16550 at I/O ports"),
@@ -242,6 +244,7 @@ const MISSING: [(Architecture, Feature, &str); 15] = [
     ),
     (Aarch64, Feature::DebianRoot, "its packages cannot be installed on a machine of another architecture"),
     (Aarch64, Feature::Ports, "Arm has no I/O ports"),
+    (Aarch64, Feature::LongWaits, "what waits for so long is the same on each architecture"),
     (Aarch64, Feature::TripleFault, "an Arm CPU that cannot take its own exceptions takes them forever"),
 ];
 

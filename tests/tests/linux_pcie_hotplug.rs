@@ -161,12 +161,12 @@ fn is_torn_out(place: &str, expected: &[&str]) {
 
 #[test]
 fn a_disk_is_torn_out_of_a_slot_and_the_guest_gets_over_it() {
-    is_torn_out("bus=rp0", &["pciehp: Slot(", "I/O error"]);
+    is_torn_out("bus=rp0", &["pciehp: Slot("]);
 }
 
 #[test]
 fn a_disk_is_torn_off_a_root_bus_and_the_guest_gets_over_it() {
-    is_torn_out("pci_device_id=9", &["I/O error"]);
+    is_torn_out("pci_device_id=9", &[]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 use vivarium_tests::host::{Folder, Tap, shell};
 use vivarium_tests::terminal::Terminal;
-use vivarium_tests::{MonitorBuilder, Report, events, native, rate};
+use vivarium_tests::{Feature, MonitorBuilder, Report, events, lacks, native, rate};
 
 /// Rings and engines that a disk can be driven by.
 const VARIANTS: [&str; 6] = [
@@ -286,6 +286,9 @@ fn the_guest_reads_the_hosts_clocks_and_hears_an_alarm() {
 
 #[test]
 fn a_guest_that_falls_silent_is_told_of_and_restarted_or_ended_by_its_virtio_watchdog() {
+    if lacks(Feature::LongWaits) {
+        return;
+    }
     let folder = Folder::new();
     // Their limit is 20 seconds, at the same time.
     let [mut restarted, mut ended] = ["reset", "poweroff"].map(|action| {
