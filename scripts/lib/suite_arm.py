@@ -53,7 +53,7 @@ def part(run):
     if not run.filter:
         lints = [cargo, "clippy", *target, "--workspace", "--all-targets", "--", "-D", "warnings"]
         run.command("aarch64 lints", lints, environment)
-        units(run, cargo, environment | runner(processor), target, tested)
+        units(run, cargo, environment | runner(processor), tested)
     command, environment, binary = monitor.build(processor)
     if not run.command("aarch64 release build", command, environment, count=False):
         return
@@ -85,16 +85,16 @@ def runner(processor):
     return {variable: str(PROJECT / "scripts" / "nested-runner")}
 
 
-def units(run, cargo, environment, target, tested):
+def units(run, cargo, environment, tested):
     """Unit tests. Cargo's own runner starts a program once for all its tests: in emulation that is most of what a short one takes."""
     crate, names = TESTS_OF_PAGES
     others = [word for name in names for word in ("--skip", name)]
-    unit = ["test", *tested, "--lib", "--test", "sim_*", "--test", "native_tap", "--", "--show-output", *others]
+    unit = ["test", *tested, "--lib", "--test", "sim*", "--test", "native_tap", "--", "--show-output", *others]
     run.libtest("aarch64 unit tests", unit, environment | {"VIVARIUM_NESTED_CRATES": NESTED_CRATES}, cargo)
     pages = ["test", *tested, "--lib", "--", *names]
     nested = environment | {"VIVARIUM_NESTED_CRATES": crate}
     run.libtest("aarch64 unit tests of pages", pages, nested, cargo, expected=len(names))
-    devices = ["test", *target, "--package", "devices", "--lib", "--", *ARM_DEVICES]
+    devices = ["test", *tested, "--package", "devices", "--lib", "--", *ARM_DEVICES]
     run.libtest("aarch64 devices' unit tests", devices, environment, cargo)
     corpora = ["test", *tested, "--test", "corpus", "--", *ARM_CORPORA]
     run.libtest("aarch64 fuzz corpora", corpora, environment, cargo)

@@ -5,15 +5,15 @@
 //! openings, stops, restarts and effects that are complete), a new call, or something that the guest does. So a seed is one
 //! interleaving, which its next run repeats, and a call that nothing is left to answer is found without waiting for it.
 
+mod calls;
 mod control;
 mod interleavings;
-mod model;
 
+use calls::{Counts, Images};
 use control::Random;
 use hypervisor::sim::{Resources, Sim};
 use interleavings::scheduler::{Scheduler, Trial, guest};
 use interleavings::threads::Threads;
-use model::{Counts, Images};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vivarium_tests::host::Folder;
@@ -55,7 +55,7 @@ fn run(seed: u64, counts: &Arc<Mutex<Counts>>) -> Vec<String> {
         sim: Arc::clone(&sim),
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         steps: STEPS,
-        machine: model::machine(control::config(&folder), seed.is_multiple_of(2)),
+        machine: calls::machine(control::config(&folder), seed.is_multiple_of(2)),
         images,
         counts: Arc::clone(counts),
         trace: Arc::clone(&trace),

@@ -4,13 +4,13 @@
 //! states; what is under way together may end in several ways, but each call is answered, and what the machine then says
 //! of itself fits together.
 
+mod calls;
 mod control;
-mod model;
 
+use calls::{Counts, Images, label, machine, may_refuse, part, shrink, standing};
 use control::instructions::reset;
 use control::{Control, Random, STUCK, config, disk, kind, release_all, remove};
 use hypervisor::sim::{Resources, Sim};
-use model::{Counts, Images, label, machine, may_refuse, part, shrink, standing};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;

@@ -3,7 +3,7 @@
 pub mod scheduler;
 pub mod threads;
 
-use super::model::Counts;
+use super::calls::Counts;
 
 /// What is done at least once, or nothing was tested of it.
 const DONE: &[&str] = &[

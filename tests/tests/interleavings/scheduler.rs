@@ -1,9 +1,9 @@
 //! The scheduler, and what it knows of the machine.
 
 use super::threads::Threads;
+use crate::calls::{Counts, Images, label, may_refuse};
 use crate::control::instructions::reset;
 use crate::control::{Random, release_all};
-use crate::model::{Counts, Images, label, may_refuse};
 use hypervisor::sim::Sim;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::RecvTimeoutError;

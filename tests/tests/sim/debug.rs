@@ -1,8 +1,6 @@
 //! A debugger's hold on a machine of the simulated backend: CPUs that come meanwhile, and watchdogs.
 
-mod control;
-
-use control::{Control, config, ignore};
+use crate::control::{Control, STUCK, config, ignore};
 use hypervisor::sim::Sim;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -18,7 +16,7 @@ use vmm::machine::debugger::{Going, Link};
 fn inquire<T: Send + 'static>(control: &Control, ask: impl FnOnce(&mut Machine) -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     control.inquire(Box::new(move |machine| drop(sender.send(ask(machine.unwrap())))));
-    receiver.recv_timeout(control::STUCK).unwrap()
+    receiver.recv_timeout(STUCK).unwrap()
 }
 
 #[test]

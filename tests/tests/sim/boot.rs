@@ -1,8 +1,6 @@
 //! Machines whose files the host does not open: everybody else is answered meanwhile, and the machine can be given up.
 
-mod control;
-
-use control::{Control, STUCK, config, disk, ignore, kind};
+use crate::control::{Control, STUCK, config, disk, ignore, kind};
 use hypervisor::sim::{Resources, Sim};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! Looking at a machine on the simulated backend: its live tree, its figures, its core dump, and a debugger on its socket.
 
-mod control;
-
-use control::{idle, ignore};
+use crate::control::{Control, idle, ignore};
 use hypervisor::sim::{Sim, SimCpu};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
@@ -141,7 +139,7 @@ fn a_running_machine_shows_its_parts_and_the_same_figures_everywhere() {
 
 #[test]
 fn there_are_figures_without_a_machine() {
-    let control = control::Control::start(&Arc::new(Sim::new()));
+    let control = Control::start(&Arc::new(Sim::new()));
     let Ok(Reply::Text(metrics)) = control.call(Request::Metrics) else { panic!("no text") };
     assert!(metrics.contains("vivarium_vm_state{state=\"absent\"} 1\n"), "{metrics}");
     assert!(metrics.contains("\nvivarium_log_left_out_total 0\n"), "{metrics}");

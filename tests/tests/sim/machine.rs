@@ -1,10 +1,8 @@
 //! Whole machines on the simulated backend: no KVM, and CPUs that follow a script. What is tested is how the parts work
 //! together: exits to buses, effects to the machine thread, doorbells to workers, interrupts back.
 
-mod control;
-
-use control::idle;
-use control::instructions::{config, power_off, read8, reset, write_config, write8};
+use crate::control::idle;
+use crate::control::instructions::{config, power_off, read8, reset, write_config, write8};
 use hypervisor::CpuAnswer;
 use hypervisor::sim::{Sim, SimCpu};
 use std::sync::Arc;

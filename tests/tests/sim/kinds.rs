@@ -1,9 +1,7 @@
 //! Each kind of device that comes and goes, on the simulated backend.
 
-mod control;
-
-use control::instructions::write32;
-use control::{Control, STUCK, add, config, eject, ignore, kind, obey, release, remove};
+use crate::control::instructions::write32;
+use crate::control::{Control, STUCK, add, config, eject, ignore, kind, obey, release, remove};
 use hypervisor::sim::{Sim, SimCpu};
 use serde_json::Value;
 use std::collections::BTreeSet;

@@ -1,9 +1,7 @@
 //! The control plane on the simulated backend: calls against machines in every state.
 
-mod control;
-
-use control::instructions::power_off;
-use control::{Control, config, disk, idle, ignore, kind, remove};
+use crate::control::instructions::power_off;
+use crate::control::{Control, config, disk, idle, ignore, kind, remove};
 use hypervisor::sim::Sim;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,9 +1,7 @@
 //! Memory and CPUs that come and go, on the simulated backend.
 
-mod control;
-
-use control::instructions::{read32, write32};
-use control::{Control, STUCK, add, config, idle, ignore, kind, obey, remove};
+use crate::control::instructions::{read32, write32};
+use crate::control::{Control, STUCK, add, config, idle, ignore, kind, obey, remove};
 use hypervisor::sim::{Sim, SimCpu};
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,9 +1,7 @@
 //! PCI Express ports and switches that come and go, on the simulated backend.
 
-mod control;
-
-use control::instructions::{read32, write32};
-use control::{Control, Random, add, config, eject, idle, ignore, kind, obey, release, remove};
+use crate::control::instructions::{read32, write32};
+use crate::control::{Control, Random, add, config, eject, idle, ignore, kind, obey, release, remove};
 use hypervisor::sim::{Resources, Sim, SimCpu};
 use serde_json::{Value, json};
 use std::path::Path;

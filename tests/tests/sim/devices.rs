@@ -1,8 +1,6 @@
 //! Devices that come and go, on the simulated backend.
 
-mod control;
-
-use control::{Control, STUCK, add, config, disk, ignore, kind, obey, release, remove};
+use crate::control::{Control, STUCK, add, config, disk, ignore, kind, obey, release, remove};
 use hypervisor::sim::Sim;
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;

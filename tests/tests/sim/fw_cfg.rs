@@ -1,9 +1,7 @@
 //! What firmware finds in the firmware configuration device, on the simulated backend.
 
-mod control;
-
-use control::instructions::{fw_cfg_file, fw_cfg_item};
-use control::{Control, STUCK, config, ignore};
+use crate::control::instructions::{fw_cfg_file, fw_cfg_item};
+use crate::control::{Control, STUCK, config, ignore};
 use hypervisor::sim::Sim;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
