@@ -5,7 +5,6 @@ import contextlib
 import os
 import platform
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import nested_host
 import nested_kinds
 import packages
 import processors
+import room
 import rust
 from places import CACHE, PROJECT
 from report import Failure, command_line, note, run, step
@@ -30,6 +30,7 @@ this terminal: a stock cloud kernel, a busybox initramfs, an ext4 data disk on /
 
 NETWORK = PROJECT / "scripts" / "lib" / "guest-network"
 TAPS = 10
+ROOM = 4  # GiB for what is built and fetched
 DATA = CACHE / "data.ext4"
 
 # What comes by a pipe ends, and a console has no end of file: leaving the shell is what ends the guest.
@@ -128,9 +129,7 @@ def _check(options):
         raise Failure(f"--debian: the packages of {processor.name} cannot be installed on this machine; leave out --debian or --arch")
     if os.path.exists("/dev/kvm") and not ground.kvm_usable():
         note("/dev/kvm is there but not yours to open: join the group kvm (`sudo adduser $USER kvm`, then log in again).")
-    free = shutil.disk_usage(PROJECT).free
-    if free < 4 << 30:
-        raise Failure(f"this needs 4 GiB of disk space for builds and images; {PROJECT} has {free >> 20} MiB left")
+    room.ensure(ROOM, "building Vivarium and its guests")
     return processor
 
 

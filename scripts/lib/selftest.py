@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import quickstart
 import quickstart_check
 import report
 import results
+import room
 import suite_run
 import tsc
 from cpio import Archive
@@ -288,6 +290,24 @@ class QuickStart(unittest.TestCase):
         options = SimpleNamespace(arch=None, debian=True, data="/disk")
         with self.assertRaisesRegex(report.Failure, "--data"):
             quickstart._check(options)
+
+    def test_what_was_made_counts_for_the_room_that_is_needed(self):
+        def places(folder):
+            return dict.fromkeys(("TARGET", "CACHE", "PROJECT"), folder)
+
+        with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(room, **places(Path(folder))):
+            def left(mebibytes):
+                return mock.patch.object(shutil, "disk_usage", lambda _: SimpleNamespace(free=mebibytes << 20))
+
+            Path(folder, "made").write_bytes(bytes(10 << 20))
+            Path(folder, "twice").hardlink_to(Path(folder, "made"))
+            os.truncate(Path(folder, "made"), 2 << 30)  # a hole takes no room
+            with left(1016):
+                room.ensure(1, "it")
+            with left(1012), self.assertRaisesRegex(report.Failure, r"it needs 101\d MiB more of disk space.* has 1012 MiB left"):
+                room.ensure(1, "it")
+            with left(511), self.assertRaisesRegex(report.Failure, "512 MiB"):
+                room.ensure(0, "it")
 
     def test_a_data_disk_that_is_half_made_is_made_again(self):
         with tempfile.TemporaryDirectory() as folder:

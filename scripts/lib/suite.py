@@ -17,6 +17,7 @@ import nested_host
 import packages
 import processors
 import quickstart_check
+import room
 import rust
 import suite_arm
 from places import PROJECT, TARGET
@@ -37,6 +38,8 @@ FILTER is a part of a test's, a test binary's or a fuzz target's name. The last 
 `N passed, N failed, N skipped`; the exit status is 0 when nothing failed.
 """
 
+ROOM = 10  # GiB for what all parts build and fetch
+
 FUZZ_SECONDS = 5
 
 FUZZ_RATE = 5000  # executions a second that a target of a device should have on one quiet core
@@ -51,6 +54,8 @@ def main():
     options = parser.parse_args()
     os.chdir(PROJECT)
     began = time.monotonic()
+    if not options.part:
+        room.ensure(ROOM, "the whole of scripts/test")
     run = Run(options.filter)
     run.prepare()
     if not options.part:
@@ -192,7 +197,8 @@ def fuzz(run):
     manifest = tomllib.loads((folder / "Cargo.toml").read_text())
     targets = [target["name"] for target in manifest.get("bin", []) if (run.filter or "") in target["name"]]
     if not run.filter:
-        run.libtest("fuzz corpora", ["test", "--package", "fuzz-targets"])
+        # Of the whole workspace, as the other tests: with fewer packages, fewer features, crates would be built once more.
+        run.libtest("fuzz corpora", ["test", "--workspace", "--test", "corpus"])
     if not targets:
         return
     if not run.set_up("fuzzing", packages.ensure, ["g++"]) or not run.set_up("fuzzing", rust.ensure_tool, "cargo-fuzz"):
