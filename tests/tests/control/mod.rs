@@ -180,6 +180,8 @@ pub fn eject() -> Register {
 pub fn obey(cpu: &mut SimCpu<'_>) {
     loop {
         release(cpu);
+        // Those who wait for it need the host's CPU.
+        std::thread::yield_now();
     }
 }
 
@@ -225,6 +227,7 @@ pub fn release_all(cpu: &mut SimCpu<'_>, before: impl Fn(&mut SimCpu<'_>)) {
 pub fn ignore(cpu: &mut SimCpu<'_>) {
     loop {
         idle(cpu);
+        std::thread::yield_now();
     }
 }
 

@@ -5,7 +5,7 @@ use crate::control::{Control, STUCK, add, config, eject, ignore, kind, obey, rel
 use hypervisor::sim::{Sim, SimCpu};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -116,7 +116,11 @@ fn shared_memory_that_goes_leaves_its_server_and_the_peers() {
                 send(&connection, number, descriptor.map(|file: &std::fs::File| file.as_raw_fd()));
             }
             joined.send(()).unwrap();
-            assert_eq!(connection.read(&mut [0]).unwrap(), 0, "it has left");
+            // It may leave before it has read of the last peers.
+            match connection.read(&mut [0]) {
+                Ok(count) => assert_eq!(count, 0, "it has left"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+            }
         }
     });
     let mut machine = config(&folder);
@@ -172,7 +176,10 @@ fn consoles_come_with_their_channels_and_where_they_are_is_told() {
             "{refusal}"
         );
         control.done(remove("second", force, 30_000));
-        assert!(!socket.exists(), "its socket is taken away");
+        // A busy host may take longer to close it than the answer waits.
+        while socket.exists() {
+            std::thread::yield_now();
+        }
         assert_eq!(consoles(&control).len(), 1);
     }
     // A channel alone, and what is no console.

@@ -333,6 +333,7 @@ fn a_guest_that_scribbles_on_ports_harms_nothing_while_they_come_and_go() {
                     release(cpu);
                 }
                 idle(cpu);
+                std::thread::yield_now();
             }
         });
         let control = Control::boot(&sim, machine(&folder));
